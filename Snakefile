@@ -1,0 +1,111 @@
+# The workbook as a DAG of papermill runs: one job a notebook, one training job a point of the profile's sweep.
+# ./run_all.sh starts it; --config profile=NAME and data_root=DIR choose what runs. Done jobs are not repeated.
+import json
+from pathlib import Path
+
+import yaml
+
+from roilib.parameters import expand_sweep
+
+PROFILE = config.get("profile", "sample")
+LOGDIR, RESULTS = f"runs/{PROFILE}", f"report/results/{PROFILE}"
+SETTINGS = yaml.safe_load(Path(f"params/{PROFILE}.yaml").read_text())
+OVERRIDES = {"logdir": LOGDIR} | ({"data_root": config["data_root"]} if "data_root" in config else {})
+POINTS = {p.name: p for p in expand_sweep(SETTINGS, **OVERRIDES)}
+FIRST = next(iter(POINTS.values()))
+DATA = {"dataset": FIRST.dataset, "data_root": FIRST.data_root, "train_size_p1": FIRST.train_size_p1}
+TRAINED = [f"{LOGDIR}/{name}/metrics.json" for name in POINTS]
+STEPS = ["01_dataset_exploration", "02_detector_hooks"] + (["06_figures"] if SETTINGS.get("evaluate", True) else [])
+
+
+def training_notebook(wildcards):
+    extended = POINTS[wildcards.run].which == "hyperprior_with_obj_features"
+    return f"notebooks/{'04_roi_training' if extended else '03_baseline_training'}.ipynb"
+
+
+RUN = "python -m roilib.workbook {input.notebook:q} {log:q} --parameters {params.values:q}"
+
+
+wildcard_constraints:
+    run="hyperprior[a-z_]*-[0-9a-f]+",
+
+
+rule all:
+    input:
+        TRAINED,
+        [f"{LOGDIR}/{step}/metrics.json" for step in STEPS],
+
+
+if DATA["dataset"] == "sample":
+
+    rule sample_set:
+        output:
+            f"{LOGDIR}/sample_set.txt",
+        threads: workflow.cores
+        params:
+            root=DATA["data_root"],
+        shell:
+            "python -m roilib.sample_set {params.root:q} > {output}"
+
+    DATA_READY = rules.sample_set.output
+else:
+    DATA_READY = []
+
+
+rule explore:
+    input:
+        notebook="notebooks/{step}.ipynb",
+        data=DATA_READY,
+    output:
+        f"{LOGDIR}/{{step}}/metrics.json",
+    log:
+        f"{LOGDIR}/{{step}}/{{step}}.ipynb",
+    wildcard_constraints:
+        step="0[12]_[a-z_]+",
+    params:
+        values=json.dumps(DATA | {"logdir": LOGDIR}),
+    shell:
+        RUN
+
+
+rule train:
+    input:
+        notebook=training_notebook,
+        data=DATA_READY,
+    output:
+        f"{LOGDIR}/{{run}}/metrics.json",
+    log:
+        f"{LOGDIR}/{{run}}/notebook.ipynb",
+    params:
+        values=lambda wildcards: json.dumps(POINTS[wildcards.run].model_dump()),
+    shell:
+        RUN
+
+
+rule evaluate:
+    input:
+        notebook="notebooks/05_evaluation.ipynb",
+        runs=TRAINED,
+    output:
+        f"{LOGDIR}/05_evaluation/metrics.json",
+    log:
+        f"{LOGDIR}/05_evaluation/05_evaluation.ipynb",
+    threads: workflow.cores
+    params:
+        values=json.dumps(DATA | {"logdir": LOGDIR, "runs": list(POINTS), "results": RESULTS}),
+    shell:
+        RUN
+
+
+rule figures:
+    input:
+        notebook="notebooks/06_figures.ipynb",
+        evaluation=rules.evaluate.output,
+    output:
+        f"{LOGDIR}/06_figures/metrics.json",
+    log:
+        f"{LOGDIR}/06_figures/06_figures.ipynb",
+    params:
+        values=json.dumps(DATA | {"logdir": LOGDIR, "results": RESULTS, "figures": f"report/figures/{PROFILE}"}),
+    shell:
+        RUN

@@ -1,0 +1,1 @@
+"""roilib: models, losses, datasets and measurements behind the ROI-aware image compression workbook."""

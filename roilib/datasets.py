@@ -1,0 +1,246 @@
+"""Pictures with regions of interest: KITTI, COCO and the sample set, all as one `RoiDataset`.
+
+    kitti_samples │ coco_samples │ sample_set ──► [Sample] ──► split ──► RoiDataset ──► Crops ──► batches
+
+A sample is a picture's path with its boxes and class ids. Nothing but label text is read until a picture is asked for.
+Layouts: KITTI's `training/image_2` and `training/label_2` (or torchvision's `Kitti/raw/` above them); COCO's `train2017/`,
+`val2017/` and `annotations/instances_*.json`.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from roilib.parameters import Parameters
+from roilib.roi import read_kitti_label, read_text, roi_mask
+from roilib.sample_set import make_sample_set
+
+KITTI_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled picture: boxes (K, 4) xyxy float32 in pixels, labels (K,) indices into the dataset's classes."""
+
+    id: str
+    path: Path
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def kitti_folder(root: Path) -> Path:
+    """The folder that holds `training/`: `root` or torchvision's `root/Kitti/raw`. Raises ValueError for another layout."""
+    for folder in (Path(root), Path(root) / "Kitti" / "raw"):
+        if (folder / "training" / "image_2").is_dir():
+            return folder
+    raise ValueError(f"{root}: no KITTI here: expected training/image_2 and training/label_2, or Kitti/raw/ above them")
+
+
+def kitti_samples(root: Path, with_objects: bool = True, download: bool = False) -> list[Sample]:
+    """KITTI 2D object's training frames, sorted by id. `download` fetches the official files with torchvision (12 GB).
+
+    `with_objects=False` reads no labels (the plain baseline needs none). Raises ValueError naming the file that is wrong.
+    """
+    if download:
+        _download_kitti(root)
+    training = kitti_folder(root) / "training"
+    images = {path.stem: path for path in (training / "image_2").iterdir() if path.suffix.lower() in PICTURES}
+    if not images:
+        raise ValueError(f"{training / 'image_2'}: no pictures")
+    if not with_objects:
+        return [Sample(id, images[id]) for id in sorted(images)]
+    labels = {path.stem: path for path in (training / "label_2").glob("*.txt")}
+    for id in sorted(labels.keys() - images.keys()):
+        raise ValueError(f"{labels[id]}: a label for no picture in {training / 'image_2'}")
+    for id in sorted(images.keys() - labels.keys()):
+        raise ValueError(f"{images[id]}: no label {training / 'label_2' / (id + '.txt')}")
+    return [_kitti_sample(id, images[id], labels[id]) for id in sorted(images)]
+
+
+def _download_kitti(root: Path) -> None:
+    try:
+        torchvision.datasets.Kitti(root, download=True)
+    except OSError as error:
+        raise ValueError(f"{root}: KITTI could not be downloaded ({error}); fetch it yourself and pass its folder as data_root") from None
+
+
+def _kitti_sample(id: str, image: Path, label: Path) -> Sample:
+    names, boxes = read_kitti_label(label)
+    for name in names:
+        if name not in KITTI_CLASSES:
+            raise ValueError(f"{label}: unknown object type {name!r}; KITTI has {', '.join(KITTI_CLASSES)} and DontCare")
+    return Sample(id, image, boxes, np.array([KITTI_CLASSES.index(name) for name in names], np.int64))
+
+
+def coco_samples(root: Path, part: str) -> tuple[list[Sample], tuple[str, ...]]:
+    """COCO's pictures of `part` (train2017, val2017), sorted by id, crowd regions left out, and the category names."""
+    annotations = Path(root) / "annotations" / f"instances_{part}.json"
+    try:
+        content = json.loads(read_text(annotations))
+        categories = {c["id"]: (i, c["name"]) for i, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
+        files = {image["id"]: Path(root) / part / image["file_name"] for image in content["images"]}
+        objects = {id: [] for id in files}
+        for a in content["annotations"]:
+            x, y, w, h = a["bbox"]
+            if not a.get("iscrowd") and w > 0 and h > 0:
+                objects[a["image_id"]].append((x, y, x + w, y + h, categories[a["category_id"]][0]))
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{annotations}: not a COCO instances file ({type(error).__name__}: {error})") from None
+    if not files:
+        raise ValueError(f"{annotations}: no pictures")
+    return [_coco_sample(id, files[id], objects[id]) for id in sorted(files)], tuple(name for _, name in categories.values())
+
+
+def _coco_sample(id: int, path: Path, objects: list) -> Sample:
+    if not path.is_file():
+        raise ValueError(f"{path}: listed in the annotations, but no such file")
+    rows = np.array(objects, np.float32).reshape(-1, 5)
+    return Sample(f"{id:012d}", path, rows[:, :4], rows[:, 4].astype(np.int64))
+
+
+def split(samples: list[Sample], train_size_p1: float | None, root: Path) -> tuple[list[Sample], list[Sample]]:
+    """Train and test part by sorted id. `None` takes the ids of `root/splits/{train,test}.txt` where they are, else 0.95."""
+    folder = Path(root) / "splits"
+    if train_size_p1 is None and folder.is_dir():
+        by_id = {sample.id: sample for sample in samples}
+        return tuple(_listed(by_id, folder / f"{part}.txt") for part in ("train", "test"))
+    count = round((0.95 if train_size_p1 is None else train_size_p1) * len(samples))
+    return samples[:count], samples[count:]
+
+
+def _listed(by_id: dict[str, Sample], path: Path) -> list[Sample]:
+    ids = sorted(set(read_text(path).split()))
+    for id in ids:
+        if id not in by_id:
+            raise ValueError(f"{path}: {id} is not in the data set")
+    return [by_id[id] for id in ids]
+
+
+def read_picture(path: Path) -> tv_tensors.Image:
+    """The picture as RGB uint8 (3, H, W). Raises ValueError naming the file when it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            return tv_tensors.Image(F.pil_to_tensor(picture.convert("RGB")))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable picture ({error})") from None
+
+
+class RoiDataset(Dataset):
+    """Whole pictures: `dataset[i]` is (image uint8 (3, H, W), BoundingBoxes (K, 4) xyxy, labels (K,) int64).
+
+    Decoded pictures are kept until they fill `cache_bytes`; what comes later is read anew each time.
+    """
+
+    def __init__(self, samples: list[Sample], classes: tuple[str, ...] = KITTI_CLASSES, cache_bytes: int = 256 * 2**20):
+        self.samples, self.classes, self.cache_bytes = samples, classes, cache_bytes
+        self._cache: dict[int, tv_tensors.Image] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]:
+        sample = self.samples[i]
+        image = self._picture(i)
+        boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=image.shape[-2:])
+        return image, boxes, torch.from_numpy(sample.labels)
+
+    def _picture(self, i: int) -> tv_tensors.Image:
+        if i in self._cache:
+            return self._cache[i]
+        image = read_picture(self.samples[i].path)
+        if image.nbytes <= self.cache_bytes:
+            self._cache[i], self.cache_bytes = image, self.cache_bytes - image.nbytes
+        return image
+
+
+class Crops(Dataset):
+    """Square crops of side min(H, W) at a random place, resized (antialiased) to the codec's and the detector's input.
+
+    `crops[epoch, i]` is a dict: `x` uint8 (3, S, S) with S = compr_img_size, `boxes` (K, 4) in its pixels, `roi_mask` float (1, S, S) and, with
+    an `obj_det_img_size`, `detector_x` uint8 of that side. The place depends on (seed, epoch, i) alone, so that no number of
+    processes changes it; test crops stay at epoch 0 and never move. Any visible part of an object stays ROI.
+    """
+
+    def __init__(self, data: RoiDataset, compr_img_size: int, obj_det_img_size: int | None = None, seed: int = 0):
+        self.data, self.compr_img_size, self.obj_det_img_size = data, compr_img_size, obj_det_img_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, i = place
+        image, boxes, _ = self.data[i]
+        height, width = image.shape[-2:]
+        side = min(height, width)
+        where = np.random.default_rng((self.seed, epoch, i)).random(2)
+        top, left = (int(v * (n - side + 1)) for v, n in zip(where, (height, width), strict=True))
+        image, boxes = (F.crop(v, top, left, side, side) for v in (image, boxes))
+        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(side, side))
+        x, boxes = (F.resize(v, [self.compr_img_size] * 2, antialias=True) for v in (image, boxes))
+        item = {"x": x.as_subclass(Tensor), "boxes": boxes.as_subclass(Tensor), "roi_mask": roi_mask(boxes, self.compr_img_size, self.compr_img_size)}
+        if self.obj_det_img_size:
+            item["detector_x"] = F.resize(image, [self.obj_det_img_size] * 2, antialias=True).as_subclass(Tensor)
+        return item
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """Batches of (epoch, i): shuffled by (seed, epoch) for training, in order with epoch 0 for testing."""
+
+    def __init__(self, length: int, batch_size: int, seed: int, shuffle: bool):
+        self.length, self.batch_size, self.seed, self.shuffle, self.epoch = length, batch_size, seed, shuffle, 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.length / self.batch_size)
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length) if self.shuffle else np.arange(self.length)
+        epoch = self.epoch if self.shuffle else 0
+        for start in range(0, self.length, self.batch_size):
+            yield [(epoch, int(i)) for i in order[start : start + self.batch_size]]
+
+
+def load_splits(p: Parameters) -> tuple[RoiDataset, RoiDataset]:
+    """Training and test pictures of a run. Raises ValueError naming what is wrong with the data set."""
+    root = Path(p.data_root)
+    if p.dataset == "sample":
+        make_sample_set(root)
+    if p.dataset != "coco":
+        parts, classes = split(kitti_samples(root, p.uses_objects), p.train_size_p1, root), KITTI_CLASSES
+    else:
+        parts, classes = coco_splits(root, p.train_size_p1)
+    return tuple(RoiDataset(part, classes) for part in parts)
+
+
+def coco_splits(root: Path, train_size_p1: float | None) -> tuple[tuple[list[Sample], list[Sample]], tuple[str, ...]]:
+    """COCO's train2017 and val2017, or with a `train_size_p1` that share of both together; and the category names."""
+    (train, classes), (val, _) = coco_samples(root, "train2017"), coco_samples(root, "val2017")
+    return ((train, val) if train_size_p1 is None else split(sorted(train + val, key=lambda s: s.id), train_size_p1, root)), classes
+
+
+def batches(data: RoiDataset, p: Parameters, train: bool) -> torch.utils.data.DataLoader:
+    """Batches of crops: `x` uint8 (B, 3, S, S), `roi_mask` (B, 1, S, S), `boxes` (list) and `detector_x` where the engine needs it."""
+    crops = Crops(data, p.compr_img_size, p.obj_det_img_size if p.uses_detector else None, p.seed)
+    sampler = EpochSampler(len(data), p.batch_size, p.seed, shuffle=train)
+    workers = {"num_workers": p.num_workers, "persistent_workers": p.num_workers > 0}
+    workers["generator"] = (
+        torch.Generator()
+    )  # its own: a loader draws a seed, more or less often with processes, which would shift the training noise
+    return torch.utils.data.DataLoader(crops, batch_sampler=sampler, collate_fn=collate, pin_memory=torch.cuda.is_available(), **workers)
+
+
+def collate(items: list[dict]) -> dict:
+    """Stack tensors; boxes stay a list, since each picture has its own number."""
+    return {name: [item[name] for item in items] if name == "boxes" else torch.stack([item[name] for item in items]) for name in items[0]}

@@ -1,0 +1,94 @@
+"""YOLOv8, frozen, with a forward hook on every module of its Sequential.
+
+    frame ──► pad to stride 32 ──► 0 ─ 1 ─ … ─ 15 ─ … ─ 18 ─ … ─ 21 ─ Detect ──► detections
+                                   │   │        │       │       │      │
+                                   └───┴────────┴───────┴───────┴──────┴──► features (one entry a module)
+
+The codec uses layers 15, 18 and 21, the neck's outputs at strides 8, 16 and 32 with 64, 128 and 256 channels.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from ultralytics import YOLO
+from ultralytics.utils.nms import non_max_suppression
+
+CODEC_LAYERS, CODEC_CHANNELS, CODEC_STRIDES = (15, 18, 21), (64, 128, 256), (8, 16, 32)
+SHIPPED_WEIGHTS = Path(__file__).parent.parent / "data" / "weights" / "yolov8n_kitti.pt"
+STRIDE, GREY = 32, 114 / 255  # Ultralytics pads with this grey
+
+
+def load_yolo(weights: str | Path | None = None) -> nn.Module:
+    """Ultralytics' DetectionModel in fp32, frozen and in eval mode; None: the shipped weights. Raises ValueError naming the file.
+
+    Ultralytics' `.pt` files hold pickled objects: load only files you trust.
+    """
+    weights = Path(weights or SHIPPED_WEIGHTS)
+    if not weights.is_file():
+        raise ValueError(f"{weights}: no such detector weights; give a YOLOv8n .pt file as detector_weights")
+    try:
+        model = YOLO(weights).model
+    except Exception as error:  # whatever unpickling a damaged file raises
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{weights}: not an Ultralytics model ({type(error).__name__}: {reason})") from None
+    return model.float().eval().requires_grad_(False)
+
+
+class HookedDetector(nn.Module):
+    """A frozen YOLOv8 whose every module's output is kept for the length of one call.
+
+    `detector(x)` with x (B, 3, H, W) in [0, 1], sides multiples of 32, returns (features, detections): a list with one entry a module of
+    the Sequential, and Detect's decoded output (B, 4 + classes, anchors). Nothing is held between calls.
+    """
+
+    def __init__(self, weights: str | Path | None = None):
+        super().__init__()
+        self.yolo = load_yolo(weights)
+        outputs: list = []  # the hooks know this list, not self, so that dropping the detector frees it at once
+        self._outputs = outputs
+        for module in self.yolo.model:
+            module.register_forward_hook(lambda module, args, output: outputs.append(output))
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class names by id."""
+        return self.yolo.names
+
+    def train(self, mode: bool = True) -> "HookedDetector":
+        """Stays in eval mode: the detector is frozen."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> tuple[list, Tensor]:
+        self._outputs.clear()
+        try:
+            detections = self.yolo(x)[0]
+            return list(self._outputs), detections
+        finally:
+            self._outputs.clear()
+
+    def codec_features(self, x: Tensor) -> list[Tensor]:
+        """Outputs of layers 15, 18, 21 for x (B, 3, H, W) of any size: (B, C, ceil(H/s), ceil(W/s)), C = 64, 128, 256, s = 8, 16, 32."""
+        features, _ = self(pad(x, STRIDE, value=GREY))
+        height, width = x.shape[-2:]
+        chosen = zip(CODEC_LAYERS, CODEC_STRIDES, strict=True)
+        return [features[i][..., : math.ceil(height / s), : math.ceil(width / s)].contiguous() for i, s in chosen]
+
+    def detect(self, x: Tensor, confidence: float = 0.25, iou: float = 0.7) -> list[Tensor]:
+        """Detections of x (B, 3, H, W) in [0, 1], any size: per picture (K, 6) of x0, y0, x1, y1, confidence, class; cut to the picture."""
+        _, detections = self(pad(x, STRIDE, value=GREY))
+        found = non_max_suppression(detections, confidence, iou)
+        height, width = x.shape[-2:]
+        for boxes in found:
+            boxes[:, 0:4:2].clamp_(0, width)
+            boxes[:, 1:4:2].clamp_(0, height)
+        return found
+
+
+def pad(x: Tensor, stride: int, value: float | None = None) -> Tensor:
+    """x (B, C, H, W) padded at its right and bottom to multiples of `stride`, with `value` or by repeating its edge."""
+    right, bottom = (-x.shape[-1] % stride, -x.shape[-2] % stride)
+    return F.pad(x, (0, right, 0, bottom), "replicate") if value is None else F.pad(x, (0, right, 0, bottom), value=value)

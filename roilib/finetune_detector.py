@@ -1,0 +1,129 @@
+"""Fine-tune YOLOv8n from COCO's classes to KITTI's: how `data/weights/yolov8n_kitti.pt` was made.
+
+    python -m roilib.finetune_detector --data-root DIR --weights yolov8n.pt [--hold-out 5] [--epochs 10] [--out FILE]
+
+The class rows of the head start from their nearest COCO classes instead of noise, which is what makes 80 frames enough. `--hold-out K`
+keeps every K-th training frame for validation (to choose settings); without it every training frame trains and the last epoch is kept.
+Training is Ultralytics' own (https://docs.ultralytics.com/modes/train); only the head's starting point and the file it writes are ours.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
+
+from roilib.datasets import KITTI_CLASSES, RoiDataset, kitti_samples, split
+
+COCO_PARENTS = {
+    "Car": ("car",),
+    "Van": ("car", "truck"),
+    "Truck": ("truck",),
+    "Pedestrian": ("person",),
+    "Person_sitting": ("person",),
+    "Cyclist": ("person", "bicycle"),
+    "Tram": ("train", "bus"),
+    "Misc": ("truck", "car"),
+}
+
+
+def narrow_head(model: nn.Module) -> nn.Module:
+    """Replace a COCO detector's 80 class outputs by KITTI's 8, each the mean of its COCO parents' rows; in place."""
+    head, index = model.model[-1], {name: i for i, name in model.names.items()}
+    parents = [[index[parent] for parent in COCO_PARENTS[name]] for name in KITTI_CLASSES]
+    for branch in head.cv3:
+        old = branch[2]
+        branch[2] = nn.Conv2d(old.in_channels, len(parents), 1)
+        branch[2].weight.data = torch.stack([old.weight.data[rows].mean(0) for rows in parents])
+        branch[2].bias.data = torch.stack([old.bias.data[rows].mean(0) for rows in parents])
+    head.nc, head.no = len(parents), len(parents) + 4 * head.reg_max
+    model.nc, model.names = len(parents), dict(enumerate(KITTI_CLASSES))
+    return model
+
+
+class KittiTrainer(DetectionTrainer):
+    """Ultralytics' trainer, starting from the narrowed COCO head."""
+
+    def get_model(self, cfg=None, weights=None, verbose=True):
+        return narrow_head(weights.float())
+
+
+def write_yolo_dataset(dataset: RoiDataset, folder: Path, hold_out: int) -> Path:
+    """Lay `dataset` out as Ultralytics reads it (linked pictures, normalised label text) and return its YAML file."""
+    for i, sample in enumerate(dataset.samples):
+        part = "val" if hold_out and i % hold_out == 0 else "train"
+        image = folder / "images" / part / sample.path.name
+        label = (folder / "labels" / part / sample.path.name).with_suffix(".txt")
+        for path in (image, label):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        image.unlink(missing_ok=True)
+        os.symlink(sample.path.resolve(), image)
+        picture, boxes, labels = dataset[i]
+        height, width = picture.shape[-2:]
+        centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+        rows = torch.cat([centres, sizes], 1) / torch.tensor([width, height, width, height])
+        label.write_text("".join(f"{c} {' '.join(f'{v:.6f}' for v in row)}\n" for c, row in zip(labels.tolist(), rows.tolist(), strict=True)))
+    names = dict(enumerate(KITTI_CLASSES))
+    description = {"path": str(folder.resolve()), "train": "images/train", "val": "images/val" if hold_out else "images/train", "names": names}
+    (folder / "kitti.yaml").write_text(yaml.safe_dump(description))
+    return folder / "kitti.yaml"
+
+
+def save_detector(trained: Path, out: Path, provenance: dict) -> None:
+    """Write the trained model as an fp16 file that `ultralytics.YOLO` loads, without the optimiser and this machine's paths."""
+    model = YOLO(trained).model.half()
+    model.args = {"task": "detect", "imgsz": provenance["imgsz"]}
+    temporary = out.with_suffix(".tmp")
+    torch.save({"model": model, "train_args": model.args, "provenance": provenance, "license": "AGPL-3.0"}, temporary)
+    temporary.replace(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True, help="a KITTI root; its splits/train.txt is used")
+    parser.add_argument("--weights", type=Path, required=True, help="a COCO YOLOv8n file")
+    parser.add_argument("--hold-out", type=int, default=0, help="validate on every K-th training frame (0: train on all)")
+    parser.add_argument("--epochs", type=int, default=10, help="10 was best on a held-out fifth of train")
+    parser.add_argument("--imgsz", type=int, default=1248, help="longer side in pixels: 1248 is KITTI's own size")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=5e-4, help="AdamW's learning rate")
+    parser.add_argument("--freeze", type=int, default=10, help="layers kept as they are; 10 is the backbone")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--work", type=Path, default=Path("runs/detector"))
+    parser.add_argument("--out", type=Path, default=Path("data/weights/yolov8n_kitti.pt"))
+    args = parser.parse_args()
+
+    train = RoiDataset(split(kitti_samples(args.data_root), None, args.data_root)[0])
+    data = write_yolo_dataset(train, args.work / "dataset", args.hold_out)
+    settings = {"imgsz": args.imgsz, "epochs": args.epochs, "batch": args.batch, "lr0": args.lr, "freeze": args.freeze, "seed": args.seed}
+    yolo = YOLO(args.weights)
+    yolo.train(
+        trainer=KittiTrainer,
+        data=str(data),
+        project=str(args.work.resolve()),
+        name="train",
+        exist_ok=True,
+        device=args.device,
+        optimizer="AdamW",
+        cos_lr=True,
+        warmup_epochs=1,
+        rect=True,
+        mosaic=0.0,
+        val=bool(args.hold_out),
+        plots=False,
+        workers=0,
+        **settings,
+    )
+    chosen = "best.pt" if args.hold_out else "last.pt"
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_detector(args.work / "train" / "weights" / chosen, args.out, settings | {"data": "KITTI 2D object, train split", "frames": len(train)})
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

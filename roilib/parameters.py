@@ -1,0 +1,129 @@
+"""The parameters of a training or test run: one typed definition for notebooks, `python -m roilib.train` and the Snakefile.
+
+Unknown names, wrong types and values that exclude each other are a ValueError of one line, before anything runs. Nothing heavy is
+imported here, since Snakemake reads this module for every job.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+WITHOUT_EFFECT = {"device", "num_workers", "compile", "resume", "logdir"}  # on the result, so not in a run's name
+
+
+class Parameters(BaseModel):
+    """What a run is told. Defaults are the paper's values, except `train_size_p1`; design notes beside each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    what: Literal["train", "test"] = Field("train", description="train, or test the weights of model_load_file")
+    which: Literal["hyperprior", "hyperprior_eval_with_objs", "hyperprior_with_obj_features"] = Field(
+        "hyperprior_with_obj_features", description="engine: the plain baseline, the same with ROI terms logged, or the extended model"
+    )
+    device: str = Field("auto", description="torch device; auto is cuda where there is one")
+    batch_size: int = Field(256, gt=0, description="pictures a step")
+    num_workers: int = Field(16, ge=0, description="processes that load pictures")
+    max_lr: float = Field(6e-4, gt=0, description="peak of OneCycleLR")
+    max_epochs: int = Field(300, gt=0, description="passes over the training pictures")
+    max_steps: int | None = Field(None, gt=0, description="stop after this many steps, however many epochs that is")
+    obj_det_img_size: int = Field(640, gt=0, multiple_of=32, description="side of the detector's square input in pixels")
+    compr_img_size: int = Field(256, gt=0, multiple_of=64, description="side of the codec's square input in pixels")
+    lmbda: float = Field(0.0037, gt=0, description="rate-distortion trade-off, CompressAI's scale (255²·MSE); the paper's 240 is 240/255²")
+    alpha: float = Field(0.5, ge=0, le=1, description="1: all quality to the ROI, 0: all to the background, 0.5: plain loss")
+    train_size_p1: float | None = Field(None, ge=0, le=1, description="share of the data that trains; None: the root's splits, else 0.95")
+    zero_hooks: bool = Field(False, description="features replaced by zeros")
+    mask_hooks: bool = Field(False, description="features replaced by the ROI mask")
+    model_load_file: str | None = Field(None, description="weights to test, or to start training from")
+    logdir: str = Field("runs", description="folder of run folders")
+    dataset: Literal["sample", "kitti", "coco"] = Field("kitti", description="which reader")
+    data_root: str = Field("data/kitti", description="folder of the data set")
+    detector_weights: str | None = Field(None, description="a YOLOv8n file; None: the shipped one")
+    metric: Literal["mse", "ms-ssim"] = Field("mse", description="distortion of the loss")
+    loss_form: Literal["corrected", "paper"] = Field("corrected", description="one weighted mean, or the paper's area-squared terms")
+    N: int = Field(128, gt=0, description="channels of the transforms")
+    M: int = Field(192, gt=0, description="channels of the latent (the extended model has 2M)")
+    seed: int = Field(0, ge=0, description="start of every random number")
+    precision: Literal["auto", "32", "bf16", "16"] = Field("auto", description="auto: bf16 where the processor has it, else 32")
+    compile: bool = Field(False, description="torch.compile the model")
+    resume: bool = Field(True, description="go on from the newest checkpoint of the same parameters")
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if self.zero_hooks and self.mask_hooks:
+            raise ValueError("zero_hooks and mask_hooks exclude each other")
+        if (self.zero_hooks or self.mask_hooks) and self.which != "hyperprior_with_obj_features":
+            raise ValueError(f"zero_hooks and mask_hooks belong to hyperprior_with_obj_features, not to {self.which}")
+        if self.metric == "ms-ssim" and self.compr_img_size <= 160:
+            raise ValueError(f"metric ms-ssim needs compr_img_size above 160, not {self.compr_img_size}")
+        if self.what == "test" and self.model_load_file is None:
+            raise ValueError("what=test needs model_load_file")
+        return self
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> "Parameters":
+        """From typed values (YAML, a notebook). Raises ValueError with one line that names every wrong parameter."""
+        return _one_line(cls.model_validate, dict(values))
+
+    @classmethod
+    def parse_arguments(cls, arguments: list[str]) -> "Parameters":
+        """From `--name=value` words of a command line; `--name=None` where None is allowed."""
+        values = {}
+        for argument in arguments:
+            name, equals, value = argument.removeprefix("--").partition("=")
+            if not argument.startswith("--") or not equals:
+                raise ValueError(f"{argument}: expected --name=value")
+            values[name] = value
+        return _one_line(cls.model_validate_strings, {k: v for k, v in values.items() if v != "None" or cls._has_default(k)})
+
+    @classmethod
+    def _has_default(cls, name: str) -> bool:
+        return name not in cls.model_fields or cls.model_fields[name].default is not None
+
+    @property
+    def uses_objects(self) -> bool:
+        """Whether the engine reads object labels."""
+        return self.which != "hyperprior"
+
+    @property
+    def uses_detector(self) -> bool:
+        """Whether the engine runs the detector."""
+        return self.which == "hyperprior_with_obj_features" and not (self.zero_hooks or self.mask_hooks)
+
+    @property
+    def name(self) -> str:
+        """The run's folder name: `<which>-<hash of the parameters that change the result>`."""
+        values = json.dumps(self.model_dump(exclude=WITHOUT_EFFECT, exclude_defaults=True), sort_keys=True)
+        return f"{self.which}-{hashlib.sha256(values.encode()).hexdigest()[:10]}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives: `logdir/name`."""
+        return Path(self.logdir) / self.name
+
+
+def _one_line(validate, values: dict) -> Parameters:
+    try:
+        return validate(values)
+    except ValidationError as error:
+        parts = [f"{'.'.join(map(str, e['loc'][:1])) or 'parameters'}: {e['msg']}" for e in error.errors()]
+        raise ValueError("; ".join(dict.fromkeys(parts))) from None
+
+
+def expand_sweep(profile: dict[str, Any], **overrides: Any) -> list[Parameters]:
+    """Every run of a profile: for each entry of `sweep`, one for every combination of its lists, over the profile's `parameters`.
+
+    `overrides` (data_root, logdir) win over both. Raises ValueError naming what is wrong, also for an unknown key of the profile.
+    """
+    unknown = set(profile) - {"parameters", "sweep", "evaluate"}
+    if unknown:
+        raise ValueError(f"a profile has parameters, sweep and evaluate, not {', '.join(sorted(unknown))}")
+    runs = []
+    for entry in profile["sweep"]:
+        lists = [value if isinstance(value, list) else [value] for value in entry.values()]
+        runs += [Parameters.parse(profile["parameters"] | dict(zip(entry, values, strict=True)) | overrides) for values in product(*lists)]
+    return runs

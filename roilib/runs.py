@@ -1,0 +1,104 @@
+"""Run folders: what a run was told, what it measured and what it can go on from.
+
+logdir/<which>-<hash>/hparams.json       parameters, versions, commit
+                      metrics.json       the result; written last, so a run with this file is finished
+                      timing.json        seconds and memory, which no two runs share
+                      checkpoints/       last.pt to resume from, epoch-NNNN.pt milestones
+                      weights.safetensors
+                      events.out.tfevents…  TensorBoard
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roilib.parameters import Parameters
+
+PACKAGES = ("torch", "torchvision", "compressai", "ultralytics", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder and parameters; make it with `open_run`."""
+
+    folder: Path
+    parameters: Parameters
+
+    @property
+    def weights(self) -> Path:
+        """The trained model's file."""
+        return self.folder / "weights.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest state to resume from."""
+        return self.folder / "checkpoints" / "last.pt"
+
+    @property
+    def metrics(self) -> dict | None:
+        """The result of a finished run, None of an unfinished one."""
+        path = self.folder / "metrics.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def open_run(p: Parameters) -> Run:
+    """Create (or find) the folder of these parameters and write its hparams.json. With `resume=False` an earlier result is cleared."""
+    run = Run(p.folder, p)
+    try:
+        (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{run.folder}: cannot be made ({error.strerror}); choose another logdir") from None
+    if not p.resume:
+        for stale in (run.checkpoint, run.weights, run.folder / "metrics.json", *run.folder.glob("events.out.tfevents.*")):
+            stale.unlink(missing_ok=True)
+    write_json(run.folder / "hparams.json", {"parameters": p.model_dump(), "environment": environment()})
+    return run
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with sorted keys through a temporary name, so that no reader sees half a file."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Write `state` with torch.save through a temporary name, flushed to the disk before it takes the old one's place."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor and the code's commit (with whether it was changed since)."""
+    return {"python": platform.python_version(), "machine": platform.machine(), "cpu_capability": torch.backends.cpu.get_cpu_capability()} | {
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """Peak resident memory of this process, and of the GPU where there is one, in MB."""
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    if torch.cuda.is_available():
+        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
+    return {name: round(value, 1) for name, value in peak.items()}

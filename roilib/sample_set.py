@@ -1,0 +1,109 @@
+"""The sample set: rendered street scenes and the two photographs that Ultralytics ships, in KITTI's layout.
+
+python -m roilib.sample_set data/sample                       20 scenes, bus.jpg and zidane.jpg, with splits
+python -m roilib.sample_set data/drive --drive 100 --seed 7   one street driven through, ten frames a second
+"""
+
+import argparse
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from roilib.roi import write_kitti_label
+from roilib.scenes import Street
+
+SCENES, TEST_SCENES, FRAMES_PER_SECOND = 20, 4, 10
+PHOTOGRAPHS = {  # labelled by hand
+    "bus": [
+        ("Misc", 2, 232, 801, 738),
+        ("Pedestrian", 49, 401, 245, 903),
+        ("Pedestrian", 222, 405, 345, 858),
+        ("Pedestrian", 672, 398, 810, 879),
+        ("Pedestrian", 0, 551, 78, 872),
+    ],
+    "zidane": [("Pedestrian", 122, 201, 1153, 720), ("Pedestrian", 748, 43, 1138, 720)],
+}
+
+
+def make_sample_set(root: str | Path, scenes: int = SCENES) -> Path:
+    """Make the sample set at `root` unless it is there; about a minute on two cores. The folder appears only when it is complete."""
+    root = Path(root)
+    if root.exists():
+        return root
+    unfinished = _fresh(root)
+    _write_frames(unfinished, [(seed, 0.0, f"{seed:06d}") for seed in range(scenes)])
+    _copy_photographs(unfinished)
+    ids = [f"{seed:06d}" for seed in range(scenes)]
+    parts = {"train": [*ids[:-TEST_SCENES], "bus"], "test": [*ids[-TEST_SCENES:], "zidane"]}
+    (unfinished / "splits").mkdir()
+    for part, names in parts.items():
+        (unfinished / "splits" / f"{part}.txt").write_text("\n".join(names) + "\n")
+    return _appear(unfinished, root)
+
+
+def make_drive(root: str | Path, frames: int, seed: int = 0) -> Path:
+    """Render `frames` frames of one drive at `root` unless it is there: KITTI layout, ids in order of time."""
+    root = Path(root)
+    if root.exists():
+        return root
+    unfinished = _fresh(root)
+    _write_frames(unfinished, [(seed, i / FRAMES_PER_SECOND, f"{i:06d}") for i in range(frames)])
+    return _appear(unfinished, root)
+
+
+def _fresh(root: Path) -> Path:
+    unfinished = root.with_name(f"{root.name}.{os.getpid()}.tmp")
+    for folder in ("image_2", "label_2"):
+        (unfinished / "training" / folder).mkdir(parents=True)
+    return unfinished
+
+
+def _appear(unfinished: Path, root: Path) -> Path:
+    try:
+        unfinished.rename(root)
+    except OSError:  # another process was first
+        if not root.exists():
+            raise
+        shutil.rmtree(unfinished)
+    return root
+
+
+def _write_frames(root: Path, frames: list[tuple[int, float, str]]) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(frames), os.cpu_count() or 1), mp_context=spawn) as pool:
+        list(pool.map(partial(_write_frame, root), frames))
+
+
+def _write_frame(root: Path, frame: tuple[int, float, str]) -> None:
+    seed, time, name = frame
+    picture, kinds, boxes = Street(seed).frame(time)
+    Image.fromarray(picture).save(root / "training" / "image_2" / f"{name}.png")
+    write_kitti_label(root / "training" / "label_2" / f"{name}.txt", kinds, boxes)
+
+
+def _copy_photographs(root: Path) -> None:
+    from ultralytics.utils import ASSETS  # slow to import
+
+    for name, objects in PHOTOGRAPHS.items():
+        shutil.copy(ASSETS / f"{name}.jpg", root / "training" / "image_2" / f"{name}.jpg")
+        kinds, boxes = [o[0] for o in objects], np.array([o[1:] for o in objects], np.float32)
+        write_kitti_label(root / "training" / "label_2" / f"{name}.txt", kinds, boxes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--drive", type=int, metavar="FRAMES", help="a drive of so many frames instead of the sample set")
+    parser.add_argument("--seed", type=int, default=0, help="which street to drive through")
+    args = parser.parse_args()
+    print(make_drive(args.root, args.drive, args.seed) if args.drive else make_sample_set(args.root))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,443 @@
+"""Street scenes for the sample set: a road with façades, trees, cars, vans, pedestrians and cyclists, moving through time.
+
+    Street(seed).frame(time) ──► picture uint8 (375, 1242, 3), object types, exact boxes (K, 4)
+
+Everything follows from the seed. Surfaces are functions of a part's own coordinates (metres; x right, y up, z forward, origin on
+the ground), so that one car drawn once can be scaled, painted and turned.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import trimesh
+from shapely.geometry import Polygon
+from trimesh.transformations import rotation_matrix
+
+from roilib.render import Camera, Light, Part, fractal_noise, photograph, value_noise
+
+ROAD_CENTRE, LENGTH = -1.9, 320.0  # the camera drives in the right-hand lane of a road this long
+PAINTS = np.array(
+    [[0.62, 0.63, 0.65], [0.03, 0.03, 0.035], [0.75, 0.75, 0.74], [0.32, 0.03, 0.03], [0.04, 0.09, 0.25], [0.16, 0.17, 0.18], [0.10, 0.22, 0.14]]
+)
+WALLS = np.array([[0.62, 0.53, 0.40], [0.55, 0.33, 0.25], [0.68, 0.64, 0.56], [0.45, 0.44, 0.42], [0.66, 0.58, 0.34], [0.50, 0.40, 0.36]])
+CLOTHES = np.array(
+    [[0.05, 0.06, 0.12], [0.45, 0.08, 0.08], [0.12, 0.25, 0.42], [0.55, 0.52, 0.45], [0.08, 0.08, 0.08], [0.60, 0.45, 0.10], [0.20, 0.30, 0.18]]
+)
+CAR_PROFILE = [  # (z, y) around the side view
+    (-2.05, 0.25), (-2.12, 0.5), (-2.08, 0.85), (-1.95, 0.98), (-1.6, 1.02), (-1.08, 1.38), (-0.6, 1.46),
+    (0.15, 1.46), (0.5, 1.38), (1.08, 0.98), (1.75, 0.86), (2.0, 0.72), (2.1, 0.5), (2.05, 0.25),
+]  # fmt: skip
+VAN_PROFILE = [
+    (-2.15, 0.25),
+    (-2.2, 0.6),
+    (-2.18, 1.3),
+    (-2.1, 1.85),
+    (-1.9, 1.95),
+    (0.6, 1.95),
+    (1.0, 1.82),
+    (1.55, 1.15),
+    (2.05, 1.0),
+    (2.2, 0.6),
+    (2.15, 0.25),
+]
+
+
+def body(profile: list[tuple[float, float]], width: float, belt: float, taper: float) -> trimesh.Trimesh:
+    """A side profile (z, y) drawn out over `width`, narrower above the belt line and towards both ends."""
+    mesh = trimesh.creation.extrude_polygon(Polygon(profile), width).subdivide().subdivide()
+    z, y, x = mesh.vertices.T
+    top, half = y.max(), np.abs(z).max()
+    x = (x - width / 2) * (1 - taper * np.clip((y - belt) / (top - belt), 0, 1)) * (1 - 0.1 * np.abs(z / half) ** 4)
+    return trimesh.Trimesh(np.stack([x, y, z], 1), mesh.faces[:, ::-1], process=False)
+
+
+def limb(start: tuple, end: tuple, radius: float) -> trimesh.Trimesh:
+    """A cylinder with round ends."""
+    return trimesh.util.concatenate([trimesh.creation.cylinder(radius, segment=(start, end), sections=10), ball(radius, start), ball(radius, end)])
+
+
+def ball(radius: float | tuple, centre: tuple, subdivisions: int = 1) -> trimesh.Trimesh:
+    """A sphere, or an ellipsoid of three radii."""
+    vertices, faces = _unit_ball(subdivisions)
+    return trimesh.Trimesh(vertices * radius + centre, faces, process=False)
+
+
+@lru_cache
+def _unit_ball(subdivisions: int) -> tuple[np.ndarray, np.ndarray]:
+    mesh = trimesh.creation.icosphere(subdivisions, 1.0)
+    return np.array(mesh.vertices), np.array(mesh.faces)
+
+
+def paint_vehicle(paint: np.ndarray, belt: float, top: float, slope: tuple, plate: int, p: np.ndarray, world: np.ndarray) -> tuple:
+    """Paintwork, windows, lights, number plates and arches. `slope`: z of (rear window's foot, head, windscreen's head, foot)."""
+    x, y, z = p.T
+    side, rise = np.abs(x), np.clip((y - belt) / (top - belt), 0, 1)
+    albedo, mirror = np.tile(paint * (1 - 0.25 * (y < 0.42)[:, None]), 1), np.full(len(p), 0.3)
+    rear, front = slope[0] + (slope[1] - slope[0]) * rise, slope[3] + (slope[2] - slope[3]) * rise
+    window = (y > belt + 0.05) & (y < top - 0.09)
+    flank = window & (z > rear + 0.16) & (z < front - 0.16) & (np.abs(z + 0.25) > 0.045)
+    screen = window & (side < 0.62) & ((z > front - 0.1) | (z < rear + 0.1))
+    glass = flank & (side > 0.5) | screen
+    ends = np.abs(z) > 1.93
+    for where, colour, shine in (
+        (glass, (0.012, 0.014, 0.016), 0.6),
+        ((y < 0.33), (0.04, 0.04, 0.04), 0.05),
+        (((z - 1.3) ** 2 + (y - 0.32) ** 2 < 0.15) | ((z + 1.3) ** 2 + (y - 0.32) ** 2 < 0.15), (0.015, 0.015, 0.015), 0.0),
+        ((side > 0.6) & (y < belt) & (y > 0.4) & ((np.abs(z - 0.72) < 0.012) | (np.abs(z + 0.3) < 0.012)), (0.02, 0.02, 0.02), 0.0),
+        (ends & (z > 0) & (y > 0.58) & (y < 0.76) & (side > 0.48), (1.0, 1.0, 0.94), 0.4),
+        (ends & (z > 0) & (y > 0.42) & (y < 0.58) & (side < 0.42), (0.03, 0.03, 0.03), 0.2),
+        (ends & (z < 0) & (y > 0.66) & (y < 0.92) & (side > 0.52), (0.75, 0.02, 0.02), 0.3),
+    ):
+        albedo[where], mirror[where] = colour, shine
+    number = ends & (side < 0.27) & (np.abs(y - np.where(z > 0, 0.38, 0.56)) < 0.06)
+    letters = (np.abs(y - np.where(z > 0, 0.38, 0.56)) < 0.038) & (value_noise(np.stack([x * 26, y * 30], 1), plate) > 0.56)
+    albedo[number] = np.where(letters[number, None], 0.03, 0.85)
+    mirror[number] = 0.0
+    return albedo, mirror
+
+
+def paint_wheel(p: np.ndarray, world: np.ndarray) -> tuple:
+    """Rubber around a spoked rim; the wheel turns around x."""
+    radius, angle = np.hypot(p[:, 1], p[:, 2]), np.arctan2(p[:, 1], p[:, 2])
+    rim = (radius < 0.21) & ((np.cos(5 * angle) > -0.35) | (radius < 0.06))
+    return np.where(rim[:, None], 0.5, 0.025) * np.ones(3), np.where(rim, 0.3, 0.0)
+
+
+def paint_plain(colour: tuple, mirror: float, p: np.ndarray, world: np.ndarray) -> tuple:
+    """One colour with a little grain."""
+    grain = 0.85 + 0.3 * value_noise((world[:, [0, 1]] + world[:, [2, 2]]) * 17, 3)
+    return np.asarray(colour) * grain[:, None], np.full(len(p), mirror)
+
+
+def paint_person(shirt: np.ndarray, trousers: np.ndarray, skin: np.ndarray, hair: np.ndarray, seat: float, p: np.ndarray, world: np.ndarray) -> tuple:
+    """Hair, face, shirt, hands, trousers and shoes by height; `seat` is where the shirt ends."""
+    x, y, z = p.T
+    fold = (0.75 + 0.5 * value_noise(np.stack([x * 14 + z * 9, y * 11], 1), 5))[:, None]
+    albedo = np.where((y > seat)[:, None], shirt * fold, trousers * fold)
+    albedo[(y < 0.09)] = 0.03
+    head = y > 1.5
+    albedo[head] = np.where(((y > 1.66) | (z < -0.02))[head, None], hair, skin)
+    albedo[(np.abs(x) > 0.19) & (y < 1.02) & (y > 0.7)] = skin
+    return albedo, np.zeros(len(p))
+
+
+def paint_bicycle(frame: np.ndarray, p: np.ndarray, world: np.ndarray) -> tuple:
+    """Tyres black, frame painted."""
+    tyre = np.minimum(np.hypot(p[:, 1] - 0.34, p[:, 2] - 0.52), np.hypot(p[:, 1] - 0.34, p[:, 2] + 0.52)) > 0.28
+    return np.where((tyre & (p[:, 1] < 0.7))[:, None], 0.02, frame), np.full(len(p), 0.15)
+
+
+def paint_ground(half: float, seed: int, p: np.ndarray, world: np.ndarray) -> tuple:
+    """Asphalt with worn markings between the kerbs, grass beyond."""
+    x, z = world[:, 0] - ROAD_CENTRE, world[:, 2]
+    flat = world[:, [0, 2]]
+    patches, grain = fractal_noise(flat * (0.35, 0.12), seed, 3), value_noise(flat * 55, seed + 9)
+    tyre_tracks = np.exp(-((np.abs(np.abs(x) - half / 2) - 0.75) ** 2) / 0.05)
+    asphalt = (0.105 + 0.06 * patches + 0.05 * (grain - 0.5) - 0.015 * tyre_tracks)[:, None] * (1.0, 1.0, 1.03)
+    dashes = (np.abs(x) < 0.07) & (z % 9 < 4)
+    edge = np.abs(np.abs(x) - half + 2.3) < 0.06
+    worn = value_noise(flat * 6, seed + 4) > 0.2
+    asphalt[(dashes | edge) & worn] = 0.62
+    grass = np.array([0.13, 0.19, 0.06]) * (0.5 + fractal_noise(flat * 3, seed, 4))[:, None]
+    return np.where((np.abs(x) < half)[:, None], asphalt, grass), np.full(len(p), 0.0)
+
+
+def paint_pavement(seed: int, p: np.ndarray, world: np.ndarray) -> tuple:
+    """Concrete slabs with joints, a lighter kerb stone towards the road."""
+    slab = world[:, [0, 2]] / 0.6
+    joint = (np.abs(slab - np.round(slab)) < 0.02).any(1)
+    tone = 0.27 + 0.08 * value_noise(np.floor(slab) + 0.5, seed) + 0.05 * (value_noise(world[:, [0, 2]] * 40, seed) - 0.5)
+    return np.where(joint, 0.14, tone)[:, None] * (1.0, 0.98, 0.94), np.zeros(len(p))
+
+
+def paint_facade(wall: np.ndarray, storey: float, bay: float, seed: int, size: np.ndarray, p: np.ndarray, world: np.ndarray) -> tuple:
+    """Plaster with rows of framed windows, shop fronts below, cornices between storeys and stains; `size`: the block's extents."""
+    x, y, z = p.T
+    along = np.where(np.abs(np.abs(x) - size[0] / 2) < 0.02, z, x)
+    column, row = along / bay, (y - 0.8) / storey
+    fx, fy = np.abs(column % 1 - 0.5), np.abs(row % 1 - 0.5)
+    cell = np.stack([np.floor(column), np.floor(row)], 1)
+    shop = row < 1
+    opening = np.where(shop, (fx < 0.4) & (fy < 0.38), (fx < 0.26) & (fy < 0.31)) & (y < size[1] - 0.5) & (y > 0.5)
+    frame = opening & ~np.where(shop, (fx < 0.37) & (fy < 0.35), (fx < 0.23) & (fy < 0.285) & (fx > 0.012))
+    stain = fractal_noise(np.stack([along * 0.5, y * 0.25], 1), seed, 3)[:, None] * 0.35 + 0.82
+    plaster = value_noise(np.stack([along * 25, y * 25], 1), seed + 2)[:, None] * 0.12 + 0.94
+    albedo = np.where((shop & (value_noise(cell + 0.5, seed + 5) > 0.2))[:, None], wall * 0.7, wall) * stain * plaster
+    albedo[(np.abs(y - 0.8 - np.round(row) * storey) < 0.09) & (row > 0.5)] = np.minimum(wall * 1.25, 0.8)
+    albedo[y < 0.5] *= 0.55
+    curtain = value_noise(cell + 0.5, seed + 7) > 0.6
+    albedo[opening] = np.where((curtain & (fy > 0.1))[opening, None], (0.42, 0.4, 0.36), (0.03, 0.035, 0.04))
+    albedo[frame] = 0.55
+    return albedo, np.where(opening & ~frame, 0.6, 0.0)
+
+
+def paint_leaves(colour: np.ndarray, seed: int, p: np.ndarray, world: np.ndarray) -> tuple:
+    """Foliage: light and dark leaves, brighter at the top."""
+    leaves = fractal_noise(np.stack([p[:, 0] * 3 + p[:, 2] * 2, p[:, 1] * 3 - p[:, 2]], 1), seed, 4)
+    return colour * (0.15 + 1.9 * leaves**2)[:, None] * (0.7 + 0.08 * p[:, 1:2]), np.zeros(len(p))
+
+
+def paint_sign(p: np.ndarray, world: np.ndarray) -> tuple:
+    """A round sign: red ring, white field, dark bar; local x and y on its face."""
+    radius = np.hypot(p[:, 0], p[:, 1])
+    albedo = np.where((radius > 0.23)[:, None], (0.6, 0.02, 0.03), (0.8, 0.8, 0.8))
+    albedo[(np.abs(p[:, 1]) < 0.1) & (np.abs(np.abs(p[:, 0]) - 0.09) < 0.045)] = 0.04
+    return albedo, np.full(len(p), 0.1)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A labelled object: KITTI type, where it is at time 0 (x, z), heading (0: away from the camera), speed along its heading, build."""
+
+    kind: str
+    x: float
+    z: float
+    heading: float
+    speed: float
+    seed: int
+
+    def pose(self, time: float) -> np.ndarray:
+        """Where it stands at `time` seconds: (4, 4)."""
+        turn = rotation_matrix(self.heading, (0, 1, 0))
+        turn[:3, 3] = (self.x + np.sin(self.heading) * self.speed * time, 0, self.z + np.cos(self.heading) * self.speed * time)
+        return turn
+
+    def parts(self, time: float, owner: int) -> list[Part]:
+        """Meshes and surfaces at `time`."""
+        rng = np.random.default_rng(self.seed)
+        build = {"Pedestrian": person, "Cyclist": cyclist}.get(self.kind)
+        made = build(rng, self.speed * time) if build else vehicle(rng, self.kind, self.speed * time)
+        pose = self.pose(time)
+        return [Part(mesh, pose @ local, surface, owner) for mesh, local, surface in made]
+
+
+def vehicle(rng: np.random.Generator, kind: str, travelled: float) -> list[tuple]:
+    """A car or van: body and four wheels, as (mesh, local pose, surface)."""
+    scale = np.diag([*rng.uniform(0.94, 1.06, 3), 1.0])
+    paint = PAINTS[rng.integers(len(PAINTS))] * rng.uniform(0.8, 1.2)
+    profile, width, belt, top, taper, slope = {
+        "Car": (CAR_PROFILE, 1.76, 0.99, 1.46, 0.2, (-1.6, -1.08, 0.5, 1.08)),
+        "Van": (VAN_PROFILE, 1.9, 1.15, 1.95, 0.1, (-2.2, -2.1, 1.0, 1.6)),
+    }[kind]
+    surface = partial(paint_vehicle, paint, belt, top, slope, int(rng.integers(1 << 20)))
+    made = [(body(profile, width, belt, taper), scale, surface)]
+    for x in (-width / 2 + 0.1, width / 2 - 0.1):
+        for z in (-1.3, 1.3):
+            wheel = trimesh.creation.cylinder(0.33, 0.22, sections=28).apply_transform(rotation_matrix(np.pi / 2, (0, 1, 0)))
+            place = rotation_matrix(travelled / 0.33, (1, 0, 0))
+            place[:3, 3] = (x, 0.33, z)
+            made.append((wheel, scale @ place, paint_wheel))
+    return made
+
+
+def _clothed(rng: np.random.Generator, seat: float) -> partial:
+    skin = np.array([0.55, 0.36, 0.27]) * rng.uniform(0.45, 1.1)
+    return partial(
+        paint_person, CLOTHES[rng.integers(7)], CLOTHES[rng.integers(7)] * 0.7, skin, np.array([0.06, 0.04, 0.03]) * rng.uniform(0.5, 3), seat
+    )
+
+
+def person(rng: np.random.Generator, travelled: float) -> list[tuple]:
+    """Somebody walking; the step follows the way travelled."""
+    swing = 0.28 * np.sin(travelled / 0.75 * np.pi + rng.uniform(0, 6))
+    torso = trimesh.creation.capsule(0.42, 0.19, count=(12, 12)).apply_transform(rotation_matrix(-np.pi / 2, (1, 0, 0)))
+    torso.apply_scale((1, 1, 0.68)).apply_translation((0, 0.98, 0))
+    pieces = [torso, ball((0.1, 0.135, 0.115), (0, 1.64, 0), 2), limb((0, 1.45, 0), (0, 1.55, 0), 0.055)]
+    for side in (-1, 1):
+        pieces += [limb((side * 0.1, 0.9, 0), (side * 0.1, 0.48, side * swing * 0.6), 0.085)]
+        pieces += [
+            limb((side * 0.1, 0.48, side * swing * 0.6), (side * 0.1, 0.06, side * swing), 0.06),
+            limb((side * 0.1, 0.05, side * swing), (side * 0.1, 0.05, side * swing + 0.14), 0.045),
+        ]
+        pieces += [
+            limb((side * 0.22, 1.4, 0), (side * 0.26, 1.12, -side * swing * 0.4), 0.055),
+            limb((side * 0.26, 1.12, -side * swing * 0.4), (side * 0.26, 0.86, -side * swing * 0.9), 0.045),
+        ]
+    scale = np.diag([1, 1, 1, 1 / rng.uniform(0.94, 1.12)])
+    return [(trimesh.util.concatenate(pieces), scale / scale[3, 3], _clothed(rng, 0.92))]
+
+
+def cyclist(rng: np.random.Generator, travelled: float) -> list[tuple]:
+    """A rider on a bicycle, pedals turning with the way travelled."""
+    wheels = [
+        trimesh.creation.torus(0.32, 0.025, 28, 8).apply_transform(rotation_matrix(np.pi / 2, (0, 1, 0))).apply_translation((0, 0.34, z))
+        for z in (-0.52, 0.52)
+    ]
+    bars = [
+        ((0, 0.34, -0.52), (0, 0.34, -0.05)),
+        ((0, 0.34, -0.05), (0, 0.9, -0.22)),
+        ((0, 0.34, -0.52), (0, 0.8, -0.2)),
+        ((0, 0.8, -0.2), (0, 0.85, 0.36)),
+    ]
+    bars += [((0, 0.34, -0.05), (0, 0.85, 0.36)), ((0, 0.34, 0.52), (0, 1.02, 0.34)), ((-0.26, 1.04, 0.36), (0.26, 1.04, 0.36))]
+    bicycle = trimesh.util.concatenate(wheels + [limb(a, b, 0.022) for a, b in bars])
+    turn = travelled / 0.9 + rng.uniform(0, 6)
+    pieces = [
+        limb((0, 1.0, -0.2), (0, 1.38, 0.06), 0.17),
+        ball((0.105, 0.135, 0.12), (0, 1.68, 0.16), 2),
+        limb((0, 1.45, 0.1), (0, 1.58, 0.14), 0.055),
+    ]
+    for side in (-1, 1):
+        foot = np.array([side * 0.11, 0.34 + 0.16 * np.sin(turn + side * np.pi / 2), -0.03 + 0.16 * np.cos(turn + side * np.pi / 2)])
+        knee = (np.array([side * 0.11, 0.98, -0.16]) + foot) / 2 + (0, 0.1, 0.2)
+        pieces += [
+            limb((side * 0.1, 0.98, -0.18), tuple(knee), 0.085),
+            limb(tuple(knee), tuple(foot), 0.06),
+            limb((side * 0.2, 1.38, 0.06), (side * 0.24, 1.06, 0.34), 0.05),
+        ]
+    frame = PAINTS[rng.integers(3, len(PAINTS))] * 1.3
+    return [(bicycle, np.eye(4), partial(paint_bicycle, frame)), (trimesh.util.concatenate(pieces), np.eye(4), _clothed(rng, 1.0))]
+
+
+def _at(x: float, y: float, z: float) -> np.ndarray:
+    return trimesh.transformations.translation_matrix((x, y, z))
+
+
+class Street:
+    """A street and everybody in it, made from `seed`; the camera drives along it at `speed` metres a second."""
+
+    def __init__(self, seed: int, camera: Camera | None = None):
+        self.seed, self.camera, rng = seed, camera or Camera(), np.random.default_rng(seed)
+        self.half, self.speed = rng.uniform(5.4, 6.6), rng.uniform(6, 11)
+        height, azimuth = rng.uniform(0.45, 1.0), rng.uniform(0.6, 2.5) * rng.choice([-1, 1])
+        sun = np.array([np.sin(azimuth) * np.cos(height), np.sin(height), -abs(np.cos(azimuth)) * np.cos(height)])
+        warmth, strength = rng.uniform(0.75, 1.0), rng.uniform(0.5, 1.5)
+        self.light = Light(sun, strength * np.array([1.0, 0.93, 0.82 * warmth]), np.array([0.42, 0.58, 0.86]), rng.uniform(0.0006, 0.0025), seed)
+        self.scenery = [*self._ground(), *self._blocks(rng), *self._trees(rng), *self._poles(rng)]
+        self.actors = [*self._parked(rng), *self._traffic(rng), *self._walkers(rng)]
+
+    def _ground(self) -> list[Part]:
+        plane = trimesh.creation.box((160, 0.02, LENGTH + 260)).apply_translation((0, -0.01, LENGTH / 2))
+        parts = [Part(plane, np.eye(4), partial(paint_ground, self.half, self.seed))]
+        for side in (-1, 1):
+            slab = trimesh.creation.box((3.4, 0.14, LENGTH + 200)).apply_translation((ROAD_CENTRE + side * (self.half + 1.7), 0.07, LENGTH / 2))
+            parts.append(Part(slab, np.eye(4), partial(paint_pavement, self.seed + side)))
+        return parts
+
+    def _blocks(self, rng: np.random.Generator) -> list[Part]:
+        parts = []
+        for side in (-1, 1):
+            z, gap = -20.0, rng.uniform(0.05, 0.35)
+            while z < LENGTH + 90:
+                length, setback = rng.uniform(9, 20), 0 if rng.random() > gap else rng.uniform(3, 9)
+                if rng.random() > gap * 0.5:
+                    size = np.array([12.0, rng.uniform(5.5, 15), length])
+                    x = ROAD_CENTRE + side * (self.half + 3.5 + setback + size[0] / 2)
+                    wall, seed = WALLS[rng.integers(len(WALLS))] * rng.uniform(0.75, 1.1), int(rng.integers(1 << 20))
+                    surface = partial(paint_facade, wall, rng.uniform(2.8, 3.4), rng.uniform(2.0, 3.0), seed, size)
+                    parts.append(Part(trimesh.creation.box(size).apply_translation((0, size[1] / 2, 0)), _at(x, 0, z + length / 2), surface))
+                    roof = trimesh.creation.box((size[0] + 0.7, 0.4, length + 0.1))
+                    parts.append(Part(roof, _at(x, size[1] + 0.2, z + length / 2), partial(paint_plain, (0.16, 0.10, 0.08), 0.0)))
+                z += length
+        return parts
+
+    def _trees(self, rng: np.random.Generator) -> list[Part]:
+        parts = []
+        for side in (-1, 1):
+            for z in np.arange(2, LENGTH + 60, rng.uniform(11, 26)):
+                if rng.random() < 0.3:
+                    continue
+                x, height = ROAD_CENTRE + side * (self.half + rng.uniform(0.8, 1.4)), rng.uniform(2.2, 3.4)
+                parts.append(
+                    Part(limb((0, 0, 0), (0, height, 0), 0.14), _at(x, 0, z + rng.uniform(-2, 2)), partial(paint_plain, (0.13, 0.09, 0.06), 0.0))
+                )
+                crown = trimesh.util.concatenate([self._blob(rng, rng.uniform(0.9, 1.5), rng.normal((0, height + 0.9, 0), 0.55)) for _ in range(4)])
+                colour = np.array([0.13, 0.22, 0.05]) * rng.uniform(0.7, 1.4, 3)
+                parts.append(Part(crown, parts[-1].pose, partial(paint_leaves, colour, int(rng.integers(1 << 20)))))
+        return parts
+
+    def _blob(self, rng: np.random.Generator, radius: float, centre: np.ndarray) -> trimesh.Trimesh:
+        mesh = ball(radius, (0, 0, 0), 3)
+        mesh.vertices *= 1 + rng.normal(0, 0.09, (len(mesh.vertices), 1))
+        return mesh.apply_translation(centre)
+
+    def _poles(self, rng: np.random.Generator) -> list[Part]:
+        parts, steel = [], partial(paint_plain, (0.25, 0.26, 0.27), 0.15)
+        for side in (-1, 1):
+            x = ROAD_CENTRE + side * (self.half + 0.45)
+            for z in np.arange(rng.uniform(6, 20), LENGTH + 60, 28):
+                parts.append(
+                    Part(
+                        trimesh.util.concatenate([limb((0, 0, 0), (0, 6.5, 0), 0.06), limb((0, 6.5, 0), (-side * 1.6, 6.8, 0), 0.05)]),
+                        _at(x, 0, z),
+                        steel,
+                    )
+                )
+            for z in np.arange(rng.uniform(14, 30), LENGTH + 60, 47):
+                parts.append(Part(limb((0, 0, 0), (0, 2.5, 0), 0.035), _at(x, 0, z), steel))
+                parts.append(Part(trimesh.creation.cylinder(0.3, 0.03, sections=28), _at(x, 2.35, z - 0.06), paint_sign))
+        return parts
+
+    def _parked(self, rng: np.random.Generator) -> list[Actor]:
+        made = []
+        for side in (-1, 1):
+            z = rng.uniform(5, 14)
+            while z < LENGTH + 60:
+                if rng.random() < 0.6:
+                    kind, heading = "Van" if rng.random() < 0.14 else "Car", 0.0 if side > 0 else np.pi
+                    made.append(
+                        Actor(kind, ROAD_CENTRE + side * (self.half - 1.15), z, heading + rng.normal(0, 0.02), 0.0, int(rng.integers(1 << 30)))
+                    )
+                z += rng.uniform(5.2, 9)
+        return made
+
+    def _traffic(self, rng: np.random.Generator) -> list[Actor]:
+        made, lane = [], self.half / 2 - 1.2
+        for z in np.cumsum(rng.uniform(9, 45, 9)) + 4:
+            made.append(
+                Actor(
+                    "Van" if rng.random() < 0.15 else "Car",
+                    ROAD_CENTRE + lane + 0.2,
+                    z,
+                    rng.normal(0, 0.015),
+                    self.speed * rng.uniform(0.95, 1.1),
+                    int(rng.integers(1 << 30)),
+                )
+            )
+        for z in np.cumsum(rng.uniform(12, 50, 14)):
+            made.append(Actor("Van" if rng.random() < 0.15 else "Car", ROAD_CENTRE - lane, z, np.pi, rng.uniform(6, 11), int(rng.integers(1 << 30))))
+        return made
+
+    def _walkers(self, rng: np.random.Generator) -> list[Actor]:
+        made = []
+        for z in rng.uniform(6, LENGTH + 40, 60):
+            x = ROAD_CENTRE + rng.choice([-1, 1]) * (self.half + rng.uniform(1.5, 3.0))
+            made.append(Actor("Pedestrian", x, z, rng.choice([0, np.pi]) + rng.normal(0, 0.3), rng.uniform(0.8, 1.6), int(rng.integers(1 << 30))))
+        for z in rng.uniform(9, LENGTH, 14):
+            side = rng.choice([-1, 1])
+            made.append(
+                Actor("Cyclist", ROAD_CENTRE + side * (self.half - 2.6), z, 0.0 if side > 0 else np.pi, rng.uniform(3, 5), int(rng.integers(1 << 30)))
+            )
+        crossing = Actor(
+            "Pedestrian", ROAD_CENTRE - rng.uniform(0, 3), rng.uniform(14, 40), np.pi / 2, rng.uniform(0.9, 1.5), int(rng.integers(1 << 30))
+        )
+        return made + [crossing] * (rng.random() < 0.5)
+
+    def frame(self, time: float = 0.0, samples: int = 4) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """Picture uint8 (H, W, 3), types and boxes (K, 4) of what can be seen at `time` seconds; `samples` rays a pixel."""
+        z = self.speed * time
+        near = [actor for actor in self.actors if -4 < actor.pose(time)[2, 3] - z < 110]
+        parts = [part for part in self.scenery if -60 < part.pose[2, 3] - z < 220 or part.pose[2, 3] == 0]
+        parts += [part for i, actor in enumerate(near) for part in actor.parts(time, i)]
+        picture, owner = photograph(parts, self.light, self.camera, z, hash_seed(self.seed, time), samples)
+        boxes = [self._box(i, [p for p in parts if p.owner == i], owner, z) for i in range(len(near))]
+        kept = [i for i, box in enumerate(boxes) if box is not None]
+        return picture, [near[i].kind for i in kept], np.array([boxes[i] for i in kept], np.float32).reshape(-1, 4)
+
+    def _box(self, i: int, parts: list[Part], owner: np.ndarray, z: float) -> np.ndarray | None:
+        """The object's outline box cut to the picture; None for what is behind, hidden or too small to label."""
+        points = np.concatenate([trimesh.transform_points(part.mesh.vertices, part.pose) for part in parts])
+        if points[:, 2].max() < z + 0.5:
+            return None
+        pixels = self.camera.project(points[points[:, 2] > z + 0.2], z)
+        limits = np.array([self.camera.width, self.camera.height])
+        box = np.concatenate([np.clip(pixels.min(0), 0, limits), np.clip(pixels.max(0), 0, limits)])
+        width, height = box[2:] - box[:2]
+        seen = int((owner == i).sum())
+        return box if height >= 12 and width >= 4 and seen >= max(50, 0.12 * width * height) else None
+
+
+def hash_seed(seed: int, time: float) -> int:
+    """A seed for the sensor noise of one frame."""
+    return seed * 100_003 + round(time * 1000)

@@ -1,0 +1,48 @@
+"""Records and runs as pandas tables."""
+
+import pandas as pd
+
+from roilib.datasets import RoiDataset
+from roilib.detector import HookedDetector
+from roilib.metrics import pooled_psnr
+from roilib.runs import Run
+
+
+def rate_table(records: list[dict]) -> pd.DataFrame:
+    """One row a codec and setting: mean bpp, pooled PSNRs (dB over all pictures' pixels together) and mean MS-SSIM."""
+    rows = []
+    for run in sorted({r["run"] for r in records}):
+        group = [r for r in records if r["run"] == run]
+        psnrs = {f"{part}psnr": pooled_psnr(group, part) for part in ("roi_", "bg_", "")}
+        ms_ssim = pd.Series([r["ms_ssim"] for r in group], dtype=float).mean()
+        bpp = {name: pd.Series([r[name] for r in group]).mean() for name in ("bpp", "bpp_estimated")}
+        rows.append({"codec": group[0]["codec"], **group[0]["setting"], **bpp, **psnrs, "ms_ssim": ms_ssim, "pictures": len(group), "run": run})
+    return pd.DataFrame(rows).sort_values(["codec", "lmbda", "alpha"], ignore_index=True)
+
+
+def object_table(data: RoiDataset) -> pd.DataFrame:
+    """One row an object: picture, class, box and its width, height, centre and share of the picture."""
+    rows = []
+    for i, sample in enumerate(data.samples):
+        height, width = data[i][0].shape[-2:]
+        for (x0, y0, x1, y1), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):
+            place = {"x": (x0 + x1) / 2 / width, "y": (y0 + y1) / 2 / height, "share": (x1 - x0) * (y1 - y0) / (width * height)}
+            rows.append({"image": sample.id, "class": data.classes[label], "width": x1 - x0, "height": y1 - y0} | place)
+    return pd.DataFrame(rows, columns=["image", "class", "width", "height", "x", "y", "share"])
+
+
+def hook_table(detector: HookedDetector, features: list, height: int) -> pd.DataFrame:
+    """One row a module of the detector: type, output shape and stride; height: of the picture it saw."""
+    rows = []
+    for i, (module, output) in enumerate(zip(detector.yolo.model, features, strict=True)):
+        tensor = output if hasattr(output, "shape") else None
+        shape = "×".join(map(str, tensor.shape[1:])) if tensor is not None else "detections"
+        stride = height // tensor.shape[-2] if tensor is not None else None
+        rows.append({"layer": i, "module": type(module).__name__, "output": shape, "stride": stride})
+    return pd.DataFrame(rows)
+
+
+def run_table(runs: list[Run]) -> pd.DataFrame:
+    """One row a finished run: the parameters that differ and the last test epoch's means."""
+    names = ("which", "lmbda", "alpha", "zero_hooks", "mask_hooks", "seed")
+    return pd.DataFrame([{n: getattr(r.parameters, n) for n in names} | (r.metrics["test"] or {}) | {"run": r.folder.name} for r in runs])

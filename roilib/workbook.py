@@ -1,0 +1,68 @@
+"""Run a notebook headless with papermill, with its parameters checked first (papermill itself only warns of an unknown one).
+
+python -m roilib.workbook notebooks/03_baseline_training.ipynb runs/out.ipynb --parameters '{"lmbda": 0.013}'
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+ROOT = Path(__file__).parent.parent
+TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
+
+
+def enter_repository() -> None:
+    """Make the repository's root the working directory, so that a notebook's relative paths mean the same in JupyterLab and papermill."""
+    os.chdir(ROOT)
+
+
+def check_parameters(notebook: Path, values: dict[str, Any]) -> None:
+    """Raise ValueError with one line for a parameter that the notebook does not have or whose type is another."""
+    known = papermill.inspect_notebook(str(notebook))
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{notebook}: no parameter {name!r}; it has {', '.join(known)}")
+        kinds = [kind.strip() for kind in known[name]["inferred_type_name"].split("|")]
+        if value is None and "None" in kinds:
+            continue
+        if not any(isinstance(value, TYPES[k]) and isinstance(value, bool) == (k == "bool") for k in kinds if k in TYPES):
+            raise ValueError(f"{notebook}: parameter {name} is {known[name]['inferred_type_name']}, not {value!r}")
+
+
+def execute(notebook: Path, executed: Path, values: dict[str, Any]) -> None:
+    """Run `notebook` with `values` and keep what it shows in `executed`. Raises ValueError, or PapermillExecutionError when a cell fails."""
+    check_parameters(notebook, values)
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    options = {"kernel_name": "python3", "log_output": True, "progress_bar": False, "cwd": str(ROOT)}
+    papermill.execute_notebook(str(notebook), str(executed), values, **options)
+
+
+def main() -> int:
+    """0; 2 with one line for bad parameters; 1 with one line that names the executed notebook when a cell failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("executed", type=Path, help="where the executed notebook goes")
+    parser.add_argument("--parameters", type=json.loads, default={}, metavar="JSON")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        execute(args.notebook, args.executed, args.parameters)
+    except ValueError as error:
+        print(f"roilib.workbook: {error}", file=sys.stderr)
+        return 2
+    except PapermillExecutionError as error:
+        print(f"\nroilib.workbook: {args.notebook} failed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
+        print(f"roilib.workbook: open {args.executed} to see it", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Run the whole workbook headless:  ./run_all.sh [--profile sample|kitti_small|kitti|coco] [--data-root DIR] [--cores N] [-- Snakemake arguments]
+# Only install: --setup.  Open the notebooks in JupyterLab: --lab [-- JupyterLab arguments].
+set -euo pipefail
+cd "$(dirname "$0")"
+
+usage() { sed -n '2,3s/^# //p' "$0"; }
+profile=sample data_root='' cores=$(nproc) action=run
+while [ $# -gt 0 ]; do
+  case $1 in
+    --profile | --data-root | --cores) [ $# -gt 1 ] || { echo "run_all.sh: $1 needs a value" >&2; exit 2; } ;;&
+    --profile) profile=$2; shift 2 ;;
+    --data-root) data_root=$2; shift 2 ;;
+    --cores) cores=$2; shift 2 ;;
+    --setup) action=setup; shift ;;
+    --lab) action=lab; shift ;;
+    -h | --help) usage; exit 0 ;;
+    --) shift; break ;;
+    *) echo "run_all.sh: unknown argument $1" >&2; usage >&2; exit 2 ;;
+  esac
+done
+[ -f "params/$profile.yaml" ] || { echo "run_all.sh: no profile params/$profile.yaml" >&2; exit 2; }
+[ -z "$data_root" ] || [ -d "$data_root" ] || { echo "run_all.sh: --data-root $data_root: no such folder" >&2; exit 2; }
+
+. ./setup.sh
+case $action in
+  setup) exit 0 ;;
+  lab) exec jupyter lab notebooks "$@" ;;
+esac
+
+config=("profile=$profile")
+[ -z "$data_root" ] || config+=("data_root=$data_root")
+snakemake --unlock --cores 1 --quiet all --config "${config[@]}" # a killed run leaves its lock
+snakemake --cores "$cores" --keep-going --rerun-incomplete --rerun-triggers mtime params input --printshellcmds "$@" --config "${config[@]}" ||
+  { echo "run_all.sh: a step failed; its executed notebook is named as 'log' above. The others' results stay." >&2; exit 1; }
+
+echo
+echo "Made by profile $profile:"
+find "runs/$profile" -name '*.ipynb' -o -name weights.safetensors | sort
+find "report/results/$profile" "report/figures/$profile" -type f 2>/dev/null | sort

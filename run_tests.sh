@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Lint and test:  ./run_tests.sh [pytest arguments].  Only install: --setup.
+set -euo pipefail
+cd "$(dirname "$0")"
+. ./setup.sh
+[ "${1:-}" != --setup ] || exit 0
+ruff check .
+ruff format --check .
+exec python -m pytest "$@"

@@ -1,0 +1,11 @@
+# Sourced by run_all.sh and run_tests.sh: makes .venv with everything in pyproject.toml at the versions of constraints.txt, once.
+wanted=$(cat pyproject.toml constraints.txt setup.sh | cksum)
+if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+  echo "Installing into .venv (several GB the first time) …"
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, this is $(python3 --version)" >&2; exit 2; }
+  [ -x .venv/bin/python ] || python3 -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+  echo "$wanted" >.venv/installed
+fi
+export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" YOLO_CONFIG_DIR="$PWD/.venv"
+unset MPLBACKEND # Agg would make inline figures vanish from executed notebooks

@@ -1,0 +1,71 @@
+"""What tests share: the real pictures where they are, a tiny KITTI to train on, and parameters for runs of seconds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from roilib.parameters import Parameters
+from roilib.roi import write_kitti_label
+
+torch.set_num_threads(1)  # with pictures this small, threads only wait for each other: up to 20 times as long on a busy machine
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real KITTI and COCO frames, which only machines of this project have."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder}: no real data on this machine")
+    return folder
+
+
+def street(i: int) -> np.ndarray:
+    """A picture (96, 160, 3): sky over road with grain, a dark car and a bright person."""
+    rng = np.random.default_rng(i)
+    rows = np.linspace(200, 60, 96)[:, None, None] * (0.8, 0.9, 1.0)
+    picture = np.broadcast_to(rows, (96, 160, 3)) + rng.normal(0, 6, (96, 160, 1))
+    for (x0, y0, x1, y1), colour in zip(places(i), ((40, 30, 90), (230, 180, 60)), strict=True):
+        picture[y0:y1, x0:x1] = np.array(colour) + 20 * np.sin(np.arange(y0, y1) * 0.9)[:, None, None]
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def places(i: int) -> list[tuple[int, int, int, int]]:
+    """Where picture i has its car and its person."""
+    return [(10 + 8 * i, 50, 58 + 8 * i, 80), (120 - 5 * i, 40, 132 - 5 * i, 70)]
+
+
+def write_tiny_kitti(root: Path, pictures: int = 6) -> Path:
+    """KITTI's layout with small pictures 000000 …; each has a car, a person and a DontCare, the last one nothing but a DontCare."""
+    for folder in ("image_2", "label_2"):
+        (root / "training" / folder).mkdir(parents=True)
+    for i in range(pictures):
+        Image.fromarray(street(i)).save(root / "training" / "image_2" / f"{i:06d}.png")
+        names, boxes = ["Car", "Pedestrian", "DontCare"], [*places(i), (0, 0, 160, 20)]
+        first = 0 if i < pictures - 1 else 2
+        write_kitti_label(root / "training" / "label_2" / f"{i:06d}.txt", names[first:], np.array(boxes[first:], np.float32))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_kitti(tmp_path_factory) -> Path:
+    """Six pictures of 96x160 in KITTI's layout, to be read only."""
+    return write_tiny_kitti(tmp_path_factory.mktemp("tiny_kitti"))
+
+
+@pytest.fixture
+def own_kitti(tmp_path) -> Path:
+    """Two pictures in KITTI's layout that a test may spoil."""
+    return write_tiny_kitti(tmp_path / "kitti", pictures=2)
+
+
+@pytest.fixture
+def tiny_parameters(tiny_kitti, tmp_path):
+    """`tiny_parameters(name=value, …)`: a run of three steps on the CPU; four pictures of `tiny_kitti` train, two test."""
+    tiny = {"which": "hyperprior", "device": "cpu", "batch_size": 2, "num_workers": 0, "max_steps": 3, "precision": "32", "N": 8, "M": 12}
+    tiny |= {"compr_img_size": 64, "obj_det_img_size": 64, "train_size_p1": 0.67, "data_root": str(tiny_kitti), "logdir": str(tmp_path / "runs")}
+    return lambda **changes: Parameters.parse(tiny | changes)

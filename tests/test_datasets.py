@@ -1,0 +1,395 @@
+"""roilib.datasets: readers, splits and crops, on made-up folders and on the real ones where they are."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import places, street
+from PIL import Image
+
+from roilib.datasets import (
+    KITTI_CLASSES,
+    Crops,
+    EpochSampler,
+    RoiDataset,
+    Sample,
+    batches,
+    coco_samples,
+    coco_splits,
+    kitti_samples,
+    load_splits,
+    read_picture,
+    split,
+)
+from roilib.roi import write_kitti_label
+
+
+def one_line(*names):
+    """What an error has to look like: one line with these names in it."""
+    return r"^[^\n]*" + r"[^\n]*".join(names) + r"[^\n]*$"
+
+
+# KITTI
+
+
+def test_kitti_pictures_and_boxes_by_sorted_id(tiny_kitti):
+    samples = kitti_samples(tiny_kitti)
+    assert [s.id for s in samples] == [f"{i:06d}" for i in range(6)]
+    image, boxes, labels = RoiDataset(samples)[2]
+    assert (image.dtype, image.shape) == (torch.uint8, (3, 96, 160))
+    np.testing.assert_array_equal(image.permute(1, 2, 0), street(2))
+    np.testing.assert_array_equal(boxes, places(2))  # the DontCare is none of them
+    assert boxes.canvas_size == (96, 160)
+    assert [KITTI_CLASSES[label] for label in labels] == ["Car", "Pedestrian"]
+    assert RoiDataset(samples)[5][1].shape == (0, 4)
+
+
+def test_torchvisions_layout(tiny_kitti, tmp_path):
+    shutil.copytree(tiny_kitti, tmp_path / "Kitti" / "raw")
+    assert [s.id for s in kitti_samples(tmp_path)] == [s.id for s in kitti_samples(tiny_kitti)]
+
+
+def test_wrong_layouts_and_empty_roots(tmp_path):
+    (tmp_path / "image_2").mkdir()
+    with pytest.raises(ValueError, match=one_line(tmp_path.name, "training/image_2", "Kitti/raw")):
+        kitti_samples(tmp_path)
+    (tmp_path / "training" / "image_2").mkdir(parents=True)
+    with pytest.raises(ValueError, match=one_line("training/image_2", "no pictures")):
+        kitti_samples(tmp_path)
+
+
+def test_missing_label(own_kitti):
+    (own_kitti / "training" / "label_2" / "000001.txt").unlink()
+    with pytest.raises(ValueError, match=one_line("000001.png", "no label", "000001.txt")):
+        kitti_samples(own_kitti)
+
+
+def test_label_for_no_picture(own_kitti):
+    (own_kitti / "training" / "image_2" / "000001.png").unlink()
+    with pytest.raises(ValueError, match=one_line("000001.txt", "no picture")):
+        kitti_samples(own_kitti)
+
+
+def test_malformed_label(own_kitti):
+    (own_kitti / "training" / "label_2" / "000001.txt").write_text("Car 0.00 0 1.85 387.63\n")
+    with pytest.raises(ValueError, match=one_line(r"000001\.txt", "line 1")):
+        kitti_samples(own_kitti)
+
+
+def test_unknown_class(own_kitti):
+    write_kitti_label(own_kitti / "training" / "label_2" / "000001.txt", ["Tractor"], np.array([[1, 2, 3, 4]]))
+    with pytest.raises(ValueError, match=one_line(r"000001\.txt", "'Tractor'")):
+        kitti_samples(own_kitti)
+
+
+def test_the_plain_baseline_needs_no_labels(own_kitti, tiny_parameters):
+    shutil.rmtree(own_kitti / "training" / "label_2")
+    train, _ = load_splits(tiny_parameters(which="hyperprior", data_root=str(own_kitti), train_size_p1=1.0))
+    assert [len(boxes) for _, boxes, _ in train] == [0, 0]
+    with pytest.raises(ValueError, match=one_line("000000.png", "no label")):
+        load_splits(tiny_parameters(which="hyperprior_eval_with_objs", data_root=str(own_kitti)))
+
+
+def damaged(content: bytes) -> list[bytes]:
+    """Files that are cut off or have bytes overwritten."""
+    places = np.linspace(0, len(content) - 1, 24).astype(int)
+    return [content[:n] for n in places] + [content[:n] + b"\xff\x13\x00\x7f" + content[n + 4 :] for n in places] + [b"GIF89a", b"<html>"]
+
+
+def why_refused(path):
+    try:
+        read_picture(path)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_unreadable_pictures(tmp_path, name):
+    path, reasons = tmp_path / name, []
+    Image.fromarray(street(0)).save(path)
+    for content in damaged(path.read_bytes()):
+        path.write_bytes(content)
+        reasons.append(why_refused(path))  # a few overwritten bytes may still make a picture
+    refused = [reason for reason in reasons if reason]
+    assert all(reason.startswith(f"{path}: not a readable picture") for reason in refused)
+    assert len(refused) > 20
+
+
+def test_unreadable_picture_of_a_data_set(own_kitti):
+    path = own_kitti / "training" / "image_2" / "000001.png"
+    path.write_bytes(path.read_bytes()[:500])
+    data = RoiDataset(kitti_samples(own_kitti))
+    assert data[0][0].shape == (3, 96, 160)
+    with pytest.raises(ValueError, match=one_line(r"000001\.png", "not a readable picture")):
+        data[1]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
+    Image.fromarray(street(0)).convert(mode).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").shape == (3, 96, 160)
+
+
+def test_cache_is_bounded(tiny_kitti):
+    one = 3 * 96 * 160
+    data = RoiDataset(kitti_samples(tiny_kitti), cache_bytes=2 * one + 1)
+    first = [image.clone() for image, _, _ in data]
+    assert sum(image.nbytes for image in data._cache.values()) == 2 * one
+    assert all(torch.equal(a, b) for a, (b, _, _) in zip(first, data, strict=True))
+    assert data[0][0] is data[0][0]
+    assert data[5][0] is not data[5][0]
+
+
+def test_real_kitti(shared_data):
+    root = shared_data / "kitti"
+    samples = kitti_samples(root)
+    train, test = split(samples, None, root)
+    assert (len(samples), len(train), len(test)) == (104, 80, 24)
+    assert {s.id for s in train}.isdisjoint(s.id for s in test)
+    assert sum(len(s.boxes) for s in samples) == 507  # and 193 DontCare
+    assert np.bincount(np.concatenate([s.labels for s in test]), minlength=8).tolist() == [77, 11, 2, 16, 0, 8, 1, 2]
+    image, boxes, _ = RoiDataset(test)[0]
+    assert image.shape[-2:] >= (370, 1224)
+    assert (boxes[:, 2] <= image.shape[-1]).all()
+
+
+# COCO
+
+
+@pytest.fixture
+def tiny_coco(tmp_path):
+    """Three pictures: in train2017 one with a person and a crowd and one with nothing, in val2017 one with a dog."""
+    categories = [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}]
+    objects = {7: [(1, (10, 20, 30, 40), 0), (1, (0, 0, 90, 90), 1), (18, (5, 5, 0, 9), 0)], 3: [], 5: [(18, (1.5, 2.5, 10, 20), 0)]}
+    for part, ids in (("train2017", (7, 3)), ("val2017", (5,))):
+        (tmp_path / part).mkdir()
+        for id in ids:
+            Image.fromarray(street(id)).save(tmp_path / part / f"{id:012d}.jpg")
+        annotations = [{"image_id": i, "category_id": c, "bbox": box, "iscrowd": crowd} for i in ids for c, box, crowd in objects[i]]
+        images = [{"id": i, "file_name": f"{i:012d}.jpg"} for i in ids]
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_coco_pictures_boxes_and_classes(tiny_coco):
+    samples, classes = coco_samples(tiny_coco, "train2017")
+    assert classes == ("person", "dog")
+    assert [s.id for s in samples] == ["000000000003", "000000000007"]
+    assert samples[1].boxes.tolist() == [[10, 20, 40, 60]]  # neither the crowd nor the box without width
+    assert samples[1].labels.tolist() == [0]
+    assert RoiDataset(samples, classes)[0][0].shape == (3, 96, 160)
+
+
+def test_coco_splits(tiny_coco):
+    def ids(share):
+        return [[int(s.id) for s in part] for part in coco_splits(tiny_coco, share)[0]]
+
+    assert ids(None) == [[3, 7], [5]]
+    assert ids(0.34) == [[3], [5, 7]]
+    assert ids(1.0) == [[3, 5, 7], []]
+    assert ids(0.0) == [[], [3, 5, 7]]
+
+
+def test_coco_through_the_parameters(tiny_coco, tiny_parameters):
+    p = tiny_parameters(which="hyperprior_eval_with_objs", dataset="coco", data_root=str(tiny_coco), train_size_p1=None)
+    train, test = load_splits(p)
+    assert (len(train), len(test), train.classes) == (2, 1, ("person", "dog"))
+    assert next(iter(batches(train, p, train=True)))["roi_mask"].shape == (2, 1, 64, 64)
+
+
+def change_annotations(root, change):
+    path = root / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.pop("images"),
+        lambda c: c.update(images=["5.jpg"]),
+        lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+        lambda c: c["annotations"][0].update(category_id=99),
+        lambda c: c["annotations"][0].update(image_id=99),
+        lambda c: c.update(images=[], annotations=[]),
+    ],
+)
+def test_malformed_annotations(tiny_coco, change):
+    change_annotations(tiny_coco, change)
+    with pytest.raises(ValueError, match=one_line(r"instances_val2017\.json")):
+        coco_splits(tiny_coco, None)
+
+
+def test_coco_files_that_are_missing(tiny_coco):
+    (tiny_coco / "val2017" / "000000000005.jpg").unlink()
+    with pytest.raises(ValueError, match=one_line(r"000000000005\.jpg")):
+        coco_splits(tiny_coco, None)
+    (tiny_coco / "annotations" / "instances_train2017.json").write_text("{")
+    with pytest.raises(ValueError, match=one_line(r"instances_train2017\.json")):
+        coco_splits(tiny_coco, None)
+    shutil.rmtree(tiny_coco / "annotations")
+    with pytest.raises(ValueError, match=one_line(r"instances_train2017\.json")):
+        coco_splits(tiny_coco, None)
+
+
+def test_real_coco(shared_data):
+    (train, val), classes = coco_splits(shared_data / "coco", None)
+    assert (len(train), len(val), len(classes)) == (128, 128, 80)
+    assert sum(len(s.boxes) for s in train) == 929
+    assert train[0].id == "000000000009"
+    assert classes[train[0].labels[0]] == "bowl"
+    np.testing.assert_allclose(train[0].boxes[0], [1.08, 187.69, 612.67, 473.53], atol=1e-3)
+    height, width = RoiDataset(train, classes)[0][0].shape[-2:]
+    assert (width, height) == (640, 480)
+
+
+# Splits
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (1.0, 6), (0.5, 3), (None, 6)])
+def test_a_share_of_the_sorted_ids_trains(tiny_kitti, share, count):
+    train, test = split(kitti_samples(tiny_kitti), share, tiny_kitti)
+    assert [s.id for s in train] + [s.id for s in test] == [f"{i:06d}" for i in range(6)]
+    assert len(train) == count
+
+
+def test_the_roots_own_splits(own_kitti):
+    (own_kitti / "splits").mkdir()
+    for part, ids in (("train", "000001\n"), ("test", "000000\n")):
+        (own_kitti / "splits" / f"{part}.txt").write_text(ids)
+    samples = kitti_samples(own_kitti)
+    train, test = split(samples, None, own_kitti)
+    assert ([s.id for s in train], [s.id for s in test]) == (["000001"], ["000000"])
+    assert [s.id for s in split(samples, 0.5, own_kitti)[0]] == ["000000"]  # a share that is given wins
+    (own_kitti / "splits" / "test.txt").write_text("000000\n000009\n")
+    with pytest.raises(ValueError, match=one_line(r"test\.txt", "000009")):
+        split(samples, None, own_kitti)
+    (own_kitti / "splits" / "test.txt").unlink()
+    with pytest.raises(ValueError, match=one_line(r"test\.txt")):
+        split(samples, None, own_kitti)
+
+
+# Crops
+
+
+def picture_file(folder, pixels, boxes=()):
+    """A data set of one picture with these pixels (H, W, 3) and boxes."""
+    Image.fromarray(pixels.astype(np.uint8)).save(folder / "a.png")
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return RoiDataset([Sample("a", folder / "a.png", boxes, np.zeros(len(boxes), np.int64))])
+
+
+def test_any_visible_part_of_an_object_stays(tmp_path):
+    white = np.zeros((64, 400, 3))
+    box = (20, 24, 380, 40)  # wider than any crop: both its corners are outside
+    white[24:40, 20:380] = 255
+    crops = Crops(picture_file(tmp_path, white, [box]), 64)
+    for epoch in range(20):
+        item = crops[epoch, 0]
+        np.testing.assert_array_equal(item["roi_mask"], item["x"][:1] > 127)
+        assert item["roi_mask"].any()
+
+
+def test_boxes_follow_the_crop(tmp_path):
+    black = np.zeros((64, 150, 3))
+    places = [(3, 5, 20, 20), (60, 30, 90, 60), (140, 0, 150, 64)]
+    for x0, y0, x1, y1 in places:
+        black[y0:y1, x0:x1] = 255
+    crops, seen = Crops(picture_file(tmp_path, black, places), 128), set()
+    for epoch in range(20):
+        item = crops[epoch, 0]
+        boxes = item["boxes"]
+        seen.add(len(boxes))
+        assert ((boxes[:, 2:] > boxes[:, :2]) & (boxes >= 0).view(-1, 2, 2)[:, 0] & (boxes <= 128).view(-1, 2, 2)[:, 1]).all()
+        np.testing.assert_array_equal(item["roi_mask"], item["x"][:1] > 127)  # twice as large, so edges stay on pixels
+    assert len(seen) > 1
+
+
+def test_one_crop_gives_both_inputs(tiny_kitti):
+    data = RoiDataset(kitti_samples(tiny_kitti))
+    for i in range(6):
+        item = Crops(data, 64, 64)[3, i]
+        assert torch.equal(item["x"], item["detector_x"])
+        larger = Crops(data, 64, 128)[3, i]
+        assert torch.equal(larger["x"], item["x"])
+        assert torch.equal(larger["detector_x"], Crops(data, 128)[3, i]["x"])
+
+
+def test_crop_is_a_window_of_the_picture(tiny_kitti):
+    data = RoiDataset(kitti_samples(tiny_kitti))
+    window = Crops(data, 96)[1, 0]["x"]  # side min(H, W) = 96: nothing is resized
+    picture = data[0][0].as_subclass(torch.Tensor)
+    assert any(torch.equal(window, picture[:, :, left : left + 96]) for left in range(65))
+
+
+def test_shrinking_does_not_alias(tmp_path):
+    board = np.indices((256, 320)).sum(0) % 2 * 255
+    item = Crops(picture_file(tmp_path, np.repeat(board[..., None], 3, 2)), 64, 32)[1, 0]
+    for name in ("x", "detector_x"):
+        inner = item[name][:, 1:-1, 1:-1].float()
+        assert (inner - 127.5).abs().max() < 8
+
+
+def test_training_crops_move_and_test_crops_do_not(tiny_kitti, tiny_parameters):
+    p, data = tiny_parameters(), RoiDataset(kitti_samples(tiny_kitti))
+
+    def epochs(train):
+        loader = batches(data, p, train)
+        for epoch in (1, 2):
+            loader.batch_sampler.epoch = epoch
+            yield torch.cat([batch["x"] for batch in loader])
+
+    first, second = epochs(train=False)
+    assert torch.equal(first, second)
+    first, second = epochs(train=True)
+    assert not torch.equal(first, second)
+
+
+def test_crops_depend_on_seed_epoch_and_index_alone(tiny_kitti):
+    data = RoiDataset(kitti_samples(tiny_kitti))
+    one, again, other = Crops(data, 64), Crops(RoiDataset(data.samples), 64), Crops(data, 64, seed=1)
+    places = [(epoch, i) for epoch in (1, 2) for i in range(6)]
+    expected = {place: one[place]["x"] for place in places}
+    torch.rand(3), np.random.random(3)
+    assert all(torch.equal(again[place]["x"], expected[place]) for place in reversed(places))
+    assert any(not torch.equal(other[place]["x"], expected[place]) for place in places)
+    assert any(not torch.equal(expected[1, i], expected[2, i]) for i in range(6))
+
+
+def test_processes_do_not_change_the_batches(tiny_kitti, tiny_parameters):
+    data = RoiDataset(kitti_samples(tiny_kitti))
+    seen = []
+    for count in (0, 2):
+        loader = batches(data, tiny_parameters(which="hyperprior_with_obj_features", num_workers=count), train=True)
+        loader.batch_sampler.epoch = 3
+        seen.append(list(loader))
+    for here, there in zip(*seen, strict=True):
+        assert set(here) == {"x", "boxes", "roi_mask", "detector_x"}
+        assert all(torch.equal(here[name], there[name]) for name in ("x", "roi_mask", "detector_x"))
+        assert all(torch.equal(a, b) for a, b in zip(here["boxes"], there["boxes"], strict=True))
+
+
+def test_sampler_shuffles_by_epoch_and_loses_nothing():
+    sampler = EpochSampler(7, 3, seed=0, shuffle=True)
+    sampler.epoch = 1
+    first, again = list(sampler), list(sampler)
+    sampler.epoch = 2
+    second = list(sampler)
+    assert len(sampler) == len(first) == 3
+    assert first == again
+    assert [i for b in first for _, i in b] != [i for b in second for _, i in b]
+    for epoch, order in ((1, first), (2, second)):
+        assert sorted(place for batch in order for place in batch) == [(epoch, i) for i in range(7)]
+    assert list(EpochSampler(3, 2, seed=0, shuffle=False)) == [[(0, 0), (0, 1)], [(0, 2)]]
+
+
+def test_the_detectors_input_only_where_it_is_needed(tiny_kitti, tiny_parameters):
+    data = RoiDataset(kitti_samples(tiny_kitti))
+    plain = next(iter(batches(data, tiny_parameters(), train=False)))
+    assert set(plain) == {"x", "boxes", "roi_mask"}
+    assert plain["x"].dtype == torch.uint8

@@ -1,0 +1,188 @@
+"""roilib.parameters: nothing runs on a misunderstanding."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from roilib.parameters import WITHOUT_EFFECT, Parameters
+
+PAPER = {  # contract 1's table in design.md, and field-notes.md for N and M
+    "what": "train",
+    "device": "cuda",
+    "batch_size": 256,
+    "num_workers": 16,
+    "max_lr": 6e-4,
+    "max_epochs": 300,
+    "obj_det_img_size": 640,
+    "compr_img_size": 256,
+    "lmbda": 0.0037,
+    "alpha": 0.5,
+    "train_size_p1": 0.95,
+    "zero_hooks": False,
+    "mask_hooks": False,
+    "model_load_file": None,
+    "N": 128,
+    "M": 192,
+    "max_steps": None,
+    "metric": "mse",
+}
+OTHER = {  # of every parameter a value that is not its default
+    "what": "test",
+    "which": "hyperprior",
+    "device": "cpu",
+    "batch_size": 8,
+    "num_workers": 2,
+    "max_lr": 1e-3,
+    "max_epochs": 7,
+    "max_steps": 9,
+    "obj_det_img_size": 320,
+    "compr_img_size": 128,
+    "lmbda": 0.01,
+    "alpha": 0.9,
+    "train_size_p1": 0.5,
+    "zero_hooks": True,
+    "mask_hooks": True,
+    "model_load_file": "w.safetensors",
+    "logdir": "elsewhere",
+    "dataset": "coco",
+    "data_root": "data/coco",
+    "detector_weights": "yolo.pt",
+    "metric": "ms-ssim",
+    "loss_form": "paper",
+    "N": 64,
+    "M": 96,
+    "seed": 1,
+    "precision": "32",
+    "compile": True,
+    "resume": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lmbda", "1e-2"),  # what YAML 1.1 makes of 1e-2
+        ("lmbda", True),
+        ("batch_size", 8.0),
+        ("batch_size", "8"),
+        ("batch_size", True),
+        ("max_steps", "None"),
+        ("zero_hooks", 1),
+        ("zero_hooks", "false"),
+        ("precision", 32),
+        ("logdir", 7),
+        ("model_load_file", False),
+        ("which", None),
+    ],
+)
+def test_wrong_types_are_refused_in_one_line(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: [^\n]+$"):
+        Parameters.parse({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("which", "hyperprio"),
+        ("what", "Train"),
+        ("batch_size", 0),
+        ("num_workers", -1),
+        ("lmbda", 0.0),
+        ("lmbda", float("nan")),
+        ("max_lr", float("inf")),
+        ("alpha", 1.01),
+        ("train_size_p1", -0.1),
+        ("compr_img_size", 100),
+        ("obj_det_img_size", 100),
+        ("seed", -1),
+    ],
+)
+def test_values_out_of_range_are_refused_in_one_line(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: [^\n]+$"):
+        Parameters.parse({name: value})
+
+
+def test_unknown_names_are_refused_together():
+    with pytest.raises(ValueError, match=r"^lambda: [^\n]*; Alpha: [^\n]+$"):
+        Parameters.parse({"lambda": 0.01, "Alpha": 0.5})
+
+
+def test_an_int_is_a_float():
+    assert Parameters.parse({"alpha": 1, "lmbda": 2}).model_dump(include={"alpha", "lmbda"}) == {"alpha": 1.0, "lmbda": 2.0}
+
+
+def test_parameters_do_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        Parameters().alpha = 0.9
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"zero_hooks": True, "mask_hooks": True}, "exclude each other"),
+        ({"zero_hooks": True, "which": "hyperprior"}, "not to hyperprior"),
+        ({"mask_hooks": True, "which": "hyperprior_eval_with_objs"}, "not to hyperprior_eval_with_objs"),
+        ({"metric": "ms-ssim", "compr_img_size": 128}, "compr_img_size"),
+        ({"what": "test"}, "model_load_file"),
+    ],
+)
+def test_values_that_do_not_fit_together(values, named):
+    with pytest.raises(ValueError, match=rf"^[^\n]*{named}[^\n]*$"):
+        Parameters.parse(values)
+
+
+def test_arguments_of_a_command_line():
+    words = ["--which=hyperprior", "--lmbda=1e-2", "--batch_size=8", "--resume=false", "--data_root=a=b", "--max_steps=None", "--precision=32"]
+    p = Parameters.parse_arguments(words)
+    expected = {"which": "hyperprior", "lmbda": 0.01, "batch_size": 8, "resume": False, "data_root": "a=b", "precision": "32"}
+    assert p == Parameters.parse(expected)
+    assert Parameters.parse_arguments([]) == Parameters()
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("--batch_size=8.5", "batch_size"),
+        ("--batch_size=None", "batch_size"),
+        ("--lmbda=much", "lmbda"),
+        ("--zero_hooks=maybe", "zero_hooks"),
+        ("--lambda=1", "lambda"),
+        ("--lambda=None", "lambda"),
+        ("--compile", "--compile"),
+        ("lmbda=1", "lmbda=1"),
+    ],
+)
+def test_arguments_that_are_refused(word, named):
+    with pytest.raises(ValueError, match=rf"^{named}: [^\n]+$"):
+        Parameters.parse_arguments([word])
+
+
+@pytest.mark.parametrize("name", Parameters.model_fields)
+def test_a_run_is_named_by_what_changes_its_result(name):
+    p = Parameters()
+    changed = p.model_copy(update={name: OTHER[name]})
+    assert (changed.name != p.name) == (name not in {"device", "num_workers", "compile", "resume", "logdir"})
+
+
+def test_a_value_equal_to_the_default_keeps_the_name():
+    assert Parameters.parse({"alpha": 0.5, "train_size_p1": None}).name == Parameters().name
+    assert "hyperprior_with_obj_features-" in Parameters().name
+    assert Parameters(logdir="here").folder == Path("here") / Parameters().name
+    assert set(Parameters.model_fields) > WITHOUT_EFFECT
+
+
+def test_kitti_yaml_holds_the_papers_values():
+    content = yaml.safe_load((Path(__file__).parent.parent / "params" / "kitti.yaml").read_text())
+    assert set(content) == {"parameters", "sweep"}
+    values = Parameters.parse(content["parameters"]).model_dump()
+    assert {name: values[name] for name in PAPER} == PAPER
+    assert set(content["parameters"]) <= {*PAPER, "dataset", "data_root"}
+
+
+def test_every_profile_is_understood():
+    for path in (Path(__file__).parent.parent / "params").glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        for entry in content["sweep"]:
+            first = {name: value[0] if isinstance(value, list) else value for name, value in entry.items()}
+            assert Parameters.parse(content["parameters"] | first).which == first["which"], path
