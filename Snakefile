@@ -15,7 +15,8 @@ POINTS = {p.name: p for p in expand_sweep(SETTINGS, **OVERRIDES)}
 FIRST = next(iter(POINTS.values()))
 DATA = {"dataset": FIRST.dataset, "data_root": FIRST.data_root, "train_size_p1": FIRST.train_size_p1}
 TRAINED = [f"{LOGDIR}/{name}/metrics.json" for name in POINTS]
-STEPS = ["01_dataset_exploration", "02_detector_hooks"] + (["06_figures"] if SETTINGS.get("evaluate", True) else [])
+STEPS = ["01_dataset_exploration", "02_detector_hooks"]
+REPORT = ["report/report.pdf"] if SETTINGS.get("evaluate", True) else []
 
 
 def training_notebook(wildcards):
@@ -34,6 +35,7 @@ rule all:
     input:
         TRAINED,
         [f"{LOGDIR}/{step}/metrics.json" for step in STEPS],
+        REPORT,
 
 
 if DATA["dataset"] == "sample":
@@ -109,3 +111,17 @@ rule figures:
         values=json.dumps(DATA | {"logdir": LOGDIR, "results": RESULTS, "figures": f"report/figures/{PROFILE}"}),
     shell:
         RUN
+
+
+rule report:
+    input:
+        source="report/report.typ",
+        figures=rules.figures.output,
+    output:
+        "report/report.pdf",
+    params:
+        profile=PROFILE,
+    run:
+        import typst
+
+        typst.compile(input.source, output=output[0], root=".", sys_inputs={"profile": params.profile})

@@ -37,4 +37,4 @@ snakemake --cores "$cores" --keep-going --rerun-incomplete --rerun-triggers mtim
 echo
 echo "Made by profile $profile:"
 find "runs/$profile" -name '*.ipynb' -o -name weights.safetensors | sort
-find "report/results/$profile" "report/figures/$profile" -type f 2>/dev/null | sort
+find "report/results/$profile" "report/figures/$profile" report/report.pdf -type f 2>/dev/null | sort

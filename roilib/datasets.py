@@ -9,6 +9,7 @@ Layouts: KITTI's `training/image_2` and `training/label_2` (or torchvision's `Ki
 
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,7 @@ KITTI_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One labelled picture: boxes (K, 4) xyxy float32 in pixels, labels (K,) indices into the dataset's classes."""
 
@@ -55,7 +56,12 @@ def kitti_samples(root: Path, with_objects: bool = True, download: bool = False)
     if download:
         _download_kitti(root)
     training = kitti_folder(root) / "training"
-    images = {path.stem: path for path in (training / "image_2").iterdir() if path.suffix.lower() in PICTURES}
+    images: dict[str, Path] = {}
+    for path in sorted((training / "image_2").iterdir()):
+        if path.suffix.lower() in PICTURES:
+            if path.stem in images:
+                raise ValueError(f"{path}: the same id as {images[path.stem].name}")
+            images[path.stem] = path
     if not images:
         raise ValueError(f"{training / 'image_2'}: no pictures")
     if not with_objects:
@@ -114,7 +120,11 @@ def split(samples: list[Sample], train_size_p1: float | None, root: Path) -> tup
     folder = Path(root) / "splits"
     if train_size_p1 is None and folder.is_dir():
         by_id = {sample.id: sample for sample in samples}
-        return tuple(_listed(by_id, folder / f"{part}.txt") for part in ("train", "test"))
+        train, test = (_listed(by_id, folder / f"{part}.txt") for part in ("train", "test"))
+        for sample in train:
+            if sample in test:
+                raise ValueError(f"{folder / 'test.txt'}: {sample.id} is in train.txt too")
+        return train, test
     count = round((0.95 if train_size_p1 is None else train_size_p1) * len(samples))
     return samples[:count], samples[count:]
 
@@ -130,10 +140,15 @@ def _listed(by_id: dict[str, Sample], path: Path) -> list[Sample]:
 def read_picture(path: Path) -> tv_tensors.Image:
     """The picture as RGB uint8 (3, H, W). Raises ValueError naming the file when it cannot be read."""
     try:
-        with Image.open(path) as picture:
+        with _open_picture(path) as picture:
             return tv_tensors.Image(F.pil_to_tensor(picture.convert("RGB")))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable picture ({error})") from None
+
+
+def _open_picture(path: Path) -> Image.Image:
+    """PIL's own Image.open: Ultralytics, once imported, puts one in its place that runs `pip install` when it meets an unreadable file."""
+    return getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open)(path)
 
 
 class RoiDataset(Dataset):
@@ -235,9 +250,8 @@ def batches(data: RoiDataset, p: Parameters, train: bool) -> torch.utils.data.Da
     crops = Crops(data, p.compr_img_size, p.obj_det_img_size if p.uses_detector else None, p.seed)
     sampler = EpochSampler(len(data), p.batch_size, p.seed, shuffle=train)
     workers = {"num_workers": p.num_workers, "persistent_workers": p.num_workers > 0}
-    workers["generator"] = (
-        torch.Generator()
-    )  # its own: a loader draws a seed, more or less often with processes, which would shift the training noise
+    # Its own generator: a loader draws seeds, more or less often with processes, which would shift the training's noise.
+    workers["generator"] = torch.Generator()
     return torch.utils.data.DataLoader(crops, batch_sampler=sampler, collate_fn=collate, pin_memory=torch.cuda.is_available(), **workers)
 
 

@@ -25,7 +25,7 @@ from roilib.datasets import RoiDataset, batches
 from roilib.detector import HookedDetector
 from roilib.losses import RoiRateDistortionLoss
 from roilib.metrics import psnr_from_mse
-from roilib.models import HyperpriorWithObjFeatures, build_model, keep_entropy_models_in_fp32, load_weights, save_weights
+from roilib.models import HyperpriorWithObjFeatures, build_model, keep_entropy_models_in_fp32, load_weights, save_weights, update_tables
 from roilib.parameters import Parameters
 from roilib.runs import Run, peak_memory_mb, save_checkpoint, write_json
 
@@ -222,7 +222,7 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
         print(f"resumed {run.folder.name} at epoch {session.epoch}, step {session.step}")
     with SummaryWriter(run.folder, purge_step=session.step + 1) as writer:
         seconds = _epochs(run, session, train_loader, test_loader, writer)
-    session.codec.update(force=True)
+    update_tables(session.codec)
     save_weights(run.weights, session.codec, p, session.step)
     return _finish(run, session, seconds)
 
@@ -239,7 +239,7 @@ def _epochs(run: Run, session: Session, train_loader: DataLoader, test_loader: D
             for part, means in entry.items():
                 for name, value in means.items():
                     writer.add_scalar(f"epoch/{part}/{name}", value, session.epoch)
-            bar.set_postfix_str(summary(entry))
+            bar.set_postfix_str(summary(entry), refresh=False)
             if session.epoch % MILESTONE_EPOCHS == 0:
                 save_checkpoint(run.checkpoint.with_name(f"epoch-{session.epoch:04d}.pt"), session.state())
             if session.epoch % MILESTONE_EPOCHS == 0 or session.step >= session.total_steps:

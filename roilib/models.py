@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
 from compressai.layers import GDN
 from compressai.models import CompressionModel, ScaleHyperprior
+from compressai.models.google import get_scale_table
 from compressai.models.utils import conv, deconv
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -164,6 +165,14 @@ def _in_fp32(forward, *tensors: Tensor, **options):
         return forward(*(t.float() for t in tensors), **options)
 
 
+SCALE_LEVELS = 256  # CompressAI's 64 cost up to 4 % more bytes than estimated, these under 1 %
+
+
+def update_tables(model: CompressionModel) -> None:
+    """Make the model's CDF tables for real coding, with a finer table of scales than CompressAI's own."""
+    model.update(get_scale_table(levels=SCALE_LEVELS), force=True)
+
+
 STRUCTURE = ("which", "N", "M", "zero_hooks", "mask_hooks")  # parameters that weights must agree on
 PLAIN = ("hyperprior", "hyperprior_eval_with_objs")  # engines of one and the same model
 
@@ -196,4 +205,4 @@ def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> No
         if trained.get(name) != asked and not (name == "which" and {trained.get(name), asked} <= set(PLAIN)):
             raise ValueError(f"{path}: trained with {name}={trained.get(name)}, but the parameters say {name}={asked}")
     model.load_state_dict(state)
-    model.update(force=True)
+    update_tables(model)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -122,8 +122,27 @@ def expand_sweep(profile: dict[str, Any], **overrides: Any) -> list[Parameters]:
     unknown = set(profile) - {"parameters", "sweep", "evaluate"}
     if unknown:
         raise ValueError(f"a profile has parameters, sweep and evaluate, not {', '.join(sorted(unknown))}")
+    if missing := {"parameters", "sweep"} - set(profile):
+        raise ValueError(f"a profile without {' and '.join(sorted(missing))}")
     runs = []
     for entry in profile["sweep"]:
         lists = [value if isinstance(value, list) else [value] for value in entry.values()]
         runs += [Parameters.parse(profile["parameters"] | dict(zip(entry, values, strict=True)) | overrides) for values in product(*lists)]
     return runs
+
+
+def parameter_table() -> str:
+    """The parameters as a Markdown table, for the README: name, type or choices, default, meaning."""
+    rows = ["| name | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in Parameters.model_fields.items():
+        kind = ", ".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else _type_name(field.annotation)
+        rows.append(f"| `{name}` | {kind} | {field.default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def _type_name(annotation: Any) -> str:
+    return getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation).replace(" | ", " or ")
+
+
+if __name__ == "__main__":
+    print(parameter_table())

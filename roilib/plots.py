@@ -38,10 +38,10 @@ def draw_boxes(axes, boxes: Tensor | np.ndarray, colour: str = ROI_COLOUR, names
     """Outline boxes (K, ≥4) xyxy on `axes`, with names above them."""
     for i, (x0, y0, x1, y1) in enumerate(np.asarray(boxes)[:, :4].tolist()):
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.2))
-        if names:
-            axes.text(x0, y0 - 2, names[i], fontsize=6, color="black", backgroundcolor=colour, va="bottom").get_bbox_patch().set_boxstyle(
-                "square,pad=0.1"
-            )
+        if names and names[i]:
+            axes.text(
+                x0, y0 - 2, names[i], fontsize=6, color="black", backgroundcolor=colour, va="bottom", clip_on=True
+            ).get_bbox_patch().set_boxstyle("square,pad=0.1")
 
 
 def show_picture(axes, image: Tensor | np.ndarray, title: str = "") -> None:
@@ -53,7 +53,7 @@ def show_picture(axes, image: Tensor | np.ndarray, title: str = "") -> None:
 
 
 def samples(data: RoiDataset, count: int = 6, columns: int = 2) -> Figure:
-    """Evenly chosen pictures of a data set with their boxes and class names."""
+    """Evenly chosen pictures of a data set with their boxes; large ones are named."""
     chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int))
     rows = -(-len(chosen) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 1.9 * rows), squeeze=False, layout="constrained")
@@ -62,7 +62,8 @@ def samples(data: RoiDataset, count: int = 6, columns: int = 2) -> Figure:
     for ax, i in zip(axes.flat, chosen, strict=False):
         image, boxes, labels = data[int(i)]
         show_picture(ax, image, data.samples[i].id)
-        draw_boxes(ax, boxes, names=[data.classes[n] for n in labels.tolist()])
+        large = (boxes[:, 3] - boxes[:, 1]) > 0.15 * image.shape[-2]
+        draw_boxes(ax, boxes, names=[data.classes[n] if named else "" for n, named in zip(labels.tolist(), large.tolist(), strict=True)])
     return figure
 
 
@@ -170,7 +171,9 @@ def loss_curves(histories: dict[str, list[dict]]) -> Figure:
 
 def roi_comparison(panels: list[tuple[str, np.ndarray, str]], box: np.ndarray) -> Figure:
     """The paper's figure: one ROI enlarged from each picture; `panels`: (title, picture uint8 (H, W, 3), caption)."""
-    x0, y0, x1, y1 = box.round().astype(int)
+    height, width = panels[0][1].shape[:2]
+    margin = 0.08 * np.array([box[0] - box[2], box[1] - box[3], box[2] - box[0], box[3] - box[1]])
+    x0, y0, x1, y1 = np.clip(box + margin, 0, [width, height, width, height]).round().astype(int)
     shape = (3.1 * len(panels), 3.1 * (y1 - y0) / max(x1 - x0, 1) + 0.8)
     figure, axes = plt.subplots(1, len(panels), figsize=shape, squeeze=False, layout="constrained")
     for ax, (title, picture, caption) in zip(axes.flat, panels, strict=True):

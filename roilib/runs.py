@@ -59,7 +59,8 @@ def open_run(p: Parameters) -> Run:
     if not p.resume:
         for stale in (run.checkpoint, run.weights, run.folder / "metrics.json", *run.folder.glob("events.out.tfevents.*")):
             stale.unlink(missing_ok=True)
-    write_json(run.folder / "hparams.json", {"parameters": p.model_dump(), "environment": environment()})
+    if run.metrics is None or p.what == "test":  # a finished training keeps what made it
+        write_json(run.folder / "hparams.json", {"parameters": p.model_dump(), "environment": environment()})
     return run
 
 

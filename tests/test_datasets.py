@@ -23,6 +23,7 @@ from roilib.datasets import (
     read_picture,
     split,
 )
+from roilib.detector import load_yolo  # noqa: F401 (Ultralytics replaces PIL's Image.open by one that installs packages)
 from roilib.roi import write_kitti_label
 
 
@@ -269,9 +270,19 @@ def test_the_roots_own_splits(own_kitti):
     (own_kitti / "splits" / "test.txt").write_text("000000\n000009\n")
     with pytest.raises(ValueError, match=one_line(r"test\.txt", "000009")):
         split(samples, None, own_kitti)
+    (own_kitti / "splits" / "test.txt").write_text("000001\n")
+    with pytest.raises(ValueError, match=one_line(r"test\.txt", "000001 is in train")):
+        split(samples, None, own_kitti)
     (own_kitti / "splits" / "test.txt").unlink()
     with pytest.raises(ValueError, match=one_line(r"test\.txt")):
         split(samples, None, own_kitti)
+
+
+def test_two_pictures_of_one_id(own_kitti):
+    folder = own_kitti / "training" / "image_2"
+    (folder / "000001.jpg").write_bytes((folder / "000001.png").read_bytes())
+    with pytest.raises(ValueError, match=one_line(r"000001\.png", r"same id as 000001\.jpg")):
+        kitti_samples(own_kitti)
 
 
 # Crops

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from roilib.parameters import WITHOUT_EFFECT, Parameters
+from roilib.parameters import WITHOUT_EFFECT, Parameters, expand_sweep
+
+PROFILES = sorted((Path(__file__).parent.parent / "params").glob("*.yaml"))
 
 PAPER = {  # contract 1's table in design.md, and field-notes.md for N and M
     "what": "train",
@@ -173,16 +175,26 @@ def test_a_value_equal_to_the_default_keeps_the_name():
 
 
 def test_kitti_yaml_holds_the_papers_values():
-    content = yaml.safe_load((Path(__file__).parent.parent / "params" / "kitti.yaml").read_text())
-    assert set(content) == {"parameters", "sweep"}
+    content = yaml.safe_load(next(path for path in PROFILES if path.stem == "kitti").read_text())
+    assert {"parameters", "sweep"} <= set(content) <= {"parameters", "sweep", "evaluate"}
     values = Parameters.parse(content["parameters"]).model_dump()
     assert {name: values[name] for name in PAPER} == PAPER
     assert set(content["parameters"]) <= {*PAPER, "dataset", "data_root"}
 
 
-def test_every_profile_is_understood():
-    for path in (Path(__file__).parent.parent / "params").glob("*.yaml"):
-        content = yaml.safe_load(path.read_text())
-        for entry in content["sweep"]:
-            first = {name: value[0] if isinstance(value, list) else value for name, value in entry.items()}
-            assert Parameters.parse(content["parameters"] | first).which == first["which"], path
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_every_profile_is_understood(path):
+    runs = expand_sweep(yaml.safe_load(path.read_text()))
+    assert len({p.name for p in runs}) == len(runs) > 0
+
+
+def test_a_sweep_is_every_combination_of_its_lists():
+    profile = {"parameters": {"N": 8, "logdir": "here"}, "sweep": [{"which": "hyperprior", "lmbda": [0.01, 0.02], "seed": [1, 2]}, {"M": 24}]}
+    runs = expand_sweep(profile, logdir="there")
+    assert [(p.which, p.lmbda, p.seed) for p in runs[:4]] == [("hyperprior", lmbda, seed) for lmbda in (0.01, 0.02) for seed in (1, 2)]
+    assert (runs[4].which, runs[4].M) == ("hyperprior_with_obj_features", 24)
+    assert {(p.N, p.logdir) for p in runs} == {(8, "there")}
+    with pytest.raises(ValueError, match="lambda"):
+        expand_sweep(profile | {"sweep": [{"lambda": [0.1, 0.2]}]})
+    with pytest.raises(ValueError, match="sweeep"):
+        expand_sweep(profile | {"sweeep": []})

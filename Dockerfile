@@ -1,0 +1,25 @@
+# JupyterLab (port 8888) and TensorBoard (6006) over the workbook; the same image runs it headless.
+#   docker build -t roilib .
+#   docker run --gpus all -v DATA:/workbook/data/kitti -p 127.0.0.1:8888:8888 -p 127.0.0.1:6006:6006 roilib
+#   docker run --gpus all -v DATA:/workbook/data/kitti roilib ./run_all.sh --profile kitti --data-root data/kitti
+# torch's wheels bring the CUDA runtime; the base image gives the driver's libraries their place.
+ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
+FROM ${BASE}
+
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update \
+  && apt-get install --no-install-recommends -y git libgl1 libglib2.0-0 python3.12 python3.12-venv \
+  && rm -rf /var/lib/apt/lists/*
+RUN useradd --create-home --uid 1001 researcher && install -d -o researcher /workbook
+USER 1001
+WORKDIR /workbook
+
+COPY --chown=researcher pyproject.toml constraints.txt setup.sh run_all.sh README.md LICENSE ./
+COPY --chown=researcher roilib/__init__.py roilib/
+COPY --chown=researcher params params
+RUN ./run_all.sh --setup
+COPY --chown=researcher . .
+
+EXPOSE 8888 6006
+CMD ["bash", "-c", ". ./setup.sh && (tensorboard --logdir runs --bind_all --port 6006 &) && exec jupyter lab --ip=0.0.0.0 --port=8888 --no-browser notebooks"]

@@ -1,0 +1,293 @@
+"""Contract 1: changing a parameter changes what design.md's table says; one `test_<name>` each, on real runs of a few steps."""
+
+import pytest
+import torch
+from conftest import write_tiny_kitti
+from torch._dynamo.eval_frame import OptimizedModule
+
+from roilib import engine
+from roilib.datasets import batches, load_splits
+from roilib.detector import SHIPPED_WEIGHTS
+from roilib.models import build_model, read_weights, save_weights
+from roilib.parameters import Parameters
+from roilib.runs import open_run
+
+WITH_FEATURES = {"which": "hyperprior_with_obj_features"}
+
+
+def trained(p):
+    """The run of `p` and its metrics."""
+    run = open_run(p)
+    return run, engine.train(run, *load_splits(p))
+
+
+def first_batch(p, train=True):
+    data = load_splits(p)[0 if train else 1]
+    return next(iter(batches(data, p, train)))
+
+
+def first_output(p, **change):
+    """What an untrained model makes of the first batch, the same noise added to its latents each time."""
+    session = engine.start(p, steps_per_epoch=2)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return engine.forward(session, first_batch(p) | change)[0]
+
+
+def first_terms(p):
+    """The loss terms of an untrained model on the first batch."""
+    session, batch = engine.start(p, steps_per_epoch=2), first_batch(p)
+    output, x, roi_mask = engine.forward(session, batch)
+    return {name: float(v.detach()) for name, v in session.loss(output, x, roi_mask).items()}
+
+
+def differ(a, b):
+    """Whether two models give other pictures and other bits for w."""
+    return not torch.equal(a["x_hat"], b["x_hat"]) and not torch.equal(a["likelihoods"]["w"], b["likelihoods"]["w"])
+
+
+def same(a, b):
+    """Whether two models give one picture and the same bits for w."""
+    return torch.equal(a["x_hat"], b["x_hat"]) and torch.equal(a["likelihoods"]["w"], b["likelihoods"]["w"])
+
+
+def test_every_parameter_has_its_test():
+    assert [name for name in Parameters.model_fields if f"test_{name}" not in globals()] == []
+
+
+def test_what(tiny_parameters):
+    run, _ = trained(tiny_parameters())
+    p = tiny_parameters(what="test", model_load_file=str(run.weights))
+    tested = open_run(p)
+    metrics = engine.test(tested, load_splits(p)[1])
+    assert (metrics["steps"], metrics["train"]) == (0, None)
+    assert metrics["test"]["loss"] > 0
+    assert not tested.weights.exists()
+    assert not tested.checkpoint.exists()
+
+
+def test_which(tiny_parameters):
+    plain = first_terms(tiny_parameters(which="hyperprior"))
+    with_objs = first_terms(tiny_parameters(which="hyperprior_eval_with_objs"))
+    extended = first_terms(tiny_parameters(which="hyperprior_with_obj_features"))
+    assert with_objs.keys() == plain.keys() | {"roi_mse_loss", "bg_mse_loss"}
+    assert {name: with_objs[name] for name in plain} == pytest.approx(plain, rel=1e-5)  # the same, ROI terms logged
+    assert extended.keys() == with_objs.keys() | {"bpp_w"}
+
+
+def test_device(tiny_parameters):
+    session = engine.start(tiny_parameters(device="cpu"), 2)
+    assert {v.device.type for v in session.codec.parameters()} == {"cpu"}
+    assert engine.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("nonsense", "cuda:99"):
+        with pytest.raises(ValueError, match=rf"^device {name} [^\n]+$"):
+            engine.start(tiny_parameters(device=name), 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_device_cuda(tiny_parameters):
+    session = engine.start(tiny_parameters(device="cuda", **WITH_FEATURES), 2)
+    assert {v.device.type for v in [*session.codec.parameters(), *session.detector.parameters()]} == {"cuda"}
+    assert engine.train_step(session, first_batch(session.p))[0]["loss"].isfinite()
+
+
+def test_batch_size(tiny_parameters):
+    for size in (1, 3):
+        p = tiny_parameters(batch_size=size, max_epochs=1)
+        assert len(first_batch(p)["x"]) == size
+        assert trained(p)[1]["steps"] == {1: 3, 3: 2}[size]  # four pictures, at most max_steps
+
+
+def test_num_workers(tiny_parameters, tmp_path):
+    metrics = []
+    for count in (0, 2):
+        p = tiny_parameters(num_workers=count, logdir=str(tmp_path / str(count)))
+        assert batches(load_splits(p)[0], p, train=True).num_workers == count
+        metrics.append(trained(p)[1]["history"])
+    assert metrics[0] == metrics[1]
+
+
+def test_max_lr(tiny_parameters):
+    for max_lr in (1e-3, 5e-3):
+        session = engine.start(tiny_parameters(max_lr=max_lr, max_steps=100), steps_per_epoch=100)
+        rates = []
+        for _ in range(100):
+            rates.append(session.optimizer.param_groups[0]["lr"])
+            session.optimizer.step()
+            session.scheduler.step()
+        assert max(rates) == pytest.approx(max_lr)
+        assert 0 < rates.index(max(rates)) < 50
+        assert rates[-1] < rates[0] < max_lr / 10
+
+
+def test_max_epochs(tiny_parameters):
+    _, metrics = trained(tiny_parameters(max_epochs=2, max_steps=None))
+    assert (len(metrics["history"]), metrics["steps"]) == (2, 4)
+
+
+def test_max_steps(tiny_parameters):
+    _, metrics = trained(tiny_parameters(max_epochs=50, max_steps=1))
+    assert (len(metrics["history"]), metrics["steps"]) == (1, 1)
+
+
+def test_obj_det_img_size(tiny_parameters):
+    small, large = (tiny_parameters(obj_det_img_size=size, **WITH_FEATURES) for size in (64, 96))
+    assert first_batch(small)["detector_x"].shape == (2, 3, 64, 64)
+    assert first_batch(large)["detector_x"].shape == (2, 3, 96, 96)
+    assert torch.equal(first_batch(small)["x"], first_batch(large)["x"])
+    assert differ(first_output(small), first_output(large))
+
+
+def test_compr_img_size(tiny_parameters):
+    small, large = (tiny_parameters(compr_img_size=size, **WITH_FEATURES) for size in (64, 128))
+    assert first_output(small)["x_hat"].shape == (2, 3, 64, 64)
+    assert first_output(large)["x_hat"].shape == (2, 3, 128, 128)
+    assert torch.equal(first_batch(small)["detector_x"], first_batch(large)["detector_x"])
+
+
+def test_lmbda(tiny_parameters):
+    small, large = (first_terms(tiny_parameters(lmbda=lmbda)) for lmbda in (0.001, 0.1))
+    assert large["loss"] - small["loss"] == pytest.approx(0.099 * 255**2 * small["mse_loss"], rel=1e-4)
+    assert small | {"loss": 0} == large | {"loss": 0}
+
+
+def test_alpha(tiny_parameters):
+    low, high = (first_terms(tiny_parameters(alpha=alpha, **WITH_FEATURES)) for alpha in (0.0, 1.0))
+    assert low | {"loss": 0} == high | {"loss": 0}
+    roi_share = float(first_batch(tiny_parameters(**WITH_FEATURES))["roi_mask"].mean())
+    distortion = {"roi_mse_loss": roi_share, "bg_mse_loss": 1 - roi_share}
+    for terms, name in ((low, "bg_mse_loss"), (high, "roi_mse_loss")):
+        expected = 0.0037 * 255**2 * 2 * distortion[name] * terms[name]
+        assert terms["loss"] - terms["bpp_loss"] == pytest.approx(expected, rel=1e-4)
+    for which in ("hyperprior", "hyperprior_eval_with_objs"):  # the baselines' loss is the plain one
+        assert first_terms(tiny_parameters(which=which, alpha=0.9)) == first_terms(tiny_parameters(which=which))
+
+
+def test_metric(tiny_parameters):
+    mse, similarity = (first_terms(tiny_parameters(metric=metric, compr_img_size=192, **WITH_FEATURES)) for metric in ("mse", "ms-ssim"))
+    assert {"mse_loss", "roi_mse_loss", "bg_mse_loss"} == mse.keys() - similarity.keys()
+    assert {"ms_ssim_loss", "roi_ms_ssim_loss", "bg_ms_ssim_loss"} == similarity.keys() - mse.keys()
+    assert similarity["loss"] - similarity["bpp_loss"] == pytest.approx(0.0037 * (1 - similarity["ms_ssim_loss"]), rel=1e-3)
+
+
+def test_loss_form(tiny_parameters):
+    corrected, paper = (first_terms(tiny_parameters(loss_form=form, **WITH_FEATURES)) for form in ("corrected", "paper"))
+    assert paper["loss"] < corrected["loss"]  # every area below 1 counts twice
+    assert paper | {"loss": 0} == corrected | {"loss": 0}
+    plain = {"which": "hyperprior_eval_with_objs"}
+    assert first_terms(tiny_parameters(loss_form="paper", **plain)) == first_terms(tiny_parameters(**plain))
+
+
+def test_train_size_p1(tiny_parameters):
+    sizes = [[len(part) for part in load_splits(tiny_parameters(train_size_p1=share))] for share in (0.0, 0.5, 1.0, None)]
+    assert sizes == [[0, 6], [3, 3], [6, 0], [6, 0]]  # None: round(0.95 * 6)
+
+
+def test_zero_hooks(tiny_parameters):
+    p = tiny_parameters(zero_hooks=True, **WITH_FEATURES)
+    assert engine.start(p, 2).detector is None
+    assert "detector_x" not in first_batch(p)
+    assert differ(first_output(p), first_output(tiny_parameters(**WITH_FEATURES)))
+    assert same(first_output(p), first_output(p))
+
+
+def test_mask_hooks(tiny_parameters):
+    p = tiny_parameters(mask_hooks=True, **WITH_FEATURES)
+    assert engine.start(p, 2).detector is None
+    mask = first_batch(p)["roi_mask"]
+    assert differ(first_output(p), first_output(p, roi_mask=1 - mask))
+    zero = tiny_parameters(zero_hooks=True, **WITH_FEATURES)
+    assert same(first_output(zero), first_output(zero, roi_mask=1 - mask))
+
+
+def test_model_load_file(tiny_parameters, tmp_path):
+    run, metrics = trained(tiny_parameters(max_lr=0.01))
+    p = tiny_parameters(model_load_file=str(run.weights), max_steps=1)
+    loaded, weights = engine.start(p, 2).codec.state_dict(), read_weights(run.weights)[0]
+    assert all(torch.equal(loaded[name], v) for name, v in weights.items())
+    fresh, further = trained(tiny_parameters(max_steps=1))[1], trained(p)[1]
+    assert abs(further["test"]["loss"] - metrics["test"]["loss"]) < abs(fresh["test"]["loss"] - metrics["test"]["loss"])
+    with pytest.raises(ValueError, match=r"^[^\n]*missing\.safetensors[^\n]*$"):
+        engine.start(tiny_parameters(model_load_file=str(tmp_path / "missing.safetensors")), 2)
+
+
+def test_logdir(tiny_parameters, tmp_path):
+    run, metrics = trained(tiny_parameters(logdir=str(tmp_path / "deep" / "er")))
+    assert run.folder.parent == tmp_path / "deep" / "er"
+    assert run.folder.name == tiny_parameters().name
+    assert metrics["history"] == trained(tiny_parameters())[1]["history"]
+
+
+def test_dataset(tiny_parameters):
+    for name in ("kitti", "sample"):  # one layout
+        assert [len(part) for part in load_splits(tiny_parameters(dataset=name))] == [4, 2]
+    with pytest.raises(ValueError, match="instances_train2017"):  # another; its reader is tested in test_datasets.py
+        load_splits(tiny_parameters(dataset="coco"))
+
+
+def test_data_root(tiny_parameters, tmp_path):
+    other = write_tiny_kitti(tmp_path / "other", pictures=3)
+    assert sum(map(len, load_splits(tiny_parameters(data_root=str(other))))) == 3
+    with pytest.raises(ValueError, match=r"^[^\n]*nowhere[^\n]*$"):
+        load_splits(tiny_parameters(data_root=str(tmp_path / "nowhere")))
+
+
+def test_detector_weights(tiny_parameters, tmp_path):
+    checkpoint = torch.load(SHIPPED_WEIGHTS, map_location="cpu", weights_only=False)
+    checkpoint["model"].model[15].cv2.conv.weight.data.mul_(2)
+    torch.save(checkpoint, tmp_path / "other.pt")
+    other, shipped, default = (
+        first_output(tiny_parameters(detector_weights=weights, **WITH_FEATURES))
+        for weights in (str(tmp_path / "other.pt"), str(SHIPPED_WEIGHTS), None)
+    )
+    assert same(shipped, default)
+    assert differ(other, default)
+    with pytest.raises(ValueError, match=r"^[^\n]*missing\.pt[^\n]*$"):
+        engine.start(tiny_parameters(detector_weights=str(tmp_path / "missing.pt"), **WITH_FEATURES), 2)
+
+
+def test_N(tiny_parameters):
+    for which in ("hyperprior", "hyperprior_with_obj_features"):
+        assert [build_model(tiny_parameters(which=which, N=N)).g_a[0].out_channels for N in (8, 16)] == [8, 16]
+
+
+def test_M(tiny_parameters):
+    for which, share in (("hyperprior", 1), ("hyperprior_with_obj_features", 2)):
+        channels = [first_output(tiny_parameters(which=which, M=M))["likelihoods"]["y"].shape[1] for M in (12, 20)]
+        assert channels == [12 * share, 20 * share]
+
+
+def test_seed(tiny_parameters, tmp_path):
+    one, again, other = (trained(tiny_parameters(seed=s, logdir=str(tmp_path / f)))[1]["history"] for s, f in ((0, "a"), (0, "b"), (1, "c")))
+    assert one == again
+    assert one != other
+    crops = [first_batch(tiny_parameters(seed=seed), train=False)["x"] for seed in (0, 1)]
+    assert not torch.equal(*crops)
+
+
+def test_precision(tiny_parameters):
+    full, mixed = (tiny_parameters(precision=precision, **WITH_FEATURES) for precision in ("32", "bf16"))
+    assert [engine.start(p, 2).fabric._precision.precision for p in (full, mixed)] == ["32-true", "bf16-mixed"]
+    a, b = first_output(full)["x_hat"], first_output(mixed)["x_hat"]
+    assert 0 < (a - b).abs().max() < 0.1
+    metrics = trained(mixed)[1]
+    assert all(value == value for value in metrics["test"].values())  # no NaN
+    assert engine.resolve_precision("auto", torch.device("cpu")) in ("32-true", "bf16-mixed")
+
+
+def test_compile(tiny_parameters):
+    def kinds(p):
+        return {type(module) for module in engine.start(p, 2).model.modules()}
+
+    assert OptimizedModule in kinds(tiny_parameters(compile=True))  # Dynamo compiles at the first call, which takes a minute
+    assert OptimizedModule not in kinds(tiny_parameters(compile=False))
+
+
+def test_resume(tiny_parameters):
+    p = tiny_parameters()
+    run, metrics = trained(p)
+    save_weights(run.weights, build_model(p), p, step=99)
+    assert trained(p)[1] == metrics  # finished: nothing is trained
+    anew, again = trained(p.model_copy(update={"resume": False}))
+    assert (anew.folder, again["history"]) == (run.folder, metrics["history"])
+    assert read_weights(run.weights)[1]["resume"] is False

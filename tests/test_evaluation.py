@@ -1,0 +1,117 @@
+"""roilib.evaluation: whole frames, real bytes, records."""
+
+import numpy as np
+import pytest
+import torch
+
+from roilib import engine, tables
+from roilib.datasets import RoiDataset, Sample, kitti_samples, load_splits
+from roilib.detector import HookedDetector
+from roilib.evaluation import TrainedCodec, closest_in_bytes, evaluate, finished_runs, frame_features, largest_box, read_records, write_records
+from roilib.metrics import psnr_from_mse
+from roilib.roi import roi_mask
+from roilib.runs import open_run
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_kitti, tmp_path_factory):
+    """Two small models trained for long enough that their bytes mean something."""
+    from roilib.parameters import Parameters
+
+    base = {"dataset": "kitti", "data_root": str(tiny_kitti), "logdir": str(tmp_path_factory.mktemp("runs")), "device": "cpu", "precision": "32"}
+    base |= {"N": 8, "M": 12, "batch_size": 4, "num_workers": 0, "compr_img_size": 64, "train_size_p1": 0.67, "max_epochs": 300, "max_lr": 5e-3}
+    runs = []
+    for options in ({"which": "hyperprior_eval_with_objs"}, {"which": "hyperprior_with_obj_features", "alpha": 0.9, "mask_hooks": True}):
+        run = open_run(Parameters.parse(base | options | {"lmbda": 0.02}))
+        engine.train(run, *load_splits(run.parameters))
+        runs.append(run)
+    return runs
+
+
+def test_whole_frames_of_any_size_come_back_as_forward_says(trained, tiny_kitti):
+    image, boxes, _ = RoiDataset(kitti_samples(tiny_kitti))[0]
+    for run in trained:
+        codec = TrainedCodec.from_run(run)
+        for height, width in ((96, 160), (71, 130)):
+            frame, mask = image[:, :height, :width], roi_mask(boxes, height, width)
+            decoded, size, bits, _ = codec.code(frame, mask)
+            with torch.no_grad():
+                x_hat = codec.model(*codec.inputs(frame, mask))["x_hat"][0, :, :height, :width].clamp(0, 1)
+            assert decoded.shape == (height, width, 3)
+            assert np.abs(decoded - x_hat.mul(255).permute(1, 2, 0).numpy()).max() <= 0.5 + 255e-4
+            assert size > 0
+            assert bits > 0
+
+
+def test_records_measure_what_was_decoded(trained, tiny_kitti):
+    data = RoiDataset(kitti_samples(tiny_kitti))
+    codec = TrainedCodec.from_run(trained[0])
+    image, boxes, _ = data[1]
+    mask = roi_mask(boxes, 96, 160)
+    decoded, size, _, _ = codec.code(image, mask)
+    record, times = next(evaluate(codec, RoiDataset(data.samples[1:2])))
+    error = (decoded.astype(float) - image.permute(1, 2, 0).numpy().astype(float)) ** 2
+    inside = mask[0].bool().numpy()
+    assert record["bytes"] == size
+    assert record["bpp"] == pytest.approx(8 * size / (96 * 160))
+    assert record["psnr"] == pytest.approx(psnr_from_mse(error.mean(), 255))
+    assert record["roi_psnr"] == pytest.approx(psnr_from_mse(error[inside].mean(), 255))
+    assert record["bg_psnr"] == pytest.approx(psnr_from_mse(error[~inside].mean(), 255))
+    assert all(value > 0 for name, value in times["seconds"].items() if name != "detector")
+
+
+def test_features_continue_to_the_padded_frame():
+    detector = HookedDetector()
+    frame = torch.rand(1, 3, 100, 150, generator=torch.Generator().manual_seed(0))
+    features, plain = frame_features(detector, frame, (128, 192)), detector.codec_features(frame)
+    assert [tuple(f.shape[-2:]) for f in features] == [(16, 24), (8, 12), (4, 6)]
+    for padded, f in zip(features, plain, strict=True):
+        height, width = f.shape[-2:]
+        assert torch.equal(padded[..., :height, :width], f)
+        assert torch.equal(padded[..., height:, :width], f[..., -1:, :].expand_as(padded[..., height:, :width]))
+
+
+def test_records_round_trip_and_errors_name_the_file(tmp_path):
+    write_records(tmp_path / "a", "records", [{"bytes": 1}])
+    assert read_records(tmp_path / "a") == [{"bytes": 1}]
+    (tmp_path / "a" / "records.json").write_text("[{")
+    for folder in ("a", "b"):
+        with pytest.raises(ValueError, match=r"records\.json"):
+            read_records(tmp_path / folder)
+
+
+def test_finished_runs_are_found_and_missing_ones_named(trained, tmp_path):
+    logdir = trained[0].folder.parent
+    assert {run.folder for run in finished_runs(logdir)} == {run.folder for run in trained}
+    assert [run.folder for run in finished_runs(logdir, [trained[1].folder.name])] == [trained[1].folder]
+    with pytest.raises(ValueError, match="hyperprior-none"):
+        finished_runs(logdir, ["hyperprior-none"])
+    with pytest.raises(ValueError, match="no finished training run"):
+        finished_runs(tmp_path)
+
+
+def test_closest_in_bytes_takes_the_nearest_of_each_codec():
+    sizes = {"a": [100, 400], "b": [180, 390, 1000], "c": [50, 420]}
+    records = [{"image": "x", "codec": codec, "bytes": size} for codec, all_sizes in sizes.items() for size in all_sizes]
+    assert [r["bytes"] for r in closest_in_bytes(records, "x", ["a", "b", "c"])] == [400, 390, 420]
+
+
+def test_largest_box_lies_inside_its_picture(tiny_kitti):
+    data = RoiDataset(kitti_samples(tiny_kitti))
+    i, box = largest_box(data)
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) for s in data.samples for b in s.boxes if b[0] > 2 and b[1] > 2 and b[2] < 157 and b[3] < 93]
+    assert box.tolist() in data.samples[i].boxes.tolist()
+    assert (box[2] - box[0]) * (box[3] - box[1]) == max(areas)
+    with pytest.raises(ValueError, match="no picture"):
+        largest_box(RoiDataset([Sample("e", data.samples[0].path)]))
+
+
+def test_rate_table_pools_over_pictures(trained, tiny_kitti):
+    records = [record for run in trained for record, _ in evaluate(TrainedCodec.from_run(run), RoiDataset(kitti_samples(tiny_kitti)))]
+    table = tables.rate_table(records)
+    assert len(table) == 2
+    for _, row in table.iterrows():
+        mine = [r for r in records if r["run"] == row["run"]]
+        assert row["bpp"] == pytest.approx(np.mean([r["bpp"] for r in mine]))
+        pooled = sum(r["roi_sse"] for r in mine) / sum(r["roi_count"] for r in mine)
+        assert row["roi_psnr"] == pytest.approx(psnr_from_mse(pooled, 255))

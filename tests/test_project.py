@@ -1,0 +1,109 @@
+"""The scripts, profiles and files around roilib."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+import yaml
+
+from roilib.parameters import Parameters, expand_sweep, parameter_table
+
+ROOT = Path(__file__).parent.parent
+PROFILES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
+
+
+def profile(name):
+    return yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize(("name", "runs"), [("sample", 6), ("kitti_small", 8), ("kitti", 5), ("coco", 2)])
+def test_profiles_expand_to_different_runs(name, runs):
+    points = expand_sweep(profile(name), logdir="runs/x")
+    assert len({p.name for p in points}) == len(points) == runs
+
+
+def test_kitti_small_is_what_it_promises():
+    points = expand_sweep(profile("kitti_small"))
+    for p in points:
+        assert (p.N, p.M, p.compr_img_size, p.batch_size, p.precision) == (64, 96, 128, 8, "auto")
+        assert p.max_epochs * 10 >= 2500  # 80 training frames are 10 steps of 8
+    kinds = {(p.which, p.zero_hooks, p.mask_hooks) for p in points}
+    assert len(kinds) == 4
+    assert {p.alpha for p in points if p.which == "hyperprior_with_obj_features"} == {0.9}
+
+
+def test_a_profiles_mistakes_are_named():
+    content = profile("sample")
+    for change, message in (
+        ({"parameters": content["parameters"] | {"lambda": 1}}, "lambda"),
+        ({"parameters": content["parameters"] | {"max_lr": "1e-2"}}, "max_lr"),
+        ({"runs": []}, "runs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            expand_sweep(content | change)
+    with pytest.raises(ValueError, match="without sweep"):
+        expand_sweep({"parameters": content["parameters"]})
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_dag_holds_one_job_a_run(name, tmp_path):
+    command = ["snakemake", "--snakefile", ROOT / "Snakefile", "--dry-run", "--cores", "1", "--forceall", "--config", f"profile={name}"]
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    jobs = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
+    assert int(jobs["train"]) == len(expand_sweep(profile(name)))
+    assert ("report" in jobs) == (name != "coco")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "nonsense"], "no profile params/nonsense.yaml"),
+        (["--data-root", "nowhere"], "--data-root nowhere: no such folder"),
+        (["--cores"], "--cores needs a value"),
+        (["--verbose"], "unknown argument --verbose"),
+    ],
+)
+def test_run_all_refuses_bad_arguments(arguments, message):
+    done = subprocess.run(["./run_all.sh", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[0]
+
+
+def test_constraints_pin_every_direct_dependency():
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    wanted = {r.split(";")[0].split("=")[0].split("<")[0].strip().lower() for r in requires("roilib")}
+    assert wanted <= pinned
+
+
+def test_conda_and_docker_use_the_same_constraints():
+    pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
+    assert "--constraint constraints.txt" in pip
+    assert "constraints.txt setup.sh" in (ROOT / "Dockerfile").read_text()
+    assert "-c constraints.txt" in (ROOT / "setup.sh").read_text()
+
+
+def test_dockerfile_passes_its_linter():
+    done = subprocess.run([Path(sys.executable).parent / "hadolint", "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_readme_holds_the_parameters_as_they_are():
+    assert parameter_table() in (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in parameter_table() for name in Parameters.model_fields)
+
+
+@pytest.mark.parametrize("page", ["README.md", "data/weights/README.md"])
+def test_detector_figures_come_from_the_measurement(page):
+    measured = json.loads((ROOT / "data" / "weights" / "yolov8n_kitti.json").read_text())["AP50"]
+    text = (ROOT / page).read_text()
+    for key in ("mAP", "agnostic", "Car", "Pedestrian", "Cyclist"):
+        assert f"| {measured['yolov8n_coco_int8.pt'][key]:.3f} | {measured['yolov8n_kitti.pt'][key]:.3f} |" in text
+
+
+def test_no_large_file_is_committed():
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    assert max((ROOT / name).stat().st_size for name in files if name and (ROOT / name).exists()) < 15e6

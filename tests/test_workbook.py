@@ -1,0 +1,116 @@
+"""The notebooks, executed by papermill as the DAG executes them, with small parameters."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from roilib import workbook
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SMALL = {"N": 8, "M": 12, "max_steps": 4, "batch_size": 2, "compr_img_size": 64, "obj_det_img_size": 64}
+
+
+@pytest.fixture(scope="module")
+def executed(tiny_kitti, tmp_path_factory):
+    """Run notebooks 01–06 once; the folder with `NN.ipynb`, runs, results and figures."""
+    folder = tmp_path_factory.mktemp("workbook")
+    data = {"dataset": "kitti", "data_root": str(tiny_kitti), "train_size_p1": 0.5, "logdir": str(folder / "runs")}
+    results = {"results": str(folder / "results")}
+    jobs = [
+        ("01_dataset_exploration", "01", {}),
+        ("02_detector_hooks", "02", {}),
+        ("03_baseline_training", "03", SMALL),
+        ("04_roi_training", "04", SMALL),
+        ("04_roi_training", "04-zero", SMALL | {"zero_hooks": True}),
+        ("05_evaluation", "05", results),
+        ("06_figures", "06", results | {"figures": str(folder / "figures")}),
+    ]
+    for notebook, name, values in jobs:
+        workbook.execute(ROOT / "notebooks" / f"{notebook}.ipynb", folder / f"{name}.ipynb", data | values)
+    return folder
+
+
+def shown(path):
+    """Number of pictures among a notebook's outputs."""
+    cells = nbformat.read(path, 4).cells
+    return sum("image/png" in o.get("data", {}) for c in cells if c.cell_type == "code" for o in c.outputs)
+
+
+def finite(value):
+    if isinstance(value, dict):
+        return all(finite(v) for v in value.values())
+    if isinstance(value, list):
+        return all(finite(v) for v in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+@pytest.mark.parametrize(("name", "pictures"), [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("05", 1), ("06", 4)])
+def test_notebooks_show_their_figures(executed, name, pictures):
+    assert shown(executed / f"{name}.ipynb") == pictures
+
+
+def test_runs_end_in_finite_metrics(executed):
+    runs = sorted((executed / "runs").glob("hyperprior*/metrics.json"))
+    assert len(runs) == 3
+    for path in runs:
+        metrics = json.loads(path.read_text())
+        assert metrics["steps"] == 4
+        assert finite(metrics["history"])
+        assert {"loss", "bpp_loss", "mse_loss", "roi_mse_loss", "bg_mse_loss", "psnr", "roi_psnr", "bg_psnr"} <= metrics["test"].keys()
+
+
+def test_records_are_real_bytes_of_every_run_and_picture(executed):
+    records = json.loads((executed / "results" / "records.json").read_text())
+    assert len(records) == 3 * len({r["image"] for r in records})
+    assert {r["codec"] for r in records} == {
+        "hyperprior_eval_with_objs",
+        "hyperprior_with_obj_features",
+        "hyperprior_with_obj_features (zero_hooks)",
+    }
+    assert all(r["bytes"] > 0 and r["bpp"] > 0 and math.isfinite(r["psnr"]) for r in records)
+
+
+def test_figures_are_pdf_and_png(executed):
+    made = {path.name for path in (executed / "figures").iterdir()}
+    assert made == {f"{name}.{kind}" for name in ("samples", "rate_psnr", "loss_curves", "roi_comparison") for kind in ("pdf", "png")}
+    assert all((executed / "figures" / name).stat().st_size > 5000 for name in made)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_committed_clean(notebook):
+    content = nbformat.read(notebook, 4)
+    code = [cell for cell in content.cells if cell.cell_type == "code"]
+    assert content.metadata.kernelspec.name == "python3"
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert not any("def " in cell.source for cell in code)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"lamda": 0.1}, "no parameter 'lamda'"), ({"lmbda": "1e-2"}, "lmbda is float"), ({"max_steps": 1.5}, "max_steps"), ({"resume": 1}, "resume")],
+)
+def test_bad_parameters_stop_before_anything_runs(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        workbook.execute(ROOT / "notebooks" / "04_roi_training.ipynb", tmp_path / "out.ipynb", values)
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_none_is_a_value_where_it_is_allowed():
+    workbook.check_parameters(ROOT / "notebooks" / "03_baseline_training.ipynb", {"max_steps": None, "train_size_p1": None, "lmbda": 1})
+
+
+def test_a_failed_cell_names_the_executed_notebook(tmp_path):
+    values = json.dumps({"dataset": "kitti", "data_root": str(tmp_path / "nowhere"), "logdir": str(tmp_path)})
+    command = [sys.executable, "-m", "roilib.workbook", "notebooks/01_dataset_exploration.ipynb", str(tmp_path / "01.ipynb"), "--parameters", values]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "nowhere: no KITTI here" in done.stderr
+    assert str(tmp_path / "01.ipynb") in done.stderr
+    assert (tmp_path / "01.ipynb").exists()
