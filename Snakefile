@@ -78,6 +78,8 @@ rule train:
         f"{LOGDIR}/{{run}}/metrics.json",
     log:
         f"{LOGDIR}/{{run}}/notebook.ipynb",
+    resources:
+        gpu=1,
     params:
         values=lambda wildcards: json.dumps(POINTS[wildcards.run].model_dump()),
     shell:

@@ -2,15 +2,16 @@
 # Run the whole workbook headless:  ./run_all.sh [--profile sample|kitti_small|kitti|coco] [--data-root DIR] [--cores N] [-- Snakemake arguments]
 # Only install: --setup.  Open the notebooks in JupyterLab: --lab [-- JupyterLab arguments].
 set -euo pipefail
-cd "$(dirname "$0")"
-
 usage() { sed -n '2,3s/^# //p' "$0"; }
+here=$(cd "$(dirname "$0")" && pwd)
 profile=sample data_root='' cores=$(nproc) action=run
 while [ $# -gt 0 ]; do
   case $1 in
     --profile | --data-root | --cores) [ $# -gt 1 ] || { echo "run_all.sh: $1 needs a value" >&2; exit 2; } ;;&
     --profile) profile=$2; shift 2 ;;
-    --data-root) data_root=$2; shift 2 ;;
+    --data-root)
+      [ -d "$2" ] || { echo "run_all.sh: --data-root $2: no such folder" >&2; exit 2; }
+      data_root=$(realpath --relative-to="$here" "$2"); shift 2 ;;
     --cores) cores=$2; shift 2 ;;
     --setup) action=setup; shift ;;
     --lab) action=lab; shift ;;
@@ -19,8 +20,8 @@ while [ $# -gt 0 ]; do
     *) echo "run_all.sh: unknown argument $1" >&2; usage >&2; exit 2 ;;
   esac
 done
+cd "$here"
 [ -f "params/$profile.yaml" ] || { echo "run_all.sh: no profile params/$profile.yaml" >&2; exit 2; }
-[ -z "$data_root" ] || [ -d "$data_root" ] || { echo "run_all.sh: --data-root $data_root: no such folder" >&2; exit 2; }
 
 . ./setup.sh
 case $action in
@@ -30,8 +31,12 @@ esac
 
 config=("profile=$profile")
 [ -z "$data_root" ] || config+=("data_root=$data_root")
+mkdir -p runs
+exec 9>runs/lock
+flock -n 9 || { echo "run_all.sh: another run_all.sh is at work here" >&2; exit 2; }
+gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
 snakemake --unlock --cores 1 --quiet all --config "${config[@]}" # a killed run leaves its lock
-snakemake --cores "$cores" --keep-going --rerun-incomplete --rerun-triggers mtime params input --printshellcmds "$@" --config "${config[@]}" ||
+snakemake --cores "$cores" --resources gpu="$((gpus ? gpus : cores))" --keep-going --rerun-incomplete --rerun-triggers mtime params input --printshellcmds "$@" --config "${config[@]}" ||
   { echo "run_all.sh: a step failed; its executed notebook is named as 'log' above. The others' results stay." >&2; exit 1; }
 
 echo

@@ -146,6 +146,15 @@ def read_picture(path: Path) -> tv_tensors.Image:
         raise ValueError(f"{path}: not a readable picture ({error})") from None
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width without decoding the picture. Raises ValueError naming the file when it cannot be read."""
+    try:
+        with _open_picture(path) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable picture ({error})") from None
+
+
 def _open_picture(path: Path) -> Image.Image:
     """PIL's own Image.open: Ultralytics, once imported, puts one in its place that runs `pip install` when it meets an unreadable file."""
     return getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open)(path)
@@ -163,6 +172,15 @@ class RoiDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def ids(self) -> list[str]:
+        """The pictures' ids, in order."""
+        return [sample.id for sample in self.samples]
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Height and width of picture i, from its file's header."""
+        return picture_size(self.samples[i].path)
 
     def __getitem__(self, i: int) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]:
         sample = self.samples[i]

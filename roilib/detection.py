@@ -59,7 +59,8 @@ def average_precision(found: list[Tensor], data: RoiDataset, threshold: float = 
     """`agnostic` AP over all objects and AP of every BENCHMARK class with objects, with `mAP` their mean, at one IoU threshold."""
     truth = [(boxes.as_subclass(Tensor), grouped(labels, data.classes)) for _, boxes, labels in data]
     found = [f[f[:, 4].argsort(descending=True)] for f in found]
-    result = {"agnostic": _ap([torch.ones(len(f), len(b), dtype=torch.bool) for f, (b, _) in zip(found, truth, strict=True)], found, truth, None)}
+    anything = [torch.ones(len(f), len(b), dtype=torch.bool) for f, (b, _) in zip(found, truth, strict=True)]
+    result = {"agnostic": _ap(anything, found, truth, None, threshold)}
     for i, name in enumerate(BENCHMARK):
         if any((groups == i).any() for _, groups in truth):
             same = [(f[:, 5:6] == i) & (groups == i)[None] for f, (_, groups) in zip(found, truth, strict=True)]
@@ -67,7 +68,7 @@ def average_precision(found: list[Tensor], data: RoiDataset, threshold: float = 
     return result | {"mAP": float(np.mean([v for k, v in result.items() if k in BENCHMARK]))}
 
 
-def _ap(same: list[Tensor], found: list[Tensor], truth: list[tuple[Tensor, Tensor]], group: int | None, threshold: float = 0.5) -> float:
+def _ap(same: list[Tensor], found: list[Tensor], truth: list[tuple[Tensor, Tensor]], group: int | None, threshold: float) -> float:
     chosen = [slice(None) if group is None else f[:, 5] == group for f in found]
     hits = np.concatenate([matches(f[c], b, s[c], threshold) for f, c, s, (b, _) in zip(found, chosen, same, truth, strict=True)])
     confidence = torch.cat([f[c][:, 4] for f, c in zip(found, chosen, strict=True)]).numpy()

@@ -21,12 +21,11 @@ SHIPPED_WEIGHTS = Path(__file__).parent.parent / "data" / "weights" / "yolov8n_k
 STRIDE, GREY = 32, 114 / 255  # Ultralytics pads with this grey
 
 
-def load_yolo(weights: str | Path | None = None) -> nn.Module:
-    """Ultralytics' DetectionModel in fp32, frozen and in eval mode; None: the shipped weights. Raises ValueError naming the file.
+def load_yolo(weights: Path) -> nn.Module:
+    """Ultralytics' DetectionModel in fp32, frozen and in eval mode. Raises ValueError naming the file.
 
     Ultralytics' `.pt` files hold pickled objects: load only files you trust.
     """
-    weights = Path(weights or SHIPPED_WEIGHTS)
     if not weights.is_file():
         raise ValueError(f"{weights}: no such detector weights; give a YOLOv8n .pt file as detector_weights")
     try:
@@ -46,7 +45,8 @@ class HookedDetector(nn.Module):
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
-        self.yolo = load_yolo(weights)
+        self.weights = Path(weights or SHIPPED_WEIGHTS)
+        self.yolo = load_yolo(self.weights)
         outputs: list = []  # the hooks know this list, not self, so that dropping the detector frees it at once
         self._outputs = outputs
         for module in self.yolo.model:
@@ -73,6 +73,9 @@ class HookedDetector(nn.Module):
     def codec_features(self, x: Tensor) -> list[Tensor]:
         """Outputs of layers 15, 18, 21 for x (B, 3, H, W) of any size: (B, C, ceil(H/s), ceil(W/s)), C = 64, 128, 256, s = 8, 16, 32."""
         features, _ = self(pad(x, STRIDE, value=GREY))
+        channels = tuple(features[i].shape[1] for i in CODEC_LAYERS if i < len(features) and isinstance(features[i], Tensor))
+        if channels != CODEC_CHANNELS:
+            raise ValueError(f"{self.weights}: layers {CODEC_LAYERS} have {channels} channels, the codec needs YOLOv8n's {CODEC_CHANNELS}")
         height, width = x.shape[-2:]
         chosen = zip(CODEC_LAYERS, CODEC_STRIDES, strict=True)
         return [features[i][..., : math.ceil(height / s), : math.ceil(width / s)].contiguous() for i, s in chosen]

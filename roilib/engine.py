@@ -30,6 +30,7 @@ from roilib.parameters import Parameters
 from roilib.runs import Run, peak_memory_mb, save_checkpoint, write_json
 
 CLIP_NORM, AUX_LR, MILESTONE_EPOCHS, CHECKPOINT_SECONDS = 1.0, 1e-3, 50, 120
+PROGRESS = ("step", "epoch", "seconds", "peak_memory_mb", "history")
 
 
 @dataclass
@@ -48,20 +49,33 @@ class Session:
     total_steps: int
     step: int = 0
     epoch: int = 0
+    seconds: float = 0.0
+    peak_memory_mb: dict[str, float] = field(default_factory=dict)
     history: list[dict] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on exactly from here."""
         parts = {name: getattr(self, name).state_dict() for name in ("codec", "optimizer", "aux_optimizer", "scheduler")}
-        progress = {"step": self.step, "epoch": self.epoch, "history": self.history}
-        return parts | progress | {"rng": torch.get_rng_state(), "parameters": self.p.model_dump()}
+        progress = {name: getattr(self, name) for name in PROGRESS}
+        rng = {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+        return parts | progress | rng | {"precision": self.fabric.strategy.precision.state_dict(), "parameters": self.p.model_dump()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` returned."""
         for name in ("codec", "optimizer", "aux_optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
-        self.step, self.epoch, self.history = state["step"], state["epoch"], state["history"]
+        for name in PROGRESS:
+            setattr(self, name, state[name])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
         torch.set_rng_state(state["rng"])
+        torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
+
+    def clock(self, started: float) -> float:
+        """Add the time since `started` and this process's peak memory to the run's; returns the time now."""
+        now = time.perf_counter()
+        self.seconds += now - started
+        self.peak_memory_mb = {name: max(mb, self.peak_memory_mb.get(name, 0)) for name, mb in peak_memory_mb().items()}
+        return now
 
 
 def resolve_device(device: str) -> torch.device:
@@ -128,7 +142,7 @@ def train_step(session: Session, batch: dict) -> tuple[dict[str, Tensor], Tensor
     terms = session.loss(output, x, roi_mask)
     session.optimizer.zero_grad()
     session.fabric.backward(terms["loss"])
-    session.fabric.clip_gradients(session.model, session.optimizer, max_norm=CLIP_NORM)
+    session.fabric.clip_gradients(session.model, session.optimizer, max_norm=CLIP_NORM, error_if_nonfinite=session.p.precision != "16")
     session.optimizer.step()
     session.scheduler.step()
     aux = session.codec.aux_loss()
@@ -140,7 +154,7 @@ def train_step(session: Session, batch: dict) -> tuple[dict[str, Tensor], Tensor
 
 
 class Means:
-    """Means of named terms over batches, each over the pixels it is a mean of: ROI terms by the ROI's share, the rest by pictures."""
+    """Means of named terms over batches, each over the pixels it is a mean of: ROI MSEs by the ROI's share, the rest by pictures."""
 
     def __init__(self):
         self.sums, self.weights = defaultdict(float), defaultdict(float)
@@ -148,7 +162,7 @@ class Means:
     def add(self, terms: dict[str, float], pictures: int, roi_share: float | None) -> None:
         """Add one batch's terms; roi_share is the mean of its mask."""
         for name, value in terms.items():
-            share = {"roi": roi_share, "bg_": 1 - roi_share}.get(name[:3], 1.0) if roi_share is not None else 1.0
+            share = 1.0 if roi_share is None else {"roi_mse_loss": roi_share, "bg_mse_loss": 1 - roi_share}.get(name, 1.0)
             self.sums[name] += value * pictures * share
             self.weights[name] += pictures * share
 
@@ -215,20 +229,21 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
         return run.metrics
     if not len(train_data):
         raise ValueError(f"{p.data_root}: no training pictures (train_size_p1={p.train_size_p1})")
+    write_json(run.splits, {"dataset": p.dataset, "train": train_data.ids, "test": test_data.ids})
     train_loader, test_loader = batches(train_data, p, train=True), batches(test_data, p, train=False)
     session = start(p, len(train_loader))
     if p.resume and run.checkpoint.exists():
         session.load(torch.load(run.checkpoint, map_location="cpu", weights_only=True))
         print(f"resumed {run.folder.name} at epoch {session.epoch}, step {session.step}")
     with SummaryWriter(run.folder, purge_step=session.step + 1) as writer:
-        seconds = _epochs(run, session, train_loader, test_loader, writer)
+        _epochs(run, session, train_loader, test_loader, writer)
     update_tables(session.codec)
     save_weights(run.weights, session.codec, p, session.step)
-    return _finish(run, session, seconds)
+    return _finish(run, session)
 
 
-def _epochs(run: Run, session: Session, train_loader: DataLoader, test_loader: DataLoader, writer: SummaryWriter) -> float:
-    started, first_step, saved = time.perf_counter(), session.step, time.perf_counter()
+def _epochs(run: Run, session: Session, train_loader: DataLoader, test_loader: DataLoader, writer: SummaryWriter) -> None:
+    started = saved = time.perf_counter()
     with progress(session.total_steps, session.step, session.p.which) as bar:
         while session.step < session.total_steps:
             entry = {"train": train_epoch(session, train_loader, writer, bar)}
@@ -236,28 +251,31 @@ def _epochs(run: Run, session: Session, train_loader: DataLoader, test_loader: D
                 entry["test"] = test_epoch(session, test_loader)
             session.epoch += 1
             session.history.append({"epoch": session.epoch, "step": session.step} | entry)
+            started = session.clock(started)
             for part, means in entry.items():
                 for name, value in means.items():
-                    writer.add_scalar(f"epoch/{part}/{name}", value, session.epoch)
+                    writer.add_scalar(f"epoch/{part}/{name}", value, session.step)
             bar.set_postfix_str(summary(entry), refresh=False)
             if session.epoch % MILESTONE_EPOCHS == 0:
                 save_checkpoint(run.checkpoint.with_name(f"epoch-{session.epoch:04d}.pt"), session.state())
             if session.epoch % MILESTONE_EPOCHS == 0 or session.step >= session.total_steps:
                 log_pictures(session, test_loader if len(test_loader) else train_loader, writer)
-            if session.step >= session.total_steps or time.perf_counter() - saved > CHECKPOINT_SECONDS:
+            if session.step >= session.total_steps or started - saved > CHECKPOINT_SECONDS:
                 save_checkpoint(run.checkpoint, session.state())
-                saved = time.perf_counter()
-    return (time.perf_counter() - started) / max(session.step - first_step, 1)
+                saved = started
 
 
 def test(run: Run, test_data: RoiDataset) -> dict:
-    """One test epoch with the weights of `model_load_file`; writes and returns the run's metrics."""
+    """One test epoch with the weights of `model_load_file`; writes and returns the run's metrics, at once where it was done before."""
+    if run.metrics is not None:
+        return run.metrics
     if not len(test_data):
         raise ValueError(f"{run.parameters.data_root}: no test pictures (train_size_p1={run.parameters.train_size_p1})")
     session = start(run.parameters, steps_per_epoch=1)
     started = time.perf_counter()
     session.history.append({"epoch": 0, "step": 0, "test": test_epoch(session, batches(test_data, run.parameters, train=False))})
-    return _finish(run, session, time.perf_counter() - started)
+    session.clock(started)
+    return _finish(run, session)
 
 
 def restore(run: Run) -> Session:
@@ -266,18 +284,19 @@ def restore(run: Run) -> Session:
     return start(run.parameters.model_copy(update={"model_load_file": weights}), steps_per_epoch=1)
 
 
-def _finish(run: Run, session: Session, seconds_per_step: float) -> dict:
+def _finish(run: Run, session: Session) -> dict:
     last = {part: session.history[-1].get(part) for part in ("train", "test")}
     metrics = {"parameters": run.parameters.model_dump(), "steps": session.step, "history": session.history} | last
-    timing = {"seconds_per_step": seconds_per_step, "peak_memory_mb": peak_memory_mb(), "threads": torch.get_num_threads()}
-    write_json(run.folder / "timing.json", timing | {"device": str(session.fabric.device), "precision": session.fabric._precision.precision})
+    timing = {"seconds": session.seconds, "seconds_per_step": session.seconds / max(session.step, 1), "peak_memory_mb": session.peak_memory_mb}
+    where = {"device": str(session.fabric.device), "precision": session.fabric.strategy.precision.precision, "threads": torch.get_num_threads()}
+    write_json(run.folder / "timing.json", timing | where)
     write_json(run.folder / "metrics.json", metrics)
     return metrics
 
 
 def progress(total: int, done: int, title: str) -> tqdm:
-    """A bar that redraws on a terminal and in JupyterLab, and prints a line every half minute into a log."""
-    return tqdm(total=total, initial=done, desc=title, unit="step", file=sys.stdout, mininterval=0.5 if sys.stdout.isatty() else 30, ascii=" █")
+    """A bar of text, which terminals, JupyterLab and papermill's logs all show; TQDM_MININTERVAL sets how often."""
+    return tqdm(total=total, initial=done, desc=title, unit="step", file=sys.stdout, ascii=" █")
 
 
 def summary(entry: dict[str, dict[str, float]]) -> str:

@@ -73,18 +73,25 @@ class TrainedCodec:
     @torch.no_grad()
     def code(self, image: Tensor, mask: Tensor) -> tuple[np.ndarray, int, float, dict[str, float]]:
         """Compress and decompress a frame: decoded uint8 (H, W, 3), bytes, estimated bits, and seconds of each stage."""
-        start = time.perf_counter()
+        start = _now()
         inputs = self.inputs(image, mask)
-        prepared = time.perf_counter()
+        prepared = _now()
         packed = self.model.compress(*inputs)
-        encoded = time.perf_counter()
+        encoded = _now()
         x_hat = self.model.decompress(packed["strings"], packed["shape"])["x_hat"]
-        decoded = time.perf_counter()
+        decoded = _now()
         bits = sum(-v.double().log2().sum().item() for v in self.model(*inputs)["likelihoods"].values())
         height, width = image.shape[-2:]
         picture = x_hat[0, :, :height, :width].mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
         seconds = {"detector": prepared - start, "encode": encoded - prepared, "decode": decoded - encoded}
         return picture, sum(len(s[0]) for s in packed["strings"]), bits, seconds
+
+
+def _now() -> float:
+    """Seconds, after what was queued on the GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def frame_features(detector: HookedDetector, frame: Tensor, size: tuple[int, int]) -> list[Tensor]:
@@ -173,16 +180,26 @@ def histories(runs: list[Run]) -> dict[str, list[dict]]:
 
 
 def largest_box(data: RoiDataset) -> tuple[int, np.ndarray]:
-    """Index and box of the largest object that the border does not cut, the one whose details can be looked at best."""
-    best = (0.0, 0, None)
+    """Index and box (4,) of the largest object, if possible one that the border does not cut; the first picture whole if there is no object."""
+    candidates = []
     for i, sample in enumerate(data.samples):
-        height, width = data[i][0].shape[-2:]
-        inside = (sample.boxes[:, :2] > 2).all(1) & (sample.boxes[:, 2] < width - 3) & (sample.boxes[:, 3] < height - 3)
-        for box in sample.boxes[inside]:
-            best = max(best, (float((box[2] - box[0]) * (box[3] - box[1])), i, box), key=lambda t: t[0])
-    if best[2] is None:
-        raise ValueError("no picture has an object that lies wholly inside it")
-    return best[1], best[2]
+        height, width = data.size(i)
+        for x0, y0, x1, y1 in sample.boxes.tolist():
+            inside = x0 > 2 and y0 > 2 and x1 < width - 3 and y1 < height - 3
+            candidates.append((inside, (x1 - x0) * (y1 - y0), i, (x0, y0, x1, y1)))
+    if not candidates:
+        return 0, np.array([0, 0, *data.size(0)[::-1]], np.float32)
+    _, _, i, box = max(candidates)
+    return i, np.array(box, np.float32)
+
+
+def refuse_training_pictures(runs: list[Run], data: RoiDataset, dataset: str) -> None:
+    """Raise ValueError when a run trained on one of the pictures (of the same `dataset`) that it is to be measured on."""
+    for run in runs:
+        splits = json.loads(run.splits.read_text())
+        seen = set(splits["train"]) & set(data.ids) if splits["dataset"] == dataset else set()
+        if seen:
+            raise ValueError(f"{run.splits}: the run trained on {min(seen)} and {len(seen) - 1} more of the test pictures; use its own split")
 
 
 def worst_estimate(records: list[dict]) -> float:

@@ -4,10 +4,10 @@
 
 `alpha = 0.5` is CompressAI's RateDistortionLoss exactly (tests/test_losses.py). MS-SSIM has no pixels to weight, so there
 
-    loss = bpp_loss + lmbda * (2 * alpha * d_roi + 2 * (1 - alpha) * d_bg + 4 * alpha * (1 - alpha) * (d - d_roi - d_bg))
+    loss = bpp_loss + lmbda * ((1 - w) * d + 2 * w * d_part)        w = |2 * alpha - 1|
 
-with d = 1 - MS-SSIM of the picture, d_roi and d_bg of the picture with only the ROI's (the background's) errors left in: d at
-alpha = 0.5, 2 * d_roi at 1, and for a distortion that adds up, as MSE does, the formula above.
+with d = 1 - MS-SSIM of the picture and d_part that of the picture with only the ROI's errors left in (alpha > 0.5) or only the
+background's: d at alpha = 0.5, 2 * d_part at the ends, and for a distortion that adds up, as MSE does, the formula above.
 
 `form="paper"` is the original's: lmbda * (alpha * p * D_roi + (1 - alpha) * (1 - p) * D_bg), both D over zero-filled frames, p the ROI's
 share of each picture. It counts the area twice: a small ROI gets alpha * p / ((1 - alpha) * (1 - p)) of the background's weight.
@@ -56,17 +56,13 @@ class RoiRateDistortionLoss(nn.Module):
     def _scale(self, value: Tensor) -> Tensor:
         return 255**2 * value if self.metric == "mse" else 1 - value
 
-    def _distortion(self, x_hat: Tensor, target: Tensor) -> Tensor:
-        return self._scale(mse(x_hat, target) if self.metric == "mse" else similarity(x_hat, target))
-
     def _corrected(self, x_hat: Tensor, target: Tensor, m: Tensor) -> Tensor:
         if self.metric == "mse":
             weight = 2 * (self.alpha * m + (1 - self.alpha) * (1 - m))
             return self._scale((weight * (x_hat - target) ** 2).mean())
-        d = self._distortion(x_hat, target)
-        d_roi, d_bg = (self._distortion(torch.lerp(target, x_hat, part), target) for part in (m, 1 - m))
-        a, b = self.alpha, 1 - self.alpha
-        return 2 * a * d_roi + 2 * b * d_bg + 4 * a * b * (d - d_roi - d_bg)
+        w, part = abs(2 * self.alpha - 1), m if self.alpha > 0.5 else 1 - m
+        d, d_part = (1 - similarity(picture, target) for picture in (x_hat, torch.lerp(target, x_hat, part)))
+        return (1 - w) * d + 2 * w * d_part
 
     def _paper(self, x_hat: Tensor, target: Tensor, m: Tensor) -> Tensor:
         p = m.mean((1, 2, 3))

@@ -97,13 +97,20 @@ class Parameters(BaseModel):
     @property
     def name(self) -> str:
         """The run's folder name: `<which>-<hash of the parameters that change the result>`."""
-        values = json.dumps(self.model_dump(exclude=WITHOUT_EFFECT, exclude_defaults=True), sort_keys=True)
-        return f"{self.which}-{hashlib.sha256(values.encode()).hexdigest()[:10]}"
+        values = self.model_dump(exclude=WITHOUT_EFFECT, exclude_defaults=True)
+        for name in {"model_load_file", "detector_weights"} & values.keys():
+            values[name] = _digest(values[name])
+        return f"{self.which}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]}"
 
     @property
     def folder(self) -> Path:
         """Where the run lives: `logdir/name`."""
         return Path(self.logdir) / self.name
+
+
+def _digest(path: str) -> str:
+    """What stands for a file in a run's name: its content, or its path while it does not exist."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else path
 
 
 def _one_line(validate, values: dict) -> Parameters:

@@ -15,7 +15,7 @@ from roilib.evaluation import CODEC_NAMES
 
 ROI_COLOUR = "#f0c000"
 MARKERS = "oosD^"  # one a codec of CODEC_NAMES, the same in all figures
-PSNR_NAMES = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)", "psnr": "PSNR (dB)"}
+PSNR_NAMES = {"roi_psnr": "pooled ROI-PSNR (dB)", "bg_psnr": "pooled background PSNR (dB)", "psnr": "pooled PSNR (dB)"}
 
 
 def set_style() -> None:
@@ -70,6 +70,10 @@ def samples(data: RoiDataset, count: int = 6, columns: int = 2) -> Figure:
 def object_statistics(objects: pd.DataFrame, roi_share: np.ndarray) -> Figure:
     """Class counts, box sizes, where boxes stand, and how much of each picture is ROI."""
     figure, axes = plt.subplots(1, 4, figsize=(13, 2.9), layout="constrained")
+    sns.histplot(x=roi_share, bins=np.linspace(0, 1, 21), ax=axes[3])
+    axes[3].set(title=f"ROI share of a picture (mean {roi_share.mean():.0%})", xlabel="share", ylabel="pictures")
+    if objects.empty:
+        return figure
     order = objects["class"].value_counts().index[:12]
     sns.countplot(objects, y="class", order=order, ax=axes[0], color="C0")
     axes[0].set(title="objects by class", ylabel="")
@@ -78,8 +82,6 @@ def object_statistics(objects: pd.DataFrame, roi_share: np.ndarray) -> Figure:
     axes[1].legend(fontsize=6, markerscale=2)
     axes[2].scatter(objects["x"], objects["y"], s=2000 * objects["share"] + 2, alpha=0.25, linewidth=0)
     axes[2].set(title="box centres (share of width, height)", xlim=(0, 1), ylim=(1, 0), xlabel="x", ylabel="y")
-    sns.histplot(x=roi_share, bins=np.linspace(0, 1, 21), ax=axes[3])
-    axes[3].set(title=f"ROI share of a picture (mean {roi_share.mean():.0%})", xlabel="share", ylabel="pictures")
     return figure
 
 
@@ -143,9 +145,11 @@ def before_after(originals: Tensor, decoded: Tensor, boxes: list[Tensor], count:
 
 
 def _codec_lines(table: pd.DataFrame, y: str, ax) -> None:
-    for codec, group in table.groupby("codec", sort=False):
+    for (codec, *setting), group in table.groupby(["codec", "alpha", "loss_form", "metric", "seed"], sort=False):
         place, group = list(CODEC_NAMES).index(codec), group.sort_values("bpp")
-        ax.plot(group["bpp"], group[y], marker=MARKERS[place], color=f"C{place}", label=CODEC_NAMES[codec])
+        ax.plot(
+            group["bpp"], group[y], marker=MARKERS[place], color=f"C{place}", label=CODEC_NAMES[codec] + (f", α {setting[0]:g}" if place > 1 else "")
+        )
     ax.set(xlabel="bits per pixel (real bytes)", ylabel=PSNR_NAMES[y])
 
 

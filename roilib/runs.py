@@ -3,6 +3,7 @@
 logdir/<which>-<hash>/hparams.json       parameters, versions, commit
                       metrics.json       the result; written last, so a run with this file is finished
                       timing.json        seconds and memory, which no two runs share
+                      splits.json        ids of the training and test pictures
                       checkpoints/       last.pt to resume from, epoch-NNNN.pt milestones
                       weights.safetensors
                       events.out.tfevents…  TensorBoard
@@ -38,6 +39,11 @@ class Run:
         return self.folder / "weights.safetensors"
 
     @property
+    def splits(self) -> Path:
+        """The ids of what it trained and tested on."""
+        return self.folder / "splits.json"
+
+    @property
     def checkpoint(self) -> Path:
         """The newest state to resume from."""
         return self.folder / "checkpoints" / "last.pt"
@@ -57,9 +63,9 @@ def open_run(p: Parameters) -> Run:
     except OSError as error:
         raise ValueError(f"{run.folder}: cannot be made ({error.strerror}); choose another logdir") from None
     if not p.resume:
-        for stale in (run.checkpoint, run.weights, run.folder / "metrics.json", *run.folder.glob("events.out.tfevents.*")):
+        for stale in (*run.folder.glob("checkpoints/*.pt"), *run.folder.glob("*.json"), *run.folder.glob("events.out.tfevents.*"), run.weights):
             stale.unlink(missing_ok=True)
-    if run.metrics is None or p.what == "test":  # a finished training keeps what made it
+    if not run.checkpoint.exists() and run.metrics is None:  # a resumed or finished run keeps what made it
         write_json(run.folder / "hparams.json", {"parameters": p.model_dump(), "environment": environment()})
     return run
 
@@ -86,7 +92,7 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "machine": platform.machine(), "cpu_capability": torch.backends.cpu.get_cpu_capability()} | {
         "packages": {name: version(name) for name in PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": None if (changes := _git("status", "--porcelain", "--untracked-files=no")) is None else bool(changes),
     }
 
 

@@ -1,10 +1,13 @@
 """Records and runs as pandas tables."""
 
+import numpy as np
 import pandas as pd
 
 from roilib.datasets import RoiDataset
 from roilib.detector import HookedDetector
+from roilib.evaluation import CODEC_NAMES
 from roilib.metrics import pooled_psnr
+from roilib.roi import roi_mask
 from roilib.runs import Run
 
 
@@ -16,7 +19,18 @@ def rate_table(records: list[dict]) -> pd.DataFrame:
         psnrs = {f"{part}psnr": pooled_psnr(group, part) for part in ("roi_", "bg_", "")}
         ms_ssim = pd.Series([r["ms_ssim"] for r in group], dtype=float).mean()
         bpp = {name: pd.Series([r[name] for r in group]).mean() for name in ("bpp", "bpp_estimated")}
-        rows.append({"codec": group[0]["codec"], **group[0]["setting"], **bpp, **psnrs, "ms_ssim": ms_ssim, "pictures": len(group), "run": run})
+        rows.append(
+            {
+                "codec": group[0]["codec"],
+                "label": CODEC_NAMES[group[0]["codec"]],
+                **group[0]["setting"],
+                **bpp,
+                **psnrs,
+                "ms_ssim": ms_ssim,
+                "pictures": len(group),
+                "run": run,
+            }
+        )
     return pd.DataFrame(rows).sort_values(["codec", "lmbda", "alpha"], ignore_index=True)
 
 
@@ -24,11 +38,16 @@ def object_table(data: RoiDataset) -> pd.DataFrame:
     """One row an object: picture, class, box and its width, height, centre and share of the picture."""
     rows = []
     for i, sample in enumerate(data.samples):
-        height, width = data[i][0].shape[-2:]
+        height, width = data.size(i)
         for (x0, y0, x1, y1), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):
             place = {"x": (x0 + x1) / 2 / width, "y": (y0 + y1) / 2 / height, "share": (x1 - x0) * (y1 - y0) / (width * height)}
             rows.append({"image": sample.id, "class": data.classes[label], "width": x1 - x0, "height": y1 - y0} | place)
     return pd.DataFrame(rows, columns=["image", "class", "width", "height", "x", "y", "share"])
+
+
+def roi_shares(data: RoiDataset) -> np.ndarray:
+    """The share of each picture that is ROI."""
+    return np.array([roi_mask(sample.boxes, *data.size(i)).mean().item() for i, sample in enumerate(data.samples)])
 
 
 def hook_table(detector: HookedDetector, features: list, height: int) -> pd.DataFrame:

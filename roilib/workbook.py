@@ -40,6 +40,7 @@ def execute(notebook: Path, executed: Path, values: dict[str, Any]) -> None:
     """Run `notebook` with `values` and keep what it shows in `executed`. Raises ValueError, or PapermillExecutionError when a cell fails."""
     check_parameters(notebook, values)
     executed.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log gets a line every half minute
     options = {"kernel_name": "python3", "log_output": True, "progress_bar": False, "cwd": str(ROOT)}
     papermill.execute_notebook(str(notebook), str(executed), values, **options)
 

@@ -74,7 +74,7 @@ def test_tensorboard_has_every_step_every_epoch_and_pictures(tiny_parameters):
     for part in ("train", "test"):
         for name, value in metrics[part].items():
             seen = log.Scalars(f"epoch/{part}/{name}")
-            assert [event.step for event in seen] == [1, 2]
+            assert [event.step for event in seen] == [2, 4]
             assert seen[-1].value == pytest.approx(value)
     image = log.Images("test pictures")[-1]
     assert (image.width, image.height) == (2 * 66 + 2, 2 * 66 + 2)  # two originals above two reconstructions

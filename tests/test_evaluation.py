@@ -7,7 +7,17 @@ import torch
 from roilib import engine, tables
 from roilib.datasets import RoiDataset, Sample, kitti_samples, load_splits
 from roilib.detector import HookedDetector
-from roilib.evaluation import TrainedCodec, closest_in_bytes, evaluate, finished_runs, frame_features, largest_box, read_records, write_records
+from roilib.evaluation import (
+    TrainedCodec,
+    closest_in_bytes,
+    evaluate,
+    finished_runs,
+    frame_features,
+    largest_box,
+    read_records,
+    refuse_training_pictures,
+    write_records,
+)
 from roilib.metrics import psnr_from_mse
 from roilib.roi import roi_mask
 from roilib.runs import open_run
@@ -19,7 +29,7 @@ def trained(tiny_kitti, tmp_path_factory):
     from roilib.parameters import Parameters
 
     base = {"dataset": "kitti", "data_root": str(tiny_kitti), "logdir": str(tmp_path_factory.mktemp("runs")), "device": "cpu", "precision": "32"}
-    base |= {"N": 8, "M": 12, "batch_size": 4, "num_workers": 0, "compr_img_size": 64, "train_size_p1": 0.67, "max_epochs": 300, "max_lr": 5e-3}
+    base |= {"N": 8, "M": 12, "batch_size": 4, "num_workers": 0, "compr_img_size": 64, "train_size_p1": 0.67, "max_epochs": 60, "max_lr": 5e-3}
     runs = []
     for options in ({"which": "hyperprior_eval_with_objs"}, {"which": "hyperprior_with_obj_features", "alpha": 0.9, "mask_hooks": True}):
         run = open_run(Parameters.parse(base | options | {"lmbda": 0.02}))
@@ -90,6 +100,14 @@ def test_finished_runs_are_found_and_missing_ones_named(trained, tmp_path):
         finished_runs(tmp_path)
 
 
+def test_pictures_that_a_run_trained_on_are_refused(trained, tiny_kitti):
+    samples = kitti_samples(tiny_kitti)
+    refuse_training_pictures(trained, RoiDataset(samples[4:]), "kitti")
+    refuse_training_pictures(trained, RoiDataset(samples), "coco")
+    with pytest.raises(ValueError, match=r"splits\.json: the run trained on 000003 "):
+        refuse_training_pictures(trained, RoiDataset(samples[3:]), "kitti")
+
+
 def test_closest_in_bytes_takes_the_nearest_of_each_codec():
     sizes = {"a": [100, 400], "b": [180, 390, 1000], "c": [50, 420]}
     records = [{"image": "x", "codec": codec, "bytes": size} for codec, all_sizes in sizes.items() for size in all_sizes]
@@ -102,8 +120,7 @@ def test_largest_box_lies_inside_its_picture(tiny_kitti):
     areas = [(b[2] - b[0]) * (b[3] - b[1]) for s in data.samples for b in s.boxes if b[0] > 2 and b[1] > 2 and b[2] < 157 and b[3] < 93]
     assert box.tolist() in data.samples[i].boxes.tolist()
     assert (box[2] - box[0]) * (box[3] - box[1]) == max(areas)
-    with pytest.raises(ValueError, match="no picture"):
-        largest_box(RoiDataset([Sample("e", data.samples[0].path)]))
+    assert largest_box(RoiDataset([Sample("empty", data.samples[0].path)]))[1].tolist() == [0, 0, 160, 96]
 
 
 def test_rate_table_pools_over_pictures(trained, tiny_kitti):

@@ -1,6 +1,7 @@
 """The scripts, profiles and files around roilib."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import requires
@@ -102,6 +103,15 @@ def test_detector_figures_come_from_the_measurement(page):
     text = (ROOT / page).read_text()
     for key in ("mAP", "agnostic", "Car", "Pedestrian", "Cyclist"):
         assert f"| {measured['yolov8n_coco_int8.pt'][key]:.3f} | {measured['yolov8n_kitti.pt'][key]:.3f} |" in text
+
+
+@pytest.mark.parametrize("page", ["README.md", "data/README.md", "data/weights/README.md"])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text())
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for link in links:
+        target = ((ROOT / page).parent / link).resolve().relative_to(ROOT.resolve()).as_posix()
+        assert any(name == target or name.startswith(f"{target}/") for name in tracked), link
 
 
 def test_no_large_file_is_committed():
