@@ -76,6 +76,7 @@ def write_yolo_dataset(dataset: RoiDataset, folder: Path, hold_out: int) -> Path
 def save_detector(trained: Path, out: Path, provenance: dict) -> None:
     """Write the trained model as an fp16 file that `ultralytics.YOLO` loads, without the optimiser and this machine's paths."""
     model = YOLO(trained).model.half()
+    model.pt_path = out.name
     model.args = {"task": "detect", "imgsz": provenance["imgsz"]}
     temporary = out.with_suffix(".tmp")
     torch.save({"model": model, "train_args": model.args, "provenance": provenance, "license": "AGPL-3.0"}, temporary)
