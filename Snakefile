@@ -19,6 +19,19 @@ STEPS = ["01_dataset_exploration", "02_detector_hooks"]
 REPORT = ["report/report.pdf"] if SETTINGS.get("evaluate", True) else []
 
 
+
+# A job takes as many of this machine's GPUs as its run has processes; a cluster's scheduler counts its own.
+resource_scopes:
+    gpu="local",
+
+
+onerror:
+    print("Not finished; the same command tries them again:")
+    for name, p in POINTS.items():
+        if not Path(f"{LOGDIR}/{name}/metrics.json").exists():
+            print(f"  {LOGDIR}/{name}/notebook.ipynb  which={p.which} lmbda={p.lmbda} alpha={p.alpha} seed={p.seed}")
+
+
 def training_notebook(wildcards):
     extended = POINTS[wildcards.run].which == "hyperprior_with_obj_features"
     return f"notebooks/{'04_roi_training' if extended else '03_baseline_training'}.ipynb"
@@ -79,11 +92,11 @@ rule train:
     log:
         f"{LOGDIR}/{{run}}/notebook.ipynb",
     resources:
-        gpu=1,
+        gpu=lambda wildcards: POINTS[wildcards.run].devices or 1,
     params:
         values=lambda wildcards: json.dumps(POINTS[wildcards.run].model_dump()),
     shell:
-        RUN
+        RUN + " --gpus {resources.gpu}"
 
 
 rule evaluate:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from roilib.checkpoints import leave_signals_to_parent
 from roilib.parameters import Parameters
 from roilib.roi import read_kitti_label, read_text, roi_mask
 from roilib.sample_set import make_sample_set
@@ -230,19 +231,30 @@ class Crops(Dataset):
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """Batches of (epoch, i): shuffled by (seed, epoch) for training, in order with epoch 0 for testing."""
+    """Batches of (epoch, i): shuffled by (seed, epoch) for training, in order with epoch 0 for testing.
 
-    def __init__(self, length: int, batch_size: int, seed: int, shuffle: bool):
-        self.length, self.batch_size, self.seed, self.shuffle, self.epoch = length, batch_size, seed, shuffle, 0
+    Of each batch, process `rank` of `world_size` gets every world_size-th picture; where there are fewer pictures than processes it
+    gets the first one, to be left out of all means. `first` is the batch to start with, after a resume.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1):
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.rank, self.world_size, self.epoch, self.first = rank, world_size, 0, 0
 
     def __len__(self) -> int:
         return math.ceil(self.length / self.batch_size)
 
+    def places(self, number: int) -> tuple[range, int]:
+        """Which pictures of batch `number` this process has, by their place in it, and how many the batch has."""
+        size = min(self.batch_size, self.length - number * self.batch_size)
+        return range(self.rank, size, self.world_size), size
+
     def __iter__(self):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length) if self.shuffle else np.arange(self.length)
         epoch = self.epoch if self.shuffle else 0
-        for start in range(0, self.length, self.batch_size):
-            yield [(epoch, int(i)) for i in order[start : start + self.batch_size]]
+        for number in range(self.first, len(self)):
+            places, _ = self.places(number)
+            yield [(epoch, int(order[number * self.batch_size + i])) for i in places or [0]]
 
 
 def load_splits(p: Parameters) -> tuple[RoiDataset, RoiDataset]:
@@ -263,11 +275,14 @@ def coco_splits(root: Path, train_size_p1: float | None) -> tuple[tuple[list[Sam
     return ((train, val) if train_size_p1 is None else split(sorted(train + val, key=lambda s: s.id), train_size_p1, root)), classes
 
 
-def batches(data: RoiDataset, p: Parameters, train: bool) -> torch.utils.data.DataLoader:
-    """Batches of crops: `x` uint8 (B, 3, S, S), `roi_mask` (B, 1, S, S), `boxes` (list) and `detector_x` where the engine needs it."""
+def batches(data: RoiDataset, p: Parameters, train: bool, rank: int = 0, world_size: int = 1) -> torch.utils.data.DataLoader:
+    """Batches of crops: `x` uint8 (B, 3, S, S), `roi_mask` (B, 1, S, S), `boxes` (list) and `detector_x` where the engine needs it.
+
+    Of each batch of p.batch_size pictures, process `rank` of `world_size` gets its share.
+    """
     crops = Crops(data, p.compr_img_size, p.obj_det_img_size if p.uses_detector else None, p.seed)
-    sampler = EpochSampler(len(data), p.batch_size, p.seed, shuffle=train)
-    workers = {"num_workers": p.num_workers, "persistent_workers": p.num_workers > 0}
+    sampler = EpochSampler(len(data), p.batch_size, p.seed, train, rank, world_size)
+    workers = {"num_workers": p.num_workers, "persistent_workers": p.num_workers > 0, "worker_init_fn": leave_signals_to_parent}
     # Its own generator: a loader draws seeds, more or less often with processes, which would shift the training's noise.
     workers["generator"] = torch.Generator()
     return torch.utils.data.DataLoader(crops, batch_sampler=sampler, collate_fn=collate, pin_memory=torch.cuda.is_available(), **workers)

@@ -6,6 +6,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -173,6 +174,7 @@ def update_tables(model: CompressionModel) -> None:
     model.update(get_scale_table(levels=SCALE_LEVELS), force=True)
 
 
+TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # made from the weights by update_tables
 STRUCTURE = ("which", "N", "M", "zero_hooks", "mask_hooks")  # parameters that weights must agree on
 PLAIN = ("hyperprior", "hyperprior_eval_with_objs")  # engines of one and the same model
 
@@ -198,11 +200,36 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> None:
-    """Load a weights file into `model`. Raises ValueError when it was trained as another model than `p` describes."""
+    """Load a weights file into `model`. Raises ValueError when it was trained as another model than `p` describes.
+
+    Training of the extended model may also start from a baseline of the same N and M.
+    """
     state, trained = read_weights(path)
-    for name in STRUCTURE:
+    from_baseline = p.what == "train" and p.which == "hyperprior_with_obj_features" and trained.get("which") in PLAIN
+    for name in ("N", "M") if from_baseline else STRUCTURE:
         asked = getattr(p, name)
         if trained.get(name) != asked and not (name == "which" and {trained.get(name), asked} <= set(PLAIN)):
             raise ValueError(f"{path}: trained with {name}={trained.get(name)}, but the parameters say {name}={asked}")
-    model.load_state_dict(state)
+    if from_baseline:
+        start_from_baseline(model, state)
+    else:
+        model.load_state_dict(state)
     update_tables(model)
+
+
+@torch.no_grad()
+def start_from_baseline(model: HyperpriorWithObjFeatures, baseline: dict[str, Tensor]) -> None:
+    """Give the extended model a ScaleHyperprior's weights, so that it decodes to the baseline's pictures before its first step.
+
+    What only it has (hooks, the second M channels of y, the object hyperprior) keeps its initial weights, but nothing reads it yet: the weights by
+    which the old channels depend on the new ones are zero, and grow in training.
+    """
+    own = model.state_dict()
+    for name, value in baseline.items():
+        if name.endswith(TABLES):
+            continue
+        mine = own[re.sub(r"^(h_a|h_s|entropy_bottleneck)\.", r"\1_image.", name)]
+        if value.dim() == 4:
+            inputs = 0 if name.startswith("g_s") else 1  # of a transposed convolution they come first
+            mine.narrow(inputs, value.shape[inputs], mine.shape[inputs] - value.shape[inputs]).zero_()
+        mine[tuple(map(slice, value.shape))] = value

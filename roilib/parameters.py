@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-WITHOUT_EFFECT = {"device", "num_workers", "compile", "resume", "logdir"}  # on the result, so not in a run's name
+WITHOUT_EFFECT = {"device", "devices", "num_workers", "compile", "resume", "checkpoint_seconds", "logdir"}  # on the result, so not in a run's name
 
 
 class Parameters(BaseModel):
@@ -26,7 +26,8 @@ class Parameters(BaseModel):
         "hyperprior_with_obj_features", description="engine: the plain baseline, the same with ROI terms logged, or the extended model"
     )
     device: str = Field("auto", description="torch device; auto is cuda where there is one")
-    batch_size: int = Field(256, gt=0, description="pictures a step")
+    devices: int | None = Field(None, gt=0, description="processes, one a device; None: one for every GPU, one on a CPU")
+    batch_size: int = Field(256, gt=0, description="pictures a step, of all processes together")
     num_workers: int = Field(16, ge=0, description="processes that load pictures")
     max_lr: float = Field(6e-4, gt=0, description="peak of OneCycleLR")
     max_epochs: int = Field(300, gt=0, description="passes over the training pictures")
@@ -51,6 +52,7 @@ class Parameters(BaseModel):
     precision: Literal["auto", "32", "bf16", "16"] = Field("auto", description="auto: bf16 where the processor has it, else 32")
     compile: bool = Field(False, description="torch.compile the model")
     resume: bool = Field(True, description="go on from the newest checkpoint of the same parameters")
+    checkpoint_seconds: float = Field(120.0, ge=0, description="time between checkpoints")
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -79,6 +81,10 @@ class Parameters(BaseModel):
                 raise ValueError(f"{argument}: expected --name=value")
             values[name] = value
         return _one_line(cls.model_validate_strings, {k: v for k, v in values.items() if v != "None" or cls._has_default(k)})
+
+    def arguments(self) -> list[str]:
+        """The words that `parse_arguments` makes these parameters of."""
+        return [f"--{name}={value}" for name, value in self.model_dump().items()]
 
     @classmethod
     def _has_default(cls, name: str) -> bool:

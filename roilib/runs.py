@@ -4,13 +4,12 @@ logdir/<which>-<hash>/hparams.json       parameters, versions, commit
                       metrics.json       the result; written last, so a run with this file is finished
                       timing.json        seconds and memory, which no two runs share
                       splits.json        ids of the training and test pictures
-                      checkpoints/       last.pt to resume from, epoch-NNNN.pt milestones
+                      checkpoints/       what to resume from (roilib.checkpoints)
                       weights.safetensors
                       events.out.tfevents…  TensorBoard
 """
 
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from roilib.checkpoints import Checkpoints
 from roilib.parameters import Parameters
 
 PACKAGES = ("torch", "torchvision", "compressai", "ultralytics", "numpy")
@@ -44,9 +44,17 @@ class Run:
         return self.folder / "splits.json"
 
     @property
-    def checkpoint(self) -> Path:
-        """The newest state to resume from."""
-        return self.folder / "checkpoints" / "last.pt"
+    def checkpoints(self) -> Checkpoints:
+        """The states to resume from."""
+        return Checkpoints(self.folder / "checkpoints")
+
+    @property
+    def state(self) -> str:
+        """`finished`, or how far its newest checkpoint is."""
+        if self.metrics is not None:
+            return "finished"
+        recent = self.checkpoints.recent()
+        return f"step {int(recent[0].stem.removeprefix('step-'))}" if recent else "step 0"
 
     @property
     def metrics(self) -> dict | None:
@@ -59,31 +67,32 @@ def open_run(p: Parameters) -> Run:
     """Create (or find) the folder of these parameters and write its hparams.json. With `resume=False` an earlier result is cleared."""
     run = Run(p.folder, p)
     try:
-        (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        run.checkpoints.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{run.folder}: cannot be made ({error.strerror}); choose another logdir") from None
     if not p.resume:
-        for stale in (*run.folder.glob("checkpoints/*.pt"), *run.folder.glob("*.json"), *run.folder.glob("events.out.tfevents.*"), run.weights):
+        for stale in (*run.checkpoints.folder.iterdir(), *run.folder.glob("*.json"), *run.folder.glob("events.out.tfevents.*"), run.weights):
             stale.unlink(missing_ok=True)
-    if not run.checkpoint.exists() and run.metrics is None:  # a resumed or finished run keeps what made it
+    if not run.checkpoints.all() and run.metrics is None:  # a resumed or finished run keeps what made it
         write_json(run.folder / "hparams.json", {"parameters": p.model_dump(), "environment": environment()})
     return run
+
+
+def all_runs(logdir: str | Path) -> list[Run]:
+    """Every run below `logdir`, finished or not. Raises ValueError naming an hparams.json that cannot be read."""
+    runs = []
+    for path in sorted(Path(logdir).glob("*/hparams.json")):
+        try:
+            runs.append(Run(path.parent, Parameters.parse(json.loads(path.read_text())["parameters"])))
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}: not a run's parameters ({error})") from None
+    return runs
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with sorted keys through a temporary name, so that no reader sees half a file."""
     temporary = path.with_suffix(path.suffix + ".tmp")
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
-
-
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Write `state` with torch.save through a temporary name, flushed to the disk before it takes the old one's place."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
     temporary.replace(path)
 
 

@@ -7,6 +7,7 @@ from roilib.datasets import RoiDataset
 from roilib.detector import HookedDetector
 from roilib.evaluation import CODEC_NAMES
 from roilib.metrics import pooled_psnr
+from roilib.parameters import WITHOUT_EFFECT
 from roilib.roi import roi_mask
 from roilib.runs import Run
 
@@ -62,6 +63,9 @@ def hook_table(detector: HookedDetector, features: list, height: int) -> pd.Data
 
 
 def run_table(runs: list[Run]) -> pd.DataFrame:
-    """One row a finished run: the parameters that differ and the last test epoch's means."""
-    names = ("which", "lmbda", "alpha", "zero_hooks", "mask_hooks", "seed")
-    return pd.DataFrame([{n: getattr(r.parameters, n) for n in names} | (r.metrics["test"] or {}) | {"run": r.folder.name} for r in runs])
+    """One row a run: the parameters in which the runs differ, its state, and the last test epoch's means where it is finished."""
+    values = pd.DataFrame([r.parameters.model_dump(exclude=WITHOUT_EFFECT) for r in runs], index=[r.folder.name for r in runs]).astype(object)
+    values = values.loc[:, values.map(str).nunique() > 1]
+    values.insert(0, "state", [r.state for r in runs])
+    means = pd.DataFrame([(r.metrics or {}).get("test") or {} for r in runs], index=values.index)
+    return values.join(means).rename_axis("run").reset_index()

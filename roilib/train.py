@@ -1,27 +1,44 @@
 """Train or test one model from the command line: `python -m roilib.train --which=hyperprior --lmbda=0.013 …`.
 
-Every parameter of `roilib.parameters` is a `--name=value`. The same run is what notebooks 03 and 04 start.
+Every parameter of `roilib.parameters` is a `--name=value`. The same run is what notebooks 03 and 04 start. On a machine with several GPUs it
+starts torchrun on itself; on several machines, on each of them:
+
+    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-endpoint=HOST:PORT -m roilib.train --name=value …
 """
 
 import sys
 
 from roilib import engine
-from roilib.datasets import load_splits
+from roilib.datasets import RoiDataset, load_splits
+from roilib.distributed import launch, process_count, rank, started_by_torchrun
 from roilib.parameters import Parameters
-from roilib.runs import open_run
+from roilib.runs import Run, open_run
+
+
+def train_or_test(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
+    """What `run.parameters.what` says, in this process or, with several devices, in one process a device; the run's metrics."""
+    p = run.parameters
+    processes = 1 if started_by_torchrun() or run.metrics else process_count(p)
+    if processes == 1:
+        return engine.train(run, train_data, test_data) if p.what == "train" else engine.test(run, test_data)
+    launch(p, processes)
+    return run.metrics
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, print the folder and the result; 0, or 2 with one line on stderr."""
+    """Run, print the folder and the result; 0, or with one line on stderr 2, and 130 when it was interrupted."""
     try:
         p = Parameters.parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        run = open_run(p)
-        train_data, test_data = load_splits(p)
-        metrics = engine.train(run, train_data, test_data) if p.what == "train" else engine.test(run, test_data)
+        run = open_run(p) if rank() == 0 else Run(p.folder, p)
+        metrics = train_or_test(run, *load_splits(p))
     except ValueError as error:
         print(f"roilib.train: {error}", file=sys.stderr)
         return 2
-    print(f"{run.folder}: {engine.summary({k: metrics[k] for k in ('train', 'test') if metrics[k]})}")
+    except KeyboardInterrupt as interrupt:
+        print(f"roilib.train: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+    if rank() == 0:
+        print(f"{run.folder}: {engine.summary({k: metrics[k] for k in ('train', 'test') if metrics[k]})}")
     return 0
 
 

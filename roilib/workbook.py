@@ -4,10 +4,14 @@ python -m roilib.workbook notebooks/03_baseline_training.ipynb runs/out.ipynb --
 """
 
 import argparse
+import fcntl
 import json
 import logging
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +49,50 @@ def execute(notebook: Path, executed: Path, values: dict[str, Any]) -> None:
     papermill.execute_notebook(str(notebook), str(executed), values, **options)
 
 
+def gpus_here() -> list[str]:
+    """The GPUs that this process may use, by CUDA's numbers."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    return [str(i) for i in range(len(listed.stdout.splitlines()))]
+
+
+def claim_gpus(count: int, gpus: list[str], folder: Path) -> list[str]:
+    """Take `count` of `gpus` that no other job of this machine has taken, until this process ends.
+
+    A lock file in `folder` stands for each. Raises ValueError when too few are free.
+    """
+    taken = []
+    for gpu in gpus:
+        lock = (folder / f"roilib-gpu-{gpu}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        _held.append(lock)
+        taken.append(gpu)
+        if len(taken) == count:
+            return taken
+    raise ValueError(f"{count} GPUs asked for, but of {', '.join(gpus)} only {len(taken)} are free")
+
+
+_held: list = []  # open lock files
+
+
 def main() -> int:
     """0; 2 with one line for bad parameters; 1 with one line that names the executed notebook when a cell failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebook", type=Path)
     parser.add_argument("executed", type=Path, help="where the executed notebook goes")
     parser.add_argument("--parameters", type=json.loads, default={}, metavar="JSON")
+    parser.add_argument("--gpus", type=int, help="run on so many GPUs that no other job with this option has (default: on all)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
+        if args.gpus and "SLURM_JOB_ID" not in os.environ and (here := gpus_here()):  # SLURM has chosen already
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim_gpus(args.gpus, here, Path(tempfile.gettempdir())))
         execute(args.notebook, args.executed, args.parameters)
     except ValueError as error:
         print(f"roilib.workbook: {error}", file=sys.stderr)

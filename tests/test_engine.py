@@ -2,16 +2,18 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from roilib import engine, train
+from roilib import engine, tables, train
+from roilib.checkpoints import load_checkpoint
 from roilib.datasets import RoiDataset, batches, load_splits
-from roilib.engine import Means
 from roilib.models import read_weights
-from roilib.runs import open_run
+from roilib.runs import all_runs, open_run
+from roilib.session import start, train_step
 
 ENGINES = [
     {"which": "hyperprior"},
@@ -62,7 +64,7 @@ def test_each_engine_trains_and_writes_its_files(tiny_parameters, options):
     assert timing["seconds_per_step"] > 0
     assert timing["peak_memory_mb"]["process"] > 50
     assert read_weights(run.weights)[1] == p.model_dump()
-    assert run.checkpoint.exists()
+    assert [path.name for path in run.checkpoints.all()] == ["step-00000003.pt"]
     assert not list(run.folder.rglob("*.tmp"))
 
 
@@ -101,16 +103,15 @@ class Unplugged(RoiDataset):
         return super().__getitem__(i)
 
 
-def test_an_interrupted_run_goes_on_exactly(tiny_parameters, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0)  # after every epoch
-    p = tiny_parameters(which="hyperprior_eval_with_objs", max_steps=6)
+def test_an_interrupted_run_goes_on_exactly(tiny_parameters, tmp_path):
+    p = tiny_parameters(which="hyperprior_eval_with_objs", max_steps=6, checkpoint_seconds=0)  # after every step
     _, expected = trained(p)
     p = p.model_copy(update={"logdir": str(tmp_path / "again")})
     run, (train_data, test_data) = open_run(p), load_splits(p)
-    with pytest.raises(KeyboardInterrupt):  # in the second epoch
+    with pytest.raises(KeyboardInterrupt):
         engine.train(run, Unplugged(train_data.samples), test_data)
     assert run.metrics is None
-    assert torch.load(run.checkpoint, weights_only=True)["step"] == 2
+    assert run.checkpoints.newest()["step"] == 3  # within the second epoch
     _, metrics = trained(p)
     assert metrics["history"] == expected["history"]
     assert [event.step for event in events(run).Scalars("batch/loss")] == [1, 2, 3, 4, 5, 6]
@@ -130,9 +131,9 @@ def test_a_checkpoint_every_fifty_epochs(tiny_parameters):
     run, (train_data, _) = open_run(p), load_splits(p)
     metrics = engine.train(run, RoiDataset(train_data.samples[:1]), RoiDataset([]))
     assert (len(metrics["history"]), metrics["test"]) == (51, None)
-    milestone = torch.load(run.checkpoint.with_name("epoch-0050.pt"), weights_only=True)
+    milestone = load_checkpoint(run.checkpoints.folder / "epoch-0050.pt")
     assert (milestone["step"], milestone["epoch"]) == (50, 50)
-    assert sorted(path.name for path in run.checkpoint.parent.iterdir()) == ["epoch-0050.pt", "last.pt"]
+    assert sorted(path.name for path in run.checkpoints.folder.iterdir()) == ["epoch-0050.pt", "step-00000051.pt"]
     assert [event.step for event in events(run).Images("test pictures")] == [50, 51]
     assert metrics["history"][-1]["train"]["loss"] < metrics["history"][0]["train"]["loss"]
 
@@ -165,13 +166,13 @@ def test_no_pictures_to_work_on(tiny_parameters, tmp_path):
 def test_aux_loss_moves_the_quantiles_and_nothing_else(tiny_parameters):
     p = tiny_parameters(which="hyperprior_with_obj_features", zero_hooks=True, max_steps=20)
     batch = next(iter(batches(load_splits(p)[0], p, train=True)))
-    session = engine.start(p, steps_per_epoch=20)
+    session = start(p, steps_per_epoch=20)
     quantiles = {name: v for name, v in session.codec.named_parameters() if name.endswith(".quantiles")}
     assert len(quantiles) == 2
     optimised = {id(v) for group in session.optimizer.param_groups for v in group["params"]}
     assert optimised == {id(v) for v in session.codec.parameters()} - {id(v) for v in quantiles.values()}
     before = {name: v.detach().clone() for name, v in quantiles.items()}
-    losses = [float(engine.train_step(session, batch)[0]["aux_loss"].detach()) for _ in range(20)]
+    losses = [float(train_step(session, batch)[0]["aux_loss"].detach()) for _ in range(20)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
     assert all(not torch.equal(before[name], v) for name, v in quantiles.items())
@@ -179,34 +180,81 @@ def test_aux_loss_moves_the_quantiles_and_nothing_else(tiny_parameters):
 
 def test_gradients_are_clipped(tiny_parameters):
     p = tiny_parameters(lmbda=100.0)
-    session = engine.start(p, steps_per_epoch=3)
-    engine.train_step(session, next(iter(batches(load_splits(p)[0], p, train=True))))
+    session = start(p, steps_per_epoch=3)
+    train_step(session, next(iter(batches(load_splits(p)[0], p, train=True))))
     norm = torch.stack([v.grad.norm() for group in session.optimizer.param_groups for v in group["params"]]).norm()
     assert norm == pytest.approx(1.0, rel=1e-3)
 
 
 def test_the_detector_is_no_part_of_what_is_trained(tiny_parameters):
     p = tiny_parameters(which="hyperprior_with_obj_features")
-    session = engine.start(p, steps_per_epoch=3)
+    session = start(p, steps_per_epoch=3)
     session.model.train()
     before = [v.clone() for v in session.detector.state_dict().values()]
-    engine.train_step(session, next(iter(batches(load_splits(p)[0], p, train=True))))
+    train_step(session, next(iter(batches(load_splits(p)[0], p, train=True))))
     assert all(torch.equal(a, b) for a, b in zip(before, session.detector.state_dict().values(), strict=True))
     assert not any("yolo" in name for name in session.state()["codec"])
 
 
-def test_means_are_over_the_true_pixels():
-    means = Means()
-    means.add({"loss": 1.0, "mse_loss": 0.5, "roi_mse_loss": 0.1, "bg_mse_loss": 0.9}, pictures=3, roi_share=0.5)
-    means.add({"loss": 5.0, "mse_loss": 0.2, "roi_mse_loss": 0.0, "bg_mse_loss": 0.2}, pictures=1, roi_share=0.0)
-    result = means.result()
-    assert result["loss"] == pytest.approx(2.0)
-    assert result["roi_mse_loss"] == pytest.approx(0.1)  # the picture without objects says nothing
-    assert result["bg_mse_loss"] == pytest.approx((3 * 0.5 * 0.9 + 0.2) / 2.5)
-    assert result["psnr"] == pytest.approx(10 * math.log10(1 / result["mse_loss"]))
-    empty = Means()
-    empty.add({"loss": 1.0, "roi_mse_loss": 0.0}, pictures=2, roi_share=0.0)
-    assert empty.result() == {"loss": 1.0}
+def test_a_step_without_finite_gradients_changes_nothing_and_is_counted(tiny_parameters):
+    p = tiny_parameters(max_epochs=10, max_steps=None)
+    session = start(p, steps_per_epoch=2)
+    batch = next(iter(batches(load_splits(p)[0], p, train=True)))
+    poisoned = session.codec.g_s[0].weight.register_hook(lambda gradient: gradient * math.inf)
+    before = {name: v.detach().clone() for name, v in session.codec.named_parameters() if "quantiles" not in name}
+    terms, _, finite = train_step(session, batch)
+    assert not finite
+    assert terms["loss"].isfinite()
+    assert all(torch.equal(v, dict(session.codec.named_parameters())[name]) for name, v in before.items())
+    poisoned.remove()
+    assert train_step(session, batch)[2]
+    assert not torch.equal(before["g_s.0.weight"], session.codec.g_s[0].weight)
+
+
+def test_a_run_that_diverges_stops_and_says_so(tiny_parameters, capsys):
+    p = tiny_parameters(max_lr=1e30, max_epochs=100, max_steps=None)
+    assert train.main(p.arguments()) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"roilib\.train: {p.folder}: step \d+: diverged, [^\n]+ lower max_lr\n", said)
+    assert not (p.folder / "metrics.json").exists()
+
+
+def test_tensorboard_watches_speed_and_memory(tiny_parameters):
+    run, _ = trained(tiny_parameters(max_epochs=25, max_steps=None))
+    log = events(run)
+    for name in ("pictures_per_second", "data_wait_share", "process_mb", "skipped_steps"):
+        assert [event.step for event in log.Scalars(f"speed/{name}")] == [20, 40]
+    assert all(0 <= event.value < 1 for event in log.Scalars("speed/data_wait_share"))
+
+
+def test_memory_stays_flat(tiny_parameters):
+    run, _ = trained(tiny_parameters(batch_size=4, max_epochs=400, max_steps=None))
+    used = [event.value for event in events(run).Scalars("speed/process_mb")]
+    assert max(used[len(used) // 2 :]) < used[len(used) // 2] + 20
+
+
+def test_bf16_learns_what_fp32_learns(tiny_parameters):
+    losses = [trained(tiny_parameters(precision=v, N=16, M=24, max_epochs=100, max_steps=None))[1]["test"]["loss"] for v in ("32", "bf16")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_the_best_epoch_is_remembered(tiny_parameters):
+    _, metrics = trained(tiny_parameters(max_epochs=5, max_steps=None))
+    best = min(metrics["history"], key=lambda entry: entry["test"]["loss"])
+    assert metrics["best"] == {"epoch": best["epoch"], "step": best["step"], "loss": best["test"]["loss"]}
+
+
+def test_all_runs_are_listed_with_state_and_metrics(tiny_parameters):
+    finished, metrics = trained(tiny_parameters(lmbda=0.01))
+    other = tiny_parameters(lmbda=0.02)
+    open_run(other)
+    table = tables.run_table(all_runs(other.logdir)).set_index("run")
+    assert table.loc[finished.folder.name, ["state", "lmbda", "psnr"]].tolist() == ["finished", 0.01, metrics["test"]["psnr"]]
+    assert table.loc[other.name, ["state", "lmbda"]].tolist() == ["step 0", 0.02]
+    assert "N" not in table.columns  # the same in both
+    (other.folder / "hparams.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"^[^\n]*hparams\.json: [^\n]+$"):
+        all_runs(other.logdir)
 
 
 def test_a_logdir_that_cannot_be(tiny_parameters, tmp_path):

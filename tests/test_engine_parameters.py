@@ -8,9 +8,11 @@ from torch._dynamo.eval_frame import OptimizedModule
 from roilib import engine
 from roilib.datasets import batches, load_splits
 from roilib.detector import SHIPPED_WEIGHTS
+from roilib.distributed import process_count, resolve_device, resolve_precision
 from roilib.models import build_model, read_weights, save_weights
 from roilib.parameters import Parameters
 from roilib.runs import open_run
+from roilib.session import forward, start, train_step
 
 WITH_FEATURES = {"which": "hyperprior_with_obj_features"}
 
@@ -28,16 +30,15 @@ def first_batch(p, train=True):
 
 def first_output(p, **change):
     """What an untrained model makes of the first batch, the same noise added to its latents each time."""
-    session = engine.start(p, steps_per_epoch=2)
-    torch.manual_seed(0)
+    session = start(p, steps_per_epoch=2)
     with torch.no_grad():
-        return engine.forward(session, first_batch(p) | change)[0]
+        return forward(session, first_batch(p) | change)[0]
 
 
 def first_terms(p):
     """The loss terms of an untrained model on the first batch."""
-    session, batch = engine.start(p, steps_per_epoch=2), first_batch(p)
-    output, x, roi_mask = engine.forward(session, batch)
+    session, batch = start(p, steps_per_epoch=2), first_batch(p)
+    output, x, roi_mask = forward(session, batch)
     return {name: float(v.detach()) for name, v in session.loss(output, x, roi_mask).items()}
 
 
@@ -63,7 +64,7 @@ def test_what(tiny_parameters):
     assert (metrics["steps"], metrics["train"]) == (0, None)
     assert metrics["test"]["loss"] > 0
     assert not tested.weights.exists()
-    assert not tested.checkpoint.exists()
+    assert not tested.checkpoints.all()
 
 
 def test_which(tiny_parameters):
@@ -76,19 +77,30 @@ def test_which(tiny_parameters):
 
 
 def test_device(tiny_parameters):
-    session = engine.start(tiny_parameters(device="cpu"), 2)
+    session = start(tiny_parameters(device="cpu"), 2)
     assert {v.device.type for v in session.codec.parameters()} == {"cpu"}
-    assert engine.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("nonsense", "cuda:99"):
         with pytest.raises(ValueError, match=rf"^device {name} [^\n]+$"):
-            engine.start(tiny_parameters(device=name), 2)
+            start(tiny_parameters(device=name), 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_device_cuda(tiny_parameters):
-    session = engine.start(tiny_parameters(device="cuda", **WITH_FEATURES), 2)
+    session = start(tiny_parameters(device="cuda", **WITH_FEATURES), 2)
     assert {v.device.type for v in [*session.codec.parameters(), *session.detector.parameters()]} == {"cuda"}
-    assert engine.train_step(session, first_batch(session.p))[0]["loss"].isfinite()
+    assert train_step(session, first_batch(session.p))[0]["loss"].isfinite()
+
+
+def test_devices(tiny_parameters):
+    assert process_count(tiny_parameters(devices=2)) == 2  # on a CPU; that they train as one is tested in test_distributed.py
+    assert process_count(tiny_parameters()) == 1
+
+
+def test_checkpoint_seconds(tiny_parameters):
+    for seconds, steps in ((0, [3, 2]), (1e6, [3])):
+        run, _ = trained(tiny_parameters(checkpoint_seconds=seconds, logdir=f"{tiny_parameters().logdir}/{seconds}"))
+        assert [int(path.stem.removeprefix("step-")) for path in run.checkpoints.recent()] == steps
 
 
 def test_batch_size(tiny_parameters):
@@ -109,7 +121,7 @@ def test_num_workers(tiny_parameters, tmp_path):
 
 def test_max_lr(tiny_parameters):
     for max_lr in (1e-3, 5e-3):
-        session = engine.start(tiny_parameters(max_lr=max_lr, max_steps=100), steps_per_epoch=100)
+        session = start(tiny_parameters(max_lr=max_lr, max_steps=100), steps_per_epoch=100)
         rates = []
         for _ in range(100):
             rates.append(session.optimizer.param_groups[0]["lr"])
@@ -185,7 +197,7 @@ def test_train_size_p1(tiny_parameters):
 
 def test_zero_hooks(tiny_parameters):
     p = tiny_parameters(zero_hooks=True, **WITH_FEATURES)
-    assert engine.start(p, 2).detector is None
+    assert start(p, 2).detector is None
     assert "detector_x" not in first_batch(p)
     assert differ(first_output(p), first_output(tiny_parameters(**WITH_FEATURES)))
     assert same(first_output(p), first_output(p))
@@ -193,7 +205,7 @@ def test_zero_hooks(tiny_parameters):
 
 def test_mask_hooks(tiny_parameters):
     p = tiny_parameters(mask_hooks=True, **WITH_FEATURES)
-    assert engine.start(p, 2).detector is None
+    assert start(p, 2).detector is None
     mask = first_batch(p)["roi_mask"]
     assert differ(first_output(p), first_output(p, roi_mask=1 - mask))
     zero = tiny_parameters(zero_hooks=True, **WITH_FEATURES)
@@ -203,12 +215,33 @@ def test_mask_hooks(tiny_parameters):
 def test_model_load_file(tiny_parameters, tmp_path):
     run, metrics = trained(tiny_parameters(max_lr=0.01))
     p = tiny_parameters(model_load_file=str(run.weights), max_steps=1)
-    loaded, weights = engine.start(p, 2).codec.state_dict(), read_weights(run.weights)[0]
+    loaded, weights = start(p, 2).codec.state_dict(), read_weights(run.weights)[0]
     assert all(torch.equal(loaded[name], v) for name, v in weights.items())
     fresh, further = trained(tiny_parameters(max_steps=1))[1], trained(p)[1]
     assert abs(further["test"]["loss"] - metrics["test"]["loss"]) < abs(fresh["test"]["loss"] - metrics["test"]["loss"])
     with pytest.raises(ValueError, match=r"^[^\n]*missing\.safetensors[^\n]*$"):
-        engine.start(tiny_parameters(model_load_file=str(tmp_path / "missing.safetensors")), 2)
+        start(tiny_parameters(model_load_file=str(tmp_path / "missing.safetensors")), 2)
+
+
+def test_training_the_extended_model_starts_from_the_baselines_picture(tiny_parameters):
+    run, _ = trained(tiny_parameters(max_lr=0.01))
+    baseline = tiny_parameters(model_load_file=str(run.weights))
+    for options in (WITH_FEATURES, WITH_FEATURES | {"mask_hooks": True}):
+        p = tiny_parameters(model_load_file=str(run.weights), **options)
+        sessions = [start(parameters, 2) for parameters in (baseline, p)]
+        for session in sessions:
+            session.model.eval()
+        plain, extended = (forward(session, first_batch(p))[0] for session in sessions)
+        assert torch.allclose(plain["x_hat"], extended["x_hat"], atol=1e-5)
+        assert torch.allclose(plain["likelihoods"]["y"], extended["likelihoods"]["y"][:, :12], atol=1e-5)
+        sessions[1].model.train()
+        train_step(sessions[1], first_batch(p))
+        moved = sessions[1].codec.g_s[0].weight[12:], sessions[1].codec.g_a[0].weight[:, 3:]
+        assert all(v.abs().max() > 0 for v in moved)  # what was zero learns
+    with pytest.raises(ValueError, match=r"N=8, but the parameters say N=16"):
+        start(tiny_parameters(model_load_file=str(run.weights), N=16, **WITH_FEATURES), 2)
+    with pytest.raises(ValueError, match="which=hyperprior"):
+        start(tiny_parameters(what="test", model_load_file=str(run.weights), **WITH_FEATURES), 2)
 
 
 def test_logdir(tiny_parameters, tmp_path):
@@ -243,7 +276,7 @@ def test_detector_weights(tiny_parameters, tmp_path):
     assert same(shipped, default)
     assert differ(other, default)
     with pytest.raises(ValueError, match=r"^[^\n]*missing\.pt[^\n]*$"):
-        engine.start(tiny_parameters(detector_weights=str(tmp_path / "missing.pt"), **WITH_FEATURES), 2)
+        start(tiny_parameters(detector_weights=str(tmp_path / "missing.pt"), **WITH_FEATURES), 2)
 
 
 def test_N(tiny_parameters):
@@ -267,17 +300,17 @@ def test_seed(tiny_parameters, tmp_path):
 
 def test_precision(tiny_parameters):
     full, mixed = (tiny_parameters(precision=precision, **WITH_FEATURES) for precision in ("32", "bf16"))
-    assert [engine.start(p, 2).fabric._precision.precision for p in (full, mixed)] == ["32-true", "bf16-mixed"]
+    assert [start(p, 2).fabric._precision.precision for p in (full, mixed)] == ["32-true", "bf16-mixed"]
     a, b = first_output(full)["x_hat"], first_output(mixed)["x_hat"]
     assert 0 < (a - b).abs().max() < 0.1
     metrics = trained(mixed)[1]
     assert all(value == value for value in metrics["test"].values())  # no NaN
-    assert engine.resolve_precision("auto", torch.device("cpu")) in ("32-true", "bf16-mixed")
+    assert resolve_precision("auto", torch.device("cpu")) in ("32-true", "bf16-mixed")
 
 
 def test_compile(tiny_parameters):
     def kinds(p):
-        return {type(module) for module in engine.start(p, 2).model.modules()}
+        return {type(module) for module in start(p, 2).model.modules()}
 
     assert OptimizedModule in kinds(tiny_parameters(compile=True))  # Dynamo compiles at the first call, which takes a minute
     assert OptimizedModule not in kinds(tiny_parameters(compile=False))

@@ -1,0 +1,116 @@
+"""Our training step against a plain CompressAI training loop: same model, crop, batch and machine, in turns.
+
+    python benchmarks/train_step.py --pictures FOLDER [--pairs 8] [--steps 4]
+
+The plain loop is fp32 and contiguous, reads its pictures with CompressAI's ImageFolder and crops them with torchvision; ours is the engine with its
+defaults. The last line, `ratio R`, is the median over pairs of plain time / our time. Times are wall times of whole steps, data included.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import chain, repeat
+from pathlib import Path
+
+import torch
+from compressai.datasets import ImageFolder
+from compressai.losses import RateDistortionLoss
+from compressai.models import ScaleHyperprior
+from compressai.optimizers import net_aux_optimizer
+from PIL import Image
+from torchvision import transforms
+
+from roilib.datasets import RoiDataset, Sample, batches
+from roilib.engine import prefetched
+from roilib.meters import Speed
+from roilib.parameters import Parameters
+from roilib.runs import peak_memory_mb
+from roilib.session import start, train_step
+
+BATCH, CROP, N, M, LMBDA = 8, 256, 128, 192, 0.013
+
+
+def plain_steps(folder: Path, workers: int, device: torch.device) -> Iterator[None]:
+    """One step of the usual loop at each `next`."""
+    data = ImageFolder(folder, split="train", transform=transforms.Compose([transforms.RandomCrop(CROP), transforms.ToTensor()]))
+    pin = device.type == "cuda"
+    loader = torch.utils.data.DataLoader(
+        data, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin
+    )
+    net, criterion = ScaleHyperprior(N, M).to(device).train(), RateDistortionLoss(LMBDA)
+    optimizers = net_aux_optimizer(net, {"net": {"type": "Adam", "lr": 1e-4}, "aux": {"type": "Adam", "lr": 1e-3}})
+    for x in chain.from_iterable(repeat(loader)):
+        x = x.to(device)
+        for optimizer in optimizers.values():
+            optimizer.zero_grad()
+        criterion(net(x), x)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizers["net"].step()
+        net.aux_loss().backward()
+        optimizers["aux"].step()
+        yield
+
+
+def our_steps(files: list[Path], workers: int, device: str, compiled: bool, speed: Speed) -> Iterator[None]:
+    """One step of the engine at each `next`."""
+    p = Parameters(
+        which="hyperprior", N=N, M=M, lmbda=LMBDA, batch_size=BATCH, compr_img_size=CROP, num_workers=workers, device=device, compile=compiled
+    )
+    session = start(p, steps_per_epoch=1000)
+    loader = batches(RoiDataset([Sample(path.stem, path) for path in files]), p, train=True)
+    session.model.train()
+    for batch in speed.waiting(chain.from_iterable(prefetched(loader) for _ in repeat(None))):
+        train_step(session, batch)
+        speed.pictures += BATCH
+        yield
+
+
+def timed(steps: Iterator[None], count: int) -> float:
+    """Seconds a step, mean of `count`."""
+    begun = time.perf_counter()
+    for _ in range(count):
+        next(steps)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begun) / count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures with sides of at least 256")
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4, help="steps of each loop in a pair")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load pictures, for both loops")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile our model")
+    args = parser.parse_args()
+    files = [path for path in sorted(args.pictures.iterdir()) if min(Image.open(path).size) >= CROP]
+    if len(files) < BATCH:
+        parser.error(f"{args.pictures}: fewer than {BATCH} pictures with sides of at least {CROP}")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "train").mkdir()  # ImageFolder's layout
+        for path in files:
+            (Path(folder) / "train" / path.name).symlink_to(path.resolve())
+        speed = Speed()
+        plain = plain_steps(Path(folder), args.workers, torch.device(args.device))
+        ours = our_steps(files, args.workers, args.device, args.compile, speed)
+        timed(plain, 2), timed(ours, 1 + len(files) // BATCH)  # caches and code warm: ours has decoded every picture once
+        waited, seconds, pairs = 0.0, 0.0, []
+        for i in range(args.pairs):
+            speed.report()
+            plain_seconds, begun = timed(plain, args.steps), speed.waited
+            our_seconds = timed(ours, args.steps)
+            waited, seconds = waited + speed.waited - begun, seconds + our_seconds * args.steps
+            pairs.append((plain_seconds, our_seconds))
+            print(f"pair {i + 1}: plain {plain_seconds:.3f} s a step, ours {our_seconds:.3f} s, ratio {plain_seconds / our_seconds:.2f}", flush=True)
+    print(
+        f"plain {BATCH / statistics.median(p for p, _ in pairs):.2f} pictures/s, ours {BATCH / statistics.median(o for _, o in pairs):.2f} pictures/s"
+    )
+    print(f"data wait {waited / seconds:.2%} of our step, peak memory {peak_memory_mb()} MB (both loops in one process)")
+    print(f"ratio {statistics.median(p / o for p, o in pairs):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""One training's state, and one step of it.
+
+    batch ──► detector (frozen) ──► model ──► loss ──► AdamW + OneCycleLR, clipped at 1
+                                      └──► aux_loss ──► Adam on the entropy bottlenecks' quantiles
+
+The same on one process or on many: each codes its share of a step's global batch, gradients and terms are means over the whole batch.
+"""
+
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from compressai.models import CompressionModel
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from roilib.detector import HookedDetector
+from roilib.distributed import make_fabric
+from roilib.losses import RoiRateDistortionLoss
+from roilib.meters import Health, Means, term_share
+from roilib.models import HyperpriorWithObjFeatures, build_model, keep_entropy_models_in_fp32, load_weights
+from roilib.noise import QuantisationNoise
+from roilib.parameters import Parameters
+from roilib.runs import peak_memory_mb
+
+CLIP_NORM, AUX_LR = 1.0, 1e-3
+PROGRESS = ("step", "epoch", "position", "seconds", "peak_memory_mb", "history", "best")
+
+
+@dataclass
+class Session:
+    """Everything that a run changes while it trains. `codec` is the bare model behind Fabric's `model`; `position` counts this epoch's batches."""
+
+    p: Parameters
+    fabric: Fabric
+    codec: CompressionModel
+    model: nn.Module
+    detector: HookedDetector | None
+    loss: RoiRateDistortionLoss
+    noise: QuantisationNoise
+    optimizer: torch.optim.Optimizer
+    aux_optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    total_steps: int
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    seconds: float = 0.0
+    peak_memory_mb: dict[str, float] = field(default_factory=dict)
+    history: list[dict] = field(default_factory=list)
+    best: dict | None = None
+    means: Means = field(default_factory=Means)
+    health: Health = field(default_factory=Health)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on exactly from here, also in the middle of an epoch."""
+        parts = {name: getattr(self, name).state_dict() for name in ("codec", "optimizer", "aux_optimizer", "scheduler", "means")}
+        progress = {name: getattr(self, name) for name in PROGRESS} | {"health": vars(self.health)}
+        rng = {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+        return parts | progress | rng | {"precision": self.fabric.strategy.precision.state_dict(), "parameters": self.p.model_dump()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        for name in ("codec", "optimizer", "aux_optimizer", "scheduler", "means"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in PROGRESS:
+            setattr(self, name, state[name])
+        self.health = Health(**state["health"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        torch.set_rng_state(state["rng"])
+        torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
+
+    def clock(self, started: float) -> float:
+        """Add the time since `started` and this process's peak memory to the run's; returns the time now."""
+        now = time.perf_counter()
+        self.seconds += now - started
+        self.peak_memory_mb = {name: max(mb, self.peak_memory_mb.get(name, 0)) for name, mb in peak_memory_mb().items()}
+        return now
+
+
+def start(p: Parameters, steps_per_epoch: int) -> Session:
+    """A session at step 0, with the weights of `model_load_file` where given."""
+    fabric = make_fabric(p)
+    fabric.seed_everything(p.seed, verbose=False)
+    codec = keep_entropy_models_in_fp32(build_model(p)).to(fabric.device, memory_format=torch.channels_last)
+    if p.model_load_file:
+        load_weights(p.model_load_file, codec, p)
+    noise = QuantisationNoise(codec, p.seed)
+    quantiles = {name: v for name, v in codec.named_parameters() if name.endswith(".quantiles")}
+    # The quantiles' loss is the same on every process, so their gradients need no exchange; the models' forward does not use them.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(codec, list(quantiles))
+    optimizer = torch.optim.AdamW([v for name, v in codec.named_parameters() if name not in quantiles], lr=p.max_lr, fused=True)
+    aux_optimizer = torch.optim.Adam(quantiles.values(), lr=AUX_LR)
+    total = min(p.max_epochs * steps_per_epoch, p.max_steps or sys.maxsize)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, p.max_lr, total_steps=max(total, 1))
+    model, optimizer, aux_optimizer = fabric.setup(torch.compile(codec) if p.compile else codec, optimizer, aux_optimizer)
+    detector = HookedDetector(p.detector_weights).to(fabric.device, memory_format=torch.channels_last) if p.uses_detector else None
+    alpha, form = (p.alpha, p.loss_form) if p.which == "hyperprior_with_obj_features" else (0.5, "corrected")  # the baselines' loss is the plain one
+    loss = RoiRateDistortionLoss(p.lmbda, alpha, p.metric, form)
+    return Session(p, fabric, codec, model, detector, loss, noise, optimizer, aux_optimizer, scheduler, total)
+
+
+def forward(session: Session, batch: dict, places: Iterable[int] | None = None) -> tuple[dict, Tensor, Tensor | None]:
+    """The model's output for a batch of `batches`, with the target x and the ROI mask (None for the plain baseline).
+
+    places: the pictures' places in the step's global batch, which choose their noise; None: this batch is all of it.
+    """
+    device = session.fabric.device
+    session.noise.at(session.step, range(len(batch["x"])) if places is None else places)
+    x = (batch["x"].to(device, non_blocking=True).float() / 255).contiguous(memory_format=torch.channels_last)
+    roi_mask = batch["roi_mask"].to(device, non_blocking=True) if session.p.uses_objects else None
+    if not isinstance(session.codec, HyperpriorWithObjFeatures):
+        return session.model(x), x, roi_mask
+    features = None
+    if session.detector:
+        with session.fabric.autocast():
+            features = session.detector.codec_features(batch["detector_x"].to(device, non_blocking=True).float() / 255)
+    return session.model(x, features, roi_mask), x, roi_mask
+
+
+def train_step(session: Session, batch: dict, places: range | None = None, size: int | None = None) -> tuple[dict[str, Tensor], Tensor | None, bool]:
+    """One update of the model and of the quantiles; the loss terms (with `aux_loss`), the mask, and whether the gradients were finite (else it is
+    no update).
+
+    places: which pictures of the step's global batch of `size` this process codes; none when it only stands in for a missing one.
+    """
+    places = range(len(batch["x"])) if places is None else places
+    output, x, roi_mask = forward(session, batch, places or [-1])
+    terms = session.loss(output, x, roi_mask)
+    session.optimizer.zero_grad()
+    share = len(places) * session.fabric.world_size / (size or len(places))  # of the mean that the processes' gradients are averaged to
+    session.fabric.backward(terms["loss"] * share)
+    norm = session.fabric.clip_gradients(session.model, session.optimizer, max_norm=CLIP_NORM, error_if_nonfinite=False)
+    finite = bool(norm.isfinite())
+    if finite or session.p.precision == "16":  # fp16's gradient scaler skips by itself, and learns from it
+        session.optimizer.step()
+    session.scheduler.step()
+    aux = session.codec.aux_loss()
+    session.aux_optimizer.zero_grad()
+    session.fabric.backward(aux)
+    session.aux_optimizer.step()
+    session.step += 1
+    return terms | {"aux_loss": aux}, roi_mask, finite
+
+
+def over_processes(fabric: Fabric, terms: dict[str, Tensor], pictures: int, roi_mask: Tensor | None) -> tuple[dict[str, float], int, float | None]:
+    """Terms of the global batch as numbers, its pictures and its ROI share, from each process's terms of its `pictures`."""
+    roi_share = 0.0 if roi_mask is None else roi_mask.mean()
+    values = torch.stack([v.detach().double() for v in terms.values()] + [torch.as_tensor(roi_share, device=fabric.device).double()])
+    *values, roi_share = values.tolist()
+    has_roi = roi_mask is not None
+    if fabric.world_size > 1:
+        weights = [pictures * term_share(name, roi_share if has_roi else None) for name in terms]
+        sums = [v * w for v, w in zip(values, weights, strict=True)]
+        local = torch.tensor([pictures, pictures * roi_share, *weights, *sums], dtype=torch.float64, device=fabric.device)
+        pictures, roi_share, *rest = fabric.all_reduce(local, reduce_op="sum").tolist()
+        pictures, roi_share = round(pictures), roi_share / pictures
+        values = [s / w if w else 0.0 for w, s in zip(rest[: len(terms)], rest[len(terms) :], strict=True)]
+    return dict(zip(terms, values, strict=True)), pictures, roi_share if has_roi else None
