@@ -164,12 +164,13 @@ def _open_picture(path: Path) -> Image.Image:
 class RoiDataset(Dataset):
     """Whole pictures: `dataset[i]` is (image uint8 (3, H, W), BoundingBoxes (K, 4) xyxy, labels (K,) int64).
 
-    Decoded pictures are kept until they fill `cache_bytes`; what comes later is read anew each time.
+    Decoded pictures are kept until they fill `cache_bytes`, of all loader processes together; what comes later is read anew each time.
     """
 
     def __init__(self, samples: list[Sample], classes: tuple[str, ...] = KITTI_CLASSES, cache_bytes: int = 256 * 2**20):
         self.samples, self.classes, self.cache_bytes = samples, classes, cache_bytes
         self._cache: dict[int, tv_tensors.Image] = {}
+        self._cached = 0  # bytes
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -193,22 +194,25 @@ class RoiDataset(Dataset):
         if i in self._cache:
             return self._cache[i]
         image = read_picture(self.samples[i].path)
-        if image.nbytes <= self.cache_bytes:
-            self._cache[i], self.cache_bytes = image, self.cache_bytes - image.nbytes
+        worker = torch.utils.data.get_worker_info()
+        if self._cached + image.nbytes <= self.cache_bytes // (worker.num_workers if worker else 1):
+            self._cache[i], self._cached = image, self._cached + image.nbytes
         return image
 
 
 class Crops(Dataset):
-    """Square crops of side min(H, W) at a random place, resized (antialiased) to the codec's and the detector's input.
+    """Square crops at a random place, resized (antialiased) to the codec's and the detector's input.
+
+    Their side is min(H, W), or with `native` the codec's input size where the picture has that many pixels.
 
     `crops[epoch, i]` is a dict: `x` uint8 (3, S, S) with S = compr_img_size, `boxes` (K, 4) in its pixels, `roi_mask` float (1, S, S) and, with
     an `obj_det_img_size`, `detector_x` uint8 of that side. The place depends on (seed, epoch, i) alone, so that no number of
     processes changes it; test crops stay at epoch 0 and never move. Any visible part of an object stays ROI.
     """
 
-    def __init__(self, data: RoiDataset, compr_img_size: int, obj_det_img_size: int | None = None, seed: int = 0):
+    def __init__(self, data: RoiDataset, compr_img_size: int, obj_det_img_size: int | None = None, seed: int = 0, native: bool = False):
         self.data, self.compr_img_size, self.obj_det_img_size = data, compr_img_size, obj_det_img_size
-        self.seed = seed
+        self.seed, self.native = seed, native
 
     def __len__(self) -> int:
         return len(self.data)
@@ -217,7 +221,7 @@ class Crops(Dataset):
         epoch, i = place
         image, boxes, _ = self.data[i]
         height, width = image.shape[-2:]
-        side = min(height, width)
+        side = min(height, width, self.compr_img_size) if self.native else min(height, width)
         where = np.random.default_rng((self.seed, epoch, i)).random(2)
         top, left = (int(v * (n - side + 1)) for v, n in zip(where, (height, width), strict=True))
         image, boxes = (F.crop(v, top, left, side, side) for v in (image, boxes))
@@ -280,7 +284,7 @@ def batches(data: RoiDataset, p: Parameters, train: bool, rank: int = 0, world_s
 
     Of each batch of p.batch_size pictures, process `rank` of `world_size` gets its share.
     """
-    crops = Crops(data, p.compr_img_size, p.obj_det_img_size if p.uses_detector else None, p.seed)
+    crops = Crops(data, p.compr_img_size, p.obj_det_img_size if p.uses_detector else None, p.seed, p.crop == "native")
     sampler = EpochSampler(len(data), p.batch_size, p.seed, train, rank, world_size)
     workers = {"num_workers": p.num_workers, "persistent_workers": p.num_workers > 0, "worker_init_fn": leave_signals_to_parent}
     # Its own generator: a loader draws seeds, more or less often with processes, which would shift the training's noise.

@@ -23,8 +23,9 @@ from roilib.datasets import RoiDataset, batches
 from roilib.distributed import agree
 from roilib.meters import Means, Speed
 from roilib.models import save_weights, update_tables
+from roilib.roi_vbr import RoiVbr
 from roilib.runs import Run, write_json
-from roilib.session import Session, forward, over_processes, start, train_step
+from roilib.session import Session, forward, knobs, over_processes, start, train_step
 
 MILESTONE_EPOCHS, SPEED_STEPS = 50, 20
 
@@ -141,10 +142,26 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
         if fabric.is_global_zero:
             write_json(run.splits, {"dataset": p.dataset, "train": train_data.ids, "test": test_data.ids})
         with Interrupt() as stop, SummaryWriter(run.folder, purge_step=session.step + 1) if fabric.is_global_zero else nullcontext() as writer:
-            Training(run, session, train_data, test_data, writer).go(stop)
+            training = Training(run, session, train_data, test_data, writer)
+            training.go(stop)
+            make_tables(session, training.train_loader)
         return _finish(run, session)
     except OSError as error:
         raise ValueError(f"{run.folder}: cannot be written ({error.strerror or error}); make room, then the same command goes on") from None
+
+
+@torch.no_grad()
+def make_tables(session: Session, loader: DataLoader, batches_seen: int = 4) -> None:
+    """What real coding needs beyond the weights: probability tables, and roi_vbr's integer networks, for which it looks at some training crops."""
+    model = session.trained.eval()
+    if not isinstance(model, RoiVbr):
+        update_tables(model)
+        return
+    device, seen = session.fabric.device, []
+    for step, batch in zip(range(batches_seen), loader, strict=False):
+        q, _, _ = knobs(session.p, batch["boxes"], session.p.compr_img_size, range(len(batch["x"])), step)
+        seen.append((batch["x"].to(device).float() / 255, q.to(device)))
+    model.quantise(seen)
 
 
 @torch.no_grad()
@@ -216,8 +233,7 @@ def _finish(run: Run, session: Session) -> dict:
     metrics |= {"best": session.best, "skipped_steps": session.health.skipped}
     if session.fabric.is_global_zero:
         if run.parameters.what == "train":
-            update_tables(session.codec)
-            save_weights(run.weights, session.codec, run.parameters, session.step)
+            save_weights(run.weights, session.trained, run.parameters, session.step)
         timing = {"seconds": session.seconds, "seconds_per_step": session.seconds / max(session.step, 1), "peak_memory_mb": session.peak_memory_mb}
         where = {"device": str(session.fabric.device), "processes": session.fabric.world_size, "threads": torch.get_num_threads()}
         write_json(run.folder / "timing.json", timing | where | {"precision": session.fabric.strategy.precision.precision})

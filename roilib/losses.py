@@ -19,6 +19,8 @@ import torch
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
+LMBDA_MIDDLE, BALANCE = 0.012, 0.5
+
 
 def bpp_terms(output: dict, target: Tensor) -> dict[str, Tensor]:
     """Estimated bits per pixel of each latent, `bpp_<latent>`, from `output["likelihoods"]`; target: (B, 3, H, W)."""
@@ -76,12 +78,38 @@ class RoiRateDistortionLoss(nn.Module):
 
     def _terms(self, x_hat: Tensor, target: Tensor, m: Tensor) -> dict[str, Tensor]:
         if self.metric == "mse":
-            error = ((x_hat - target) ** 2).mean(1, keepdim=True)
-            parts = {"roi_": m, "bg_": 1 - m}
-            means = {f"{k}mse_loss": (part * error).sum() / part.sum().clamp(min=1e-9) for k, part in parts.items()}
-            return {"mse_loss": error.mean()} | means
+            return mse_terms(((x_hat - target) ** 2).mean(1, keepdim=True), m)
         masked = {"": (x_hat, target), "roi_": (m * x_hat, m * target), "bg_": ((1 - m) * x_hat, (1 - m) * target)}
         return {f"{k}ms_ssim_loss": similarity(*pair) for k, pair in masked.items()}
+
+
+class VariableRateLoss(nn.Module):
+    """`loss(output, target, roi_mask)` → dict of scalar tensors: the corrected loss with a λ of its own at every pixel.
+
+    output: also holds `lmbda_map` (B, 1, H, W). `balanced` divides each picture's loss by (mean λ / 0.012)^BALANCE, so that high rates do not
+    dominate a training on all rates. Terms as in RoiRateDistortionLoss; with lmbda_map = lmbda * weight, unbalanced, `loss` is the same too.
+    """
+
+    def __init__(self, balanced: bool = True):
+        super().__init__()
+        self.balanced = balanced
+
+    def forward(self, output: dict, target: Tensor, roi_mask: Tensor) -> dict[str, Tensor]:
+        terms, lmbda_map = bpp_terms(output, target), output["lmbda_map"]
+        terms["bpp_loss"] = sum(terms.values())
+        error = ((output["x_hat"].float() - target) ** 2).mean(1, keepdim=True)
+        pixels = target.shape[-2] * target.shape[-1]
+        bpp = sum(v.log().sum((1, 2, 3)) for v in output["likelihoods"].values()) / (-math.log(2) * pixels)
+        each = bpp + 255**2 * (lmbda_map * error).mean((1, 2, 3))
+        terms["loss"] = (each * (lmbda_map.mean((1, 2, 3)) / LMBDA_MIDDLE) ** -BALANCE if self.balanced else each).mean()
+        return terms | mse_terms(error, roi_mask)
+
+
+def mse_terms(error: Tensor, roi_mask: Tensor) -> dict[str, Tensor]:
+    """`mse_loss`, and the means over the pixels inside and outside the ROI, of squared errors (B, 1, H, W)."""
+    parts = {"roi_": roi_mask, "bg_": 1 - roi_mask}
+    means = {f"{k}mse_loss": (part * error).sum() / part.sum().clamp(min=1e-9) for k, part in parts.items()}
+    return {"mse_loss": error.mean()} | means
 
 
 def mse(x_hat: Tensor, target: Tensor) -> Tensor:

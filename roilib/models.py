@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from roilib.detector import CODEC_CHANNELS, CODEC_STRIDES
 from roilib.parameters import Parameters
+from roilib.roi_vbr import RoiVbr
 
 
 class Projection(nn.Module):
@@ -148,6 +149,8 @@ def hyper_synthesis(N: int, channels: int) -> nn.Sequential:
 
 def build_model(p: Parameters) -> CompressionModel:
     """The untrained model that `p.which` names."""
+    if p.which == "roi_vbr":
+        return RoiVbr(p.N, p.M)
     if p.which == "hyperprior_with_obj_features":
         return HyperpriorWithObjFeatures(p.N, p.M, p.zero_hooks, p.mask_hooks)
     return ScaleHyperprior(p.N, p.M)

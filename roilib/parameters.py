@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from roilib.quality import LMBDA_MAX, LMBDA_MIN
+
 WITHOUT_EFFECT = {"device", "devices", "num_workers", "compile", "resume", "checkpoint_seconds", "logdir"}  # on the result, so not in a run's name
 
 
@@ -22,8 +24,9 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     what: Literal["train", "test"] = Field("train", description="train, or test the weights of model_load_file")
-    which: Literal["hyperprior", "hyperprior_eval_with_objs", "hyperprior_with_obj_features"] = Field(
-        "hyperprior_with_obj_features", description="engine: the plain baseline, the same with ROI terms logged, or the extended model"
+    which: Literal["hyperprior", "hyperprior_eval_with_objs", "hyperprior_with_obj_features", "roi_vbr"] = Field(
+        "hyperprior_with_obj_features",
+        description="engine: the plain baseline, the same with ROI terms logged, the extended model, or one model for every λ and α",
     )
     device: str = Field("auto", description="torch device; auto is cuda where there is one")
     devices: int | None = Field(None, gt=0, description="processes, one a device; None: one for every GPU, one on a CPU")
@@ -34,6 +37,7 @@ class Parameters(BaseModel):
     max_steps: int | None = Field(None, gt=0, description="stop after this many steps, however many epochs that is")
     obj_det_img_size: int = Field(640, gt=0, multiple_of=32, description="side of the detector's square input in pixels")
     compr_img_size: int = Field(256, gt=0, multiple_of=64, description="side of the codec's square input in pixels")
+    crop: Literal["square", "native"] = Field("square", description="side min(H, W), resized (the paper's), or pixels as they are")
     lmbda: float = Field(0.0037, gt=0, description="rate-distortion trade-off, CompressAI's scale (255²·MSE); the paper's 240 is 240/255²")
     alpha: float = Field(0.5, ge=0, le=1, description="1: all quality to the ROI, 0: all to the background, 0.5: plain loss")
     train_size_p1: float | None = Field(None, ge=0, le=1, description="share of the data that trains; None: the root's splits, else 0.95")
@@ -48,6 +52,7 @@ class Parameters(BaseModel):
     loss_form: Literal["corrected", "paper"] = Field("corrected", description="one weighted mean, or the paper's area-squared terms")
     N: int = Field(128, gt=0, description="channels of the transforms")
     M: int = Field(192, gt=0, description="channels of the latent (the extended model has 2M)")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, which is tested and saved; 0: none")
     seed: int = Field(0, ge=0, description="start of every random number")
     precision: Literal["auto", "32", "bf16", "16"] = Field("auto", description="auto: bf16 where the processor has it, else 32")
     compile: bool = Field(False, description="torch.compile the model")
@@ -60,11 +65,21 @@ class Parameters(BaseModel):
             raise ValueError("zero_hooks and mask_hooks exclude each other")
         if (self.zero_hooks or self.mask_hooks) and self.which != "hyperprior_with_obj_features":
             raise ValueError(f"zero_hooks and mask_hooks belong to hyperprior_with_obj_features, not to {self.which}")
+        if self.which == "roi_vbr":
+            self._fits_roi_vbr()
         if self.metric == "ms-ssim" and self.compr_img_size <= 160:
             raise ValueError(f"metric ms-ssim needs compr_img_size above 160, not {self.compr_img_size}")
         if self.what == "test" and self.model_load_file is None:
             raise ValueError("what=test needs model_load_file")
         return self
+
+    def _fits_roi_vbr(self) -> None:
+        if self.metric != "mse" or self.loss_form != "corrected":
+            raise ValueError("roi_vbr is trained with metric=mse and loss_form=corrected")
+        if not LMBDA_MIN <= self.lmbda <= LMBDA_MAX:
+            raise ValueError(f"roi_vbr's lmbda (at which it is tested) lies in [{LMBDA_MIN}, {LMBDA_MAX}], not at {self.lmbda}")
+        if self.M > 768:
+            raise ValueError(f"roi_vbr's M is at most 768, not {self.M}")
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "Parameters":

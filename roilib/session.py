@@ -12,19 +12,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from compressai.models import CompressionModel
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from roilib import quality
 from roilib.detector import HookedDetector
 from roilib.distributed import make_fabric
-from roilib.losses import RoiRateDistortionLoss
+from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
 from roilib.meters import Health, Means, term_share
 from roilib.models import HyperpriorWithObjFeatures, build_model, keep_entropy_models_in_fp32, load_weights
 from roilib.noise import QuantisationNoise
 from roilib.parameters import Parameters
+from roilib.roi_vbr import RoiVbr
 from roilib.runs import peak_memory_mb
 
 CLIP_NORM, AUX_LR = 1.0, 1e-3
@@ -40,7 +44,7 @@ class Session:
     codec: CompressionModel
     model: nn.Module
     detector: HookedDetector | None
-    loss: RoiRateDistortionLoss
+    loss: RoiRateDistortionLoss | VariableRateLoss
     noise: QuantisationNoise
     optimizer: torch.optim.Optimizer
     aux_optimizer: torch.optim.Optimizer
@@ -55,12 +59,20 @@ class Session:
     best: dict | None = None
     means: Means = field(default_factory=Means)
     health: Health = field(default_factory=Health)
+    ema: AveragedModel | None = None
+
+    @property
+    def trained(self) -> CompressionModel:
+        """The model that is tested and saved: the moving average where there is one."""
+        return self.ema.module if self.ema else self.codec
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on exactly from here, also in the middle of an epoch."""
         parts = {name: getattr(self, name).state_dict() for name in ("codec", "optimizer", "aux_optimizer", "scheduler", "means")}
         progress = {name: getattr(self, name) for name in PROGRESS} | {"health": vars(self.health)}
         rng = {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+        if self.ema:
+            parts["ema"] = self.ema.state_dict()
         return parts | progress | rng | {"precision": self.fabric.strategy.precision.state_dict(), "parameters": self.p.model_dump()}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -69,6 +81,8 @@ class Session:
             getattr(self, name).load_state_dict(state[name])
         for name in PROGRESS:
             setattr(self, name, state[name])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
         self.health = Health(**state["health"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         torch.set_rng_state(state["rng"])
@@ -100,26 +114,60 @@ def start(p: Parameters, steps_per_epoch: int) -> Session:
     model, optimizer, aux_optimizer = fabric.setup(torch.compile(codec) if p.compile else codec, optimizer, aux_optimizer)
     detector = HookedDetector(p.detector_weights).to(fabric.device, memory_format=torch.channels_last) if p.uses_detector else None
     alpha, form = (p.alpha, p.loss_form) if p.which == "hyperprior_with_obj_features" else (0.5, "corrected")  # the baselines' loss is the plain one
-    loss = RoiRateDistortionLoss(p.lmbda, alpha, p.metric, form)
-    return Session(p, fabric, codec, model, detector, loss, noise, optimizer, aux_optimizer, scheduler, total)
+    loss = VariableRateLoss() if p.which == "roi_vbr" else RoiRateDistortionLoss(p.lmbda, alpha, p.metric, form)
+    ema = AveragedModel(codec, multi_avg_fn=get_ema_multi_avg_fn(p.ema)) if p.ema else None
+    return Session(p, fabric, codec, model, detector, loss, noise, optimizer, aux_optimizer, scheduler, total, ema=ema)
+
+
+def knobs(p: Parameters, boxes: list[Tensor], side: int, places: Iterable[int], step: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of roi_vbr's pictures: quality indices (B, 1, side/16, side/16), λ of each pixel and ROI mask (B, 1, side, side).
+
+    Drawn anew for each picture of a training step, by seed, step and place; with step None (a test) the run's own λ and α, with the labelled boxes.
+    """
+    cells, pixels, masks = [], [], []
+    for own, place in zip(boxes, places, strict=True):
+        if step is None:
+            drawn, lmbda, alpha = quality.integer_boxes(own.numpy(), side, side), quality.quality_index(p.lmbda), quality.alpha_index(p.alpha)
+        else:
+            drawn, lmbda, alpha = quality.draw(np.random.default_rng((p.seed, step, place + 1)), own.numpy(), side)
+        importance = quality.importance_map(drawn, side, side)
+        table = quality.quality_table(lmbda, alpha) if len(drawn) else np.full(quality.FULL + 1, lmbda, np.int16)
+        cells.append(table[quality.cell_means(importance)])
+        pixels.append(quality.lmbda_of(table[importance]))
+        masks.append(importance > 0)
+    return tuple(torch.from_numpy(np.stack(maps)[:, None]).float() for maps in (cells, pixels, masks))
 
 
 def forward(session: Session, batch: dict, places: Iterable[int] | None = None) -> tuple[dict, Tensor, Tensor | None]:
     """The model's output for a batch of `batches`, with the target x and the ROI mask (None for the plain baseline).
 
-    places: the pictures' places in the step's global batch, which choose their noise; None: this batch is all of it.
+    In a test it is the output of the moving average of the weights, where there is one. places: the pictures' places in the step's global
+    batch, which choose their noise and, for roi_vbr, their λ and α; None: this batch is all of it.
     """
-    device = session.fabric.device
-    session.noise.at(session.step, range(len(batch["x"])) if places is None else places)
+    device, training, p = session.fabric.device, session.model.training, session.p
+    places = range(len(batch["x"])) if places is None else places
+    session.noise.at(session.step, places)
     x = (batch["x"].to(device, non_blocking=True).float() / 255).contiguous(memory_format=torch.channels_last)
-    roi_mask = batch["roi_mask"].to(device, non_blocking=True) if session.p.uses_objects else None
-    if not isinstance(session.codec, HyperpriorWithObjFeatures):
-        return session.model(x), x, roi_mask
-    features = None
-    if session.detector:
-        with session.fabric.autocast():
-            features = session.detector.codec_features(batch["detector_x"].to(device, non_blocking=True).float() / 255)
-    return session.model(x, features, roi_mask), x, roi_mask
+    roi_mask = batch["roi_mask"].to(device, non_blocking=True) if p.uses_objects else None
+    inputs, more = (x,), {}
+    if isinstance(session.codec, RoiVbr):
+        maps = knobs(p, batch["boxes"], x.shape[-1], places, session.step if training else None)
+        q, more["lmbda_map"], roi_mask = (v.to(device, non_blocking=True) for v in maps)
+        inputs = (x, q)
+    elif isinstance(session.codec, HyperpriorWithObjFeatures):
+        inputs = (x, features(session, batch), roi_mask)
+    if training or not session.ema:
+        return session.model(*inputs) | more, x, roi_mask
+    with session.fabric.autocast():
+        return session.trained.eval()(*inputs) | more, x, roi_mask
+
+
+def features(session: Session, batch: dict) -> list[Tensor] | None:
+    """What the extended model hears from the detector; None where it has none."""
+    if not session.detector:
+        return None
+    with session.fabric.autocast():
+        return session.detector.codec_features(batch["detector_x"].to(session.fabric.device, non_blocking=True).float() / 255)
 
 
 def train_step(session: Session, batch: dict, places: range | None = None, size: int | None = None) -> tuple[dict[str, Tensor], Tensor | None, bool]:
@@ -138,6 +186,8 @@ def train_step(session: Session, batch: dict, places: range | None = None, size:
     finite = bool(norm.isfinite())
     if finite or session.p.precision == "16":  # fp16's gradient scaler skips by itself, and learns from it
         session.optimizer.step()
+        if session.ema:
+            session.ema.update_parameters(session.codec)
     session.scheduler.step()
     aux = session.codec.aux_loss()
     session.aux_optimizer.zero_grad()

@@ -157,6 +157,35 @@ def test_compr_img_size(tiny_parameters):
     assert torch.equal(first_batch(small)["detector_x"], first_batch(large)["detector_x"])
 
 
+def test_crop(tiny_parameters):
+    square, native = (first_batch(tiny_parameters(crop=crop))["x"] for crop in ("square", "native"))  # of pictures 96 high
+    pictures = [image for part in load_splits(tiny_parameters()) for image, _, _ in (part[i] for i in range(len(part)))]
+    found = [any((window == native[0]).all((1, 2, 3)).any() for window in [image.unfold(1, 64, 1).unfold(2, 64, 1)
+             .permute(1, 2, 0, 3, 4).reshape(-1, 3, 64, 64)]) for image in pictures]  # fmt: skip
+    assert any(found)  # its pixels as they are
+    assert square.shape == native.shape
+
+
+def test_ema(tiny_parameters):
+    p = tiny_parameters(ema=0.5, max_lr=0.01, max_steps=8, max_epochs=4)
+    session = start(p, 2)
+    assert start(tiny_parameters(), 2).ema is None
+    batch, kept = first_batch(p), []
+    for _ in range(4):
+        train_step(session, batch)
+        kept.append(session.codec.g_s[0].weight.detach().clone())
+    wanted = kept[0]
+    for weight in kept[1:]:
+        wanted = 0.5 * wanted + 0.5 * weight
+    assert torch.allclose(session.trained.g_s[0].weight, wanted, atol=1e-7)
+    session.model.eval()
+    averaged, latest = forward(session, batch)[0]["x_hat"], session.codec.eval()(batch["x"].float() / 255)["x_hat"]
+    assert not torch.allclose(averaged, latest)
+    run, metrics = trained(p)
+    tested = engine.test(open_run(tiny_parameters(what="test", model_load_file=str(run.weights))), load_splits(p)[1])
+    assert tested["test"]["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-5)
+
+
 def test_lmbda(tiny_parameters):
     small, large = (first_terms(tiny_parameters(lmbda=lmbda)) for lmbda in (0.001, 0.1))
     assert large["loss"] - small["loss"] == pytest.approx(0.099 * 255**2 * small["mse_loss"], rel=1e-4)

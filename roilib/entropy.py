@@ -1,0 +1,101 @@
+"""Symbols to bytes and back, by constriction's range coder.
+
+Symbols are coded in groups of one and the same probability table, so that the coder works on whole arrays. Tables are integers which the
+weights file carries: computed anew, a differently rounded exponential somewhere could make two machines disagree.
+"""
+
+import math
+from collections.abc import Sequence
+
+import constriction
+import numpy as np
+from scipy.special import erf
+
+TOTAL = 1 << 24  # of a table's frequencies
+TAIL_SHARE = 2.0**-11  # of the probability that goes to far symbols, beyond what a Gaussian gives them
+
+
+def reach(scale: float) -> int:
+    """Largest magnitude of a symbol in the table of this scale."""
+    return 15 + math.ceil(8 * scale)
+
+
+def frequencies(scale: float) -> np.ndarray:
+    """(reach + 1,) int32 frequencies of symbols 0, ±1, ±2, … (of each sign alone): a rounded Gaussian with a geometric tail; all together TOTAL."""
+    k = np.arange(reach(scale) + 1)
+    gauss = 0.5 * (erf((k + 0.5) / scale / math.sqrt(2)) - erf((k - 0.5) / scale / math.sqrt(2)))
+    tail = 2.0 ** (-k / (1 + scale))
+    sides = np.where(k == 0, 1, 2)
+    p = (1 - TAIL_SHARE) * gauss / (gauss * sides).sum() + TAIL_SHARE * tail / (tail * sides).sum()
+    counts = np.maximum(np.round(p * TOTAL), 1).astype(np.int64)
+    counts[0] += TOTAL - (counts * sides).sum()
+    return counts.astype(np.int32)
+
+
+class Tables:
+    """Probability tables of numbered levels; a symbol of level i lies in `low[i]` … `high[i]`."""
+
+    def __init__(self, counts: Sequence[np.ndarray], low: Sequence[int]):
+        self.models = [constriction.stream.model.Categorical(c / c.sum(), perfect=False) for c in counts]
+        self.low = np.array(low, np.int32)
+        self.high = self.low + np.array([len(c) - 1 for c in counts], np.int32)
+        self.bits = [np.log2(c.sum()) - np.log2(c) for c in counts]
+
+    @classmethod
+    def symmetric(cls, halves: Sequence[np.ndarray]) -> "Tables":
+        """From the output of `frequencies`, one a level."""
+        return cls([np.concatenate([half[:0:-1], half]) for half in halves], [1 - len(half) for half in halves])
+
+    def cost(self, symbols: np.ndarray, levels: np.ndarray) -> float:
+        """Bits that these symbols will take, by their tables."""
+        order, ends = _groups(levels, len(self.models))
+        grouped = np.split(symbols[order], ends[:-1])
+        return float(sum(self.bits[i][group - self.low[i]].sum() for i, group in enumerate(grouped) if len(group)))
+
+
+def _groups(levels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Order that sorts symbols by their level (uint8), and where each level ends."""
+    return np.argsort(levels, kind="stable"), np.cumsum(np.bincount(levels, minlength=count))
+
+
+class Encoder:
+    """Collects symbols; `data()` is their bytes."""
+
+    def __init__(self):
+        self._coder = constriction.stream.queue.RangeEncoder()
+
+    def put(self, symbols: np.ndarray, levels: np.ndarray, tables: Tables) -> None:
+        """Add symbols (n,) int32, each within its level's table; levels (n,) uint8."""
+        order, ends = _groups(levels, len(tables.models))
+        for i, group in enumerate(np.split(symbols[order], ends[:-1])):
+            if len(group):
+                self._coder.encode(np.ascontiguousarray(group - tables.low[i], np.int32), tables.models[i])
+
+    def data(self) -> bytes:
+        """The stream so far."""
+        return self._coder.get_compressed().astype("<u4").tobytes()
+
+
+class Decoder:
+    """Reads what an Encoder wrote, given the same levels and tables in the same order. Raises ValueError for data that no Encoder wrote."""
+
+    def __init__(self, data: bytes):
+        if len(data) % 4:
+            raise ValueError(f"a stream of {len(data)} bytes, not a multiple of 4")
+        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+
+    def get(self, levels: np.ndarray, tables: Tables) -> np.ndarray:
+        """The next len(levels) symbols, int32."""
+        order, ends = _groups(levels, len(tables.models))
+        found = np.empty(len(levels), np.int32)
+        start = 0
+        for i, end in enumerate(ends):
+            if end > start:
+                try:
+                    found[start:end] = self._coder.decode(tables.models[i], int(end - start)) + tables.low[i]
+                except (AssertionError, ValueError) as error:
+                    raise ValueError(f"not a stream of these symbols ({error})") from None
+            start = end
+        symbols = np.empty_like(found)
+        symbols[order] = found
+        return symbols

@@ -1,0 +1,271 @@
+"""One codec for every rate and every ROI strength: quality indices (roilib.quality) scale the latent cell by cell.
+
+The transforms are a linear one, which starts as the 16x16 DCT of luma and two chroma axes, and a convolutional one beside it that learns what
+the linear one cannot do. What decides probabilities runs on integers (roilib.integer), so a stream decodes to the same symbols everywhere.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.models import CompressionModel
+from torch import Tensor, nn
+
+from roilib.entropy import Decoder, Encoder, Tables, frequencies
+from roilib.integer import IntegerNet
+from roilib.quality import CELL, Q_MAX, STEPS_PER_OCTAVE, quality_index
+
+Q_MIDDLE = quality_index(0.012)
+STEP = 46.5 / 255  # the DCT quantiser's step that suits lmbda 0.012
+SCALE_MIN, SCALE_LEVELS, LEVELS_PER_OCTAVE = 0.1, 80, 8  # scale of level i: SCALE_MIN * 2^(i / 8), up to 94
+SLICES = (16, 64, 192)  # where the latent's channels, lowest frequencies first, are cut
+MEAN_UNIT, CONTEXT_UNIT, CONTEXT_MAX, Q_UNIT = 1 / 16, 1 / 2, 127, 2  # what 1 stands for in the integer networks
+SCALES = tuple(SCALE_MIN * 2 ** (i / LEVELS_PER_OCTAVE) for i in range(SCALE_LEVELS))
+AXES = ((1.0, 1.0, 1.0), (-1.0, 0.0, 1.0), (1.0, -2.0, 1.0))  # of colour: luma and two of chroma
+
+
+class Block(nn.Module):
+    """A residual bottleneck."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        half = channels // 2
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, half, 1), nn.ReLU(), nn.Conv2d(half, half, 3, padding=1), nn.ReLU(), nn.Conv2d(half, channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def conv3(i: int, o: int) -> nn.Conv2d:
+    """3x3 convolution that keeps the size."""
+    return nn.Conv2d(i, o, 3, padding=1)
+
+
+def dct_basis(M: int) -> Tensor:
+    """(M, 3, 16, 16): the M lowest frequencies of an orthonormal 16x16 DCT over three orthonormal colour axes, chroma counted as higher; M ≤ 768."""
+    k = torch.arange(float(CELL), dtype=torch.float64)
+    cosines = torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / (2 * CELL)) * math.sqrt(2 / CELL)
+    cosines[0] /= math.sqrt(2)
+    axes = torch.tensor(AXES, dtype=torch.float64)
+    axes = axes / axes.norm(dim=1, keepdim=True)
+    return torch.stack([axes[a][:, None, None] * cosines[u][:, None] * cosines[v] for _, a, u, v in frequencies_in_order(M)]).float()
+
+
+def frequencies_in_order(M: int) -> list[tuple[float, int, int, int]]:
+    """The latent's M channels: frequency (chroma counted as higher), colour axis, rows, columns."""
+    places = ((axis, u, v) for axis in range(3) for u in range(CELL) for v in range(CELL))
+    return sorted((math.hypot(u + 0.5, v + 0.5) * (1, 1.4, 2)[axis], axis, u, v) for axis, u, v in places)[:M]
+
+
+class RoiVbr(CompressionModel):
+    """Variable-rate codec whose rate and ROI strength are a map of quality indices q, one a 16x16 cell.
+
+        x ─┬─► a_lin ─►(+)─► y · gain_a(q) ─►(-)─► Q ─► AE ═══ AD ─►(+)─► · gain_s(q) ─► s_lin ─┬─►(+)─► x_hat
+           └─► g_a ─────┘            │      means    scales, means                               └─► g_s ─┘
+                                     ├─► h_a(·, q) ─► z ─ Q · EB ─► h_s ─► h ─┐     ▲
+                                     │                                        ├─► e[k](h, q, slices before k)
+                                     └────── slices 0 … k-1 of y_hat ─────────┘
+
+    y (B, M, H/16, W/16) is cut into slices of rising frequency; the probabilities of each depend on those before it. h_s and e run on
+    integers when bits are written or read. g_s corrects the linear synthesis in the picture, at an eighth of its size.
+
+    Args:
+        N: channels of the convolutional transforms at 1/8; the hyper networks have as many.
+        M: channels of the latent, at most 768 = 3 * 16 * 16 (all of a cell).
+    Sources: spatially scaled latents, Perugachi-Diaz et al. (BMVC 2022); gain units, Cui et al. (CVPR 2021); channel slices, Minnen and Singh
+    (ICIP 2020).
+    """
+
+    def __init__(self, N: int = 128, M: int = 768):
+        super().__init__()
+        self.N, self.M = N, M
+        cuts = (0, *(cut for cut in SLICES if cut < M), M)
+        self.slices = list(itertools.pairwise(cuts))
+        low = min(256, M)  # channels that the convolutional analysis adds to
+        self.entropy_bottleneck, self.gaussian_conditional = EntropyBottleneck(N // 2), GaussianConditional(None, scale_bound=SCALE_MIN)
+        self.a_lin, self.s_lin = nn.Conv2d(3, M, CELL, CELL, bias=False), nn.ConvTranspose2d(M, 3, CELL, CELL, bias=False)
+        self.g_a = nn.Sequential(nn.PixelUnshuffle(8), conv3(192, N), *(Block(N) for _ in range(4)), nn.Conv2d(N, low, 4, 2, 1))
+        self.g_s = nn.Sequential(conv3(192 + 1, N), *(Block(N) for _ in range(4)), conv3(N, 192), nn.PixelShuffle(8))
+        self.gain = nn.Sequential(nn.Conv2d(1, 32, 1), nn.ReLU(), nn.Conv2d(32, 2 * M, 1))
+        self.h_a = nn.Sequential(nn.Conv2d(M + 1, N, 1), nn.ReLU(), nn.Conv2d(N, N, 4, 2, 1), nn.ReLU(), nn.Conv2d(N, N // 2, 4, 2, 1))
+        shuffle = nn.PixelShuffle(2)
+        self.h_s = nn.Sequential(conv3(N // 2, 4 * N), shuffle, nn.ReLU(), conv3(N, 4 * N), shuffle, nn.ReLU())
+        self.e = nn.ModuleList(nn.Sequential(conv3(N + 1 + start, N), nn.ReLU(), nn.Conv2d(N, 2 * (end - start), 1)) for start, end in self.slices)
+        self.h_s_integer, self.e_integer = IntegerNet(self.h_s), nn.ModuleList(IntegerNet(net) for net in self.e)
+        self.register_buffer("y_counts", torch.from_numpy(np.concatenate([frequencies(scale) for scale in SCALES])))
+        self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """A DCT codec at first: the convolutional transforms and the learned gains begin near nothing."""
+        basis = dct_basis(self.M)
+        self.a_lin.weight.copy_(basis / STEP)
+        self.s_lin.weight.copy_(basis * STEP)
+        for layer in (self.g_a[-1], self.g_s[-2], self.gain[-1]):
+            layer.weight.mul_(0.02)
+            layer.bias.zero_()
+        frequency = torch.tensor([f for f, *_ in frequencies_in_order(self.M)])
+        octaves = torch.log2(8 / frequency**1.5 / SCALE_MIN).clamp(min=0.5)  # about what a DCT of street scenes has at lmbda 0.012
+        for (start, end), net in zip(self.slices, self.e, strict=True):
+            net[-1].bias[: end - start] = octaves[start:end]
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Sides of x must be multiples of this."""
+        return 64
+
+    def gains(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors before and after quantisation (B, M, h, w) of the quality indices q (B, 1, h, w)."""
+        octaves = (q.float() - Q_MIDDLE) / STEPS_PER_OCTAVE
+        with torch.autocast(q.device.type, enabled=False):
+            learned = self.gain(octaves / 4)
+        plain = 0.5 * math.log(2) * octaves  # the step that suits lmbda goes with its root
+        a, s = learned.chunk(2, 1)
+        return (a + plain).exp(), (s - plain).exp()
+
+    def analysis(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) in [0, 1] → y (B, M, H/16, W/16) before its gain."""
+        x = x - 0.5
+        with torch.autocast(x.device.type, enabled=False):
+            y = self.a_lin(x.float())
+        learned = self.g_a(x).float()
+        return torch.cat([y[:, : learned.shape[1]] + learned, y[:, learned.shape[1] :]], 1)
+
+    def synthesis(self, v: Tensor, q: Tensor) -> Tensor:
+        """y_hat after its gain (B, M, h, w) → x_hat (B, 3, 16 h, 16 w)."""
+        with torch.autocast(v.device.type, enabled=False):
+            x = self.s_lin(v.float())
+        fine = F.interpolate(self.condition(q), scale_factor=2, mode="nearest")
+        return x + self.g_s(torch.cat([F.pixel_unshuffle(x, 8), fine], 1)).float() + 0.5
+
+    @staticmethod
+    def condition(q: Tensor) -> Tensor:
+        """Quality indices as an input of networks, about -1 … 1."""
+        return (q.float() - Q_MIDDLE) / (Q_MAX / 2)
+
+    def hyper(self, y: Tensor, q: Tensor) -> Tensor:
+        """z (B, N/2, h/4, w/4) of y after its gain."""
+        return self.h_a(torch.cat([(y.abs() + 0.01).log(), self.condition(q)], 1)).float()
+
+    def medians(self) -> Tensor:
+        """(N/2, 1, 1): what z is rounded relative to."""
+        return self.entropy_bottleneck.quantiles[:, 0, 1].detach()[:, None, None]
+
+    def context(self, k: int, h: Tensor, q: Tensor, before: Tensor) -> Tensor:
+        """The input of e[k]; before: y_hat of the slices before it (B, start, h, w)."""
+        limit = CONTEXT_MAX * CONTEXT_UNIT
+        return torch.cat([h, self.condition(q), before.clamp(-limit, limit)], 1)
+
+    def forward(self, x: Tensor, q: Tensor) -> dict:
+        """x (B, 3, H, W) in [0, 1], sides multiples of 64; q (B, 1, H/16, W/16) quality indices 0 … 526."""
+        gain_a, gain_s = self.gains(q)
+        y = self.analysis(x) * gain_a
+        z_hat, z_likelihoods = self.entropy_bottleneck(self.hyper(y, q))
+        h = self.h_s(z_hat - self.medians())
+        y_hat, likelihoods = y[:, :0], []
+        for k, (start, end) in enumerate(self.slices):
+            octaves, means = self.e[k](self.context(k, h, q, y_hat)).float().chunk(2, 1)
+            scales = SCALE_MIN * torch.exp2(octaves.clamp(max=(SCALE_LEVELS - 1) / LEVELS_PER_OCTAVE))
+            part = y[:, start:end]
+            likelihoods.append(self.gaussian_conditional(part, scales, means)[1])
+            rounded = part + (torch.round(part - means) + means - part).detach()  # straight through for the decoder, noise for the rate
+            y_hat = torch.cat([y_hat, rounded], 1)
+        return {"x_hat": self.synthesis(y_hat * gain_s, q), "likelihoods": {"y": torch.cat(likelihoods, 1), "z": z_likelihoods}}
+
+    @torch.no_grad()
+    def quantise(self, pictures: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Make the integer networks from the trained ones, and z's tables; pictures: some (x, q) of `forward`, to see how large activations get."""
+        hyper_latents, contexts = [], [[] for _ in self.slices]
+        for x, q in pictures:
+            y = self.analysis(x) * self.gains(q)[0]
+            hyper_latents.append(torch.round(self.hyper(y, q) - self.medians()))
+            h = self.h_s(hyper_latents[-1])
+            for k, (start, _) in enumerate(self.slices):
+                contexts[k].append(self.context(k, h, q, torch.round(y[:, :start])))
+        device = self.y_counts.device
+        unit_h = self.h_s_integer.quantise(self.h_s, hyper_latents, torch.ones(self.N // 2, device=device))
+        unit_q = torch.tensor([Q_UNIT / (Q_MAX / 2)], device=device)
+        for k, (start, end) in enumerate(self.slices):
+            units = torch.cat([unit_h, unit_q, torch.full((start,), CONTEXT_UNIT, device=device)])
+            outputs = torch.full((2 * (end - start),), 1 / LEVELS_PER_OCTAVE, device=device)
+            outputs[end - start :] = MEAN_UNIT
+            self.e_integer[k].quantise(self.e[k], contexts[k], units, outputs)
+        self.update(force=True)
+
+    def tables(self) -> tuple[Tables, Tables]:
+        """Probability tables of y's levels and of z's channels."""
+        ends = np.cumsum([len(frequencies(scale)) for scale in SCALES])[:-1]
+        y = Tables.symmetric(np.split(self.y_counts.cpu().numpy(), ends))
+        bottleneck = self.entropy_bottleneck
+        cdfs = zip(bottleneck._quantized_cdf.cpu().numpy(), bottleneck._cdf_length.tolist(), strict=True)
+        z = Tables([np.diff(cdf[: length - 1]) for cdf, length in cdfs], bottleneck._offset.tolist())  # the last entry is CompressAI's escape
+        return y, z
+
+    @torch.no_grad()
+    def scan(self, z: np.ndarray, q: Tensor, code: Callable[[slice, np.ndarray, np.ndarray], np.ndarray]) -> Tensor:
+        """y_hat (1, M, h, w) in fp32, slice by slice, all on integers on the CPU.
+
+        z (N/2, h/4, w/4): symbols; q (1, 1, h, w); code(channels, levels, means) gives the symbols of these channels, all (n, h, w) integers, the
+        means in units of MEAN_UNIT: an encoder makes and writes them, a decoder reads them.
+        """
+        h = self.h_s_integer(torch.from_numpy(z).float()[None])
+        condition = torch.div(q.cpu() - Q_MIDDLE, Q_UNIT, rounding_mode="floor").float()
+        scaled = torch.empty(1, self.M, *q.shape[-2:])  # y_hat in units of MEAN_UNIT
+        for k, (start, end) in enumerate(self.slices):
+            context = torch.floor(scaled[:, :start] * (MEAN_UNIT / CONTEXT_UNIT) + 0.5).clamp_(-CONTEXT_MAX, CONTEXT_MAX)
+            levels, means = self.e_integer[k](torch.cat([h, condition, context], 1))[0].chunk(2)
+            levels = levels.clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
+            symbols = code(slice(start, end), levels.numpy(), means.numpy())
+            scaled[0, start:end] = torch.from_numpy(symbols) / MEAN_UNIT + means
+        return scaled * MEAN_UNIT
+
+    @torch.no_grad()
+    def compress(self, x: Tensor, q: Tensor) -> dict:
+        """Bytes of one picture: x (1, 3, H, W), q as in `forward` → strings [[y], [z]], shape of z, and the symbols (y int32, z int32)."""
+        y_tables, z_tables = self.tables()
+        y = self.analysis(x) * self.gains(q)[0]
+        z = torch.round(self.hyper(y, q) - self.medians())[0].cpu().numpy()
+        channels = np.arange(len(z), dtype=np.uint8)[:, None, None].repeat(z[0].size, 1).ravel()
+        z = z.clip(z_tables.low[:, None, None], z_tables.high[:, None, None]).astype(np.int32)
+        z_coder, y_coder, y = Encoder(), Encoder(), y[0].float().cpu().numpy()
+        z_coder.put(z.ravel(), channels, z_tables)
+        kept = np.zeros(y.shape, np.int32)
+
+        def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
+            bound = y_tables.high[levels]
+            symbols = np.rint(y[part] - means * MEAN_UNIT).clip(-bound, bound).astype(np.int32)
+            coded = levels > 0  # the rest is too sure to be zero
+            kept[part] = symbols * coded
+            y_coder.put(symbols[coded], levels[coded], y_tables)
+            return kept[part]
+
+        self.scan(z, q, code)
+        return {"strings": [[y_coder.data()], [z_coder.data()]], "shape": z.shape[-2:], "symbols": (kept, z)}
+
+    @torch.no_grad()
+    def decode_symbols(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """The symbols that `compress` wrote, y (M, h, w) and z (N/2, h/4, w/4), and y_hat (1, M, h, w)."""
+        y_tables, z_tables = self.tables()
+        channels = np.arange(self.N // 2, dtype=np.uint8).repeat(shape[0] * shape[1])
+        z = Decoder(strings[1][0]).get(channels, z_tables).reshape(-1, *shape)
+        coder, kept = Decoder(strings[0][0]), np.zeros((self.M, *q.shape[-2:]), np.int32)
+
+        def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
+            coded = levels > 0
+            kept[part][coded] = coder.get(levels[coded], y_tables)
+            return kept[part]
+
+        y_hat = self.scan(z, q, code)
+        return kept, z, y_hat
+
+    @torch.no_grad()
+    def decompress(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> dict:
+        """`x_hat` (1, 3, H, W) in [0, 1] from what `compress` returned and the same q."""
+        _, _, y_hat = self.decode_symbols(strings, shape, q)
+        return {"x_hat": self.synthesis(y_hat.to(q.device) * self.gains(q)[1], q).clamp_(0, 1)}

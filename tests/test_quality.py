@@ -1,0 +1,110 @@
+"""roilib.quality: λ and α as maps of integers."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from roilib.quality import (
+    ALPHA_ONE,
+    LMBDA_MAX,
+    LMBDA_MIN,
+    Q_MAX,
+    alpha_index,
+    cell_means,
+    draw,
+    importance_map,
+    integer_boxes,
+    lmbda_of,
+    quality_index,
+    quality_map,
+    quality_table,
+)
+
+
+def test_indices_cover_the_range_in_steps_of_a_sixty_fourth_octave():
+    assert quality_index(LMBDA_MIN) == 0
+    assert quality_index(LMBDA_MAX) == Q_MAX == 526
+    for lmbda in (0.0004, 0.0013, 0.012, 0.05, 0.12):
+        assert float(lmbda_of(quality_index(lmbda))) == pytest.approx(lmbda, rel=2 ** (1 / 128) - 1 + 6e-3)
+    for wrong in (0.0003, 0.2, math.nan):
+        with pytest.raises(ValueError, match="lmbda"):
+            quality_index(wrong)
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="alpha"):
+            alpha_index(wrong)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.9, 0.995, 1.0])
+def test_a_table_holds_contract_5(alpha):
+    """λ = lmbda * 2 (α m + (1-α)(1-m)), clamped."""
+    table = quality_table(quality_index(0.012), alpha_index(alpha))
+    m = np.arange(256) / 255
+    wanted = np.clip(0.012 * 2 * (alpha * m + (1 - alpha) * (1 - m)), LMBDA_MIN, LMBDA_MAX)
+    assert np.abs(64 * np.log2(lmbda_of(table) / wanted)).max() < 2
+    assert (np.diff(table) >= 0).all() if alpha >= 0.5 else (np.diff(table) <= 0).all()
+
+
+def test_alpha_one_half_is_uniform_and_alpha_one_keeps_a_floor():
+    assert set(quality_table(300, ALPHA_ONE // 2)) == {300}
+    table = quality_table(300, ALPHA_ONE)
+    assert (table[0], table[255]) == (0, 364)
+
+
+def test_no_boxes_means_uniform_quality_whatever_alpha_says():
+    for alpha in (0, ALPHA_ONE // 2, ALPHA_ONE):
+        assert set(quality_map(np.zeros((0, 5), np.int64), (30, 50), (64, 64), 200, alpha).ravel()) == {200}
+
+
+def test_octaves_are_exact():
+    from roilib.quality import _octaves
+
+    for value in (1, 2, 3, 255, 2**15 * 255, 2**24 - 1):
+        exact = _octaves(value)
+        assert 2**exact <= value**64 < 2 ** (exact + 1)
+
+
+def test_cells_take_their_share_of_a_box():
+    boxes = np.array([[8, 0, 32, 16, 255]])
+    importance = importance_map(boxes, 16, 48)
+    assert cell_means(importance).tolist() == [[128, 255, 0]]
+    assert importance[:, 8:32].min() == 255
+    assert importance.sum() == 255 * 24 * 16
+
+
+def test_the_highest_importance_wins_where_boxes_overlap():
+    low, high = [0, 0, 16, 16, 80], [8, 8, 16, 16, 200]
+    for boxes in ([low, high], [high, low]):
+        importance = importance_map(np.array(boxes), 16, 16)
+        assert (importance[10, 10], importance[2, 2]) == (200, 80)
+
+
+def test_padding_repeats_the_pictures_edge():
+    table = quality_table(300, alpha_index(0.9))
+    cells = quality_map(np.array([[20, 0, 30, 10, 255]]), (10, 30), (64, 64), 300, alpha_index(0.9))
+    assert (cells[:, 2:] == table[255]).all()
+    assert (cells[:, 0] == table[0]).all()
+
+
+def test_boxes_become_the_pixels_they_touch():
+    boxes = [[-5.5, 1.2, 3.1, 9.9], [20, 20, 40, 30], [99, 0, 120, 5], [3, 3, 3, 8]]
+    assert integer_boxes(boxes, 25, 50).tolist() == [[0, 1, 4, 10, 255], [20, 20, 40, 25, 255]]
+    assert integer_boxes([[1, 1, 2, 2, 0.5]], 9, 9).tolist() == [[1, 1, 2, 2, 128]]
+    assert integer_boxes(np.zeros((0, 4)), 9, 9).shape == (0, 5)
+
+
+def test_training_draws_uniform_labelled_and_random_pictures_over_the_whole_range():
+    own = np.array([[40.0, 40, 90, 80]])
+    drawn = [draw(np.random.default_rng(seed), own, 128) for seed in range(600)]
+    kinds = ["none" if not len(b) else "own" if b[0, :4].tolist() == [40, 40, 90, 80] else "random" for b, _, _ in drawn]
+    assert all(150 < kinds.count(kind) < 250 for kind in ("none", "own", "random"))
+    qualities = np.array([quality for _, quality, _ in drawn])
+    assert np.histogram(qualities, 4, (0, Q_MAX))[0].min() > 100
+    assert all(0 < alpha <= ALPHA_ONE for _, _, alpha in drawn)
+    assert {len(draw(np.random.default_rng(seed), np.zeros((0, 4)), 128)[0]) > 0 for seed in range(30)} == {True, False}
+    assert all((b[:, 4] <= 255).all() and (b[:, 2:4] <= 128).all() for b, _, _ in drawn)
+
+
+def test_the_map_needs_no_torch():
+    assert "torch" not in vars(sys.modules["roilib.quality"])

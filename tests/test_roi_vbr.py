@@ -1,0 +1,154 @@
+"""roilib.roi_vbr: one model, knobs at run time, the same symbols everywhere."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from roilib import engine
+from roilib.datasets import RoiDataset, kitti_samples, load_splits
+from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
+from roilib.models import build_model, read_weights
+from roilib.quality import Q_MAX, quality_index
+from roilib.roi_vbr import RoiVbr, dct_basis
+from roilib.runs import open_run
+from roilib.session import knobs
+
+OPTIONS = {"which": "roi_vbr", "N": 16, "M": 256, "crop": "native", "lmbda": 0.012, "alpha": 0.9}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_kitti, tmp_path_factory):
+    """The run of a small model, trained for long enough that its integers mean something, and the model."""
+    from roilib.parameters import Parameters
+
+    base = {"dataset": "kitti", "data_root": str(tiny_kitti), "logdir": str(tmp_path_factory.mktemp("runs")), "device": "cpu", "precision": "32"}
+    base |= {"batch_size": 4, "num_workers": 0, "compr_img_size": 64, "train_size_p1": 0.67, "max_epochs": 150, "max_lr": 3e-3, "ema": 0.9}
+    run = open_run(Parameters.parse(base | OPTIONS))
+    engine.train(run, *load_splits(run.parameters))
+    model = build_model(run.parameters).eval()
+    model.load_state_dict(read_weights(run.weights)[0])
+    return run, model
+
+
+@pytest.fixture(scope="module")
+def frame(tiny_kitti):
+    """A picture (1, 3, 64, 128) in [0, 1]."""
+    image, _, _ = RoiDataset(kitti_samples(tiny_kitti))[0]
+    return image[None, :, :64, :128].float() / 255
+
+
+def uniform(quality, x):
+    return torch.full((1, 1, x.shape[-2] // 16, x.shape[-1] // 16), float(quality))
+
+
+def psnr(a, b):
+    return -10 * math.log10((a - b).pow(2).mean())
+
+
+def test_the_basis_is_orthonormal():
+    basis = dct_basis(768).flatten(1)
+    assert torch.allclose(basis @ basis.T, torch.eye(768), atol=1e-5)
+    assert torch.equal(dct_basis(48), dct_basis(768)[:48])
+
+
+def test_an_untrained_model_is_a_dct_codec(frame):
+    torch.manual_seed(0)
+    model = RoiVbr(16, 768).eval()
+    with torch.no_grad():
+        x_hat = [model(frame, uniform(q, frame))["x_hat"] for q in (100, 314, 500)]
+    assert psnr(x_hat[0], frame) < psnr(x_hat[1], frame) < psnr(x_hat[2], frame)
+    assert psnr(x_hat[1], frame) > 26
+
+
+def test_training_lowers_the_loss_and_saves_what_coding_needs(trained):
+    run, model = trained
+    history = run.metrics["history"]
+    assert history[-1]["test"]["loss"] < 0.8 * history[4]["test"]["loss"]
+    assert model.h_s_integer.layers[0].weight.abs().max() > 1
+    assert len(model.entropy_bottleneck._quantized_cdf) == 8
+
+
+def test_bytes_decode_to_the_symbols_that_were_written(trained, frame):
+    _, model = trained
+    for quality in (0, 250, Q_MAX):
+        q = uniform(quality, frame)
+        packed = model.compress(frame, q)
+        y, z, _ = model.decode_symbols(packed["strings"], packed["shape"], q)
+        assert np.array_equal(y, packed["symbols"][0])
+        assert np.array_equal(z, packed["symbols"][1])
+        x_hat = model.decompress(packed["strings"], packed["shape"], q)["x_hat"]
+        with torch.no_grad():
+            wanted = model(frame, q)["x_hat"].clamp(0, 1)
+        assert psnr(x_hat, frame) > psnr(wanted, frame) - 0.5
+
+
+def test_more_lambda_is_more_bytes_and_a_better_picture(trained, frame):
+    _, model = trained
+    sizes, qualities = [], []
+    for quality in range(0, Q_MAX + 1, 105):
+        packed = model.compress(frame, uniform(quality, frame))
+        sizes.append(sum(len(s[0]) for s in packed["strings"]))
+        qualities.append(psnr(model.decompress(packed["strings"], packed["shape"], uniform(quality, frame))["x_hat"], frame))
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 3 * sizes[0]
+    assert qualities == sorted(qualities)
+
+
+def test_a_region_of_higher_quality_is_better_where_it_is(trained, frame):
+    _, model = trained
+    q = uniform(100, frame)
+    q[..., 2:, 4:] = 450
+    mask = torch.zeros(frame.shape[-2:], dtype=torch.bool)
+    mask[32:, 64:] = True
+    pictures = {}
+    for name, quality in (("roi", q), ("uniform", uniform(100, frame))):
+        packed = model.compress(frame, quality)
+        pictures[name] = model.decompress(packed["strings"], packed["shape"], quality)["x_hat"]
+    assert psnr(pictures["roi"][..., mask], frame[..., mask]) > psnr(pictures["uniform"][..., mask], frame[..., mask]) + 2
+    assert psnr(pictures["roi"][..., ~mask], frame[..., ~mask]) > psnr(pictures["uniform"][..., ~mask], frame[..., ~mask]) - 0.5
+
+
+def test_symbols_do_not_depend_on_how_the_decoder_computes(trained, frame):
+    _, model = trained
+    q = uniform(300, frame)
+    packed = model.compress(frame, q)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                for mkldnn in (True, False):
+                    with torch.backends.mkldnn.flags(enabled=mkldnn), torch.autocast("cpu", torch.bfloat16):
+                        y, _, _ = model.to(memory_format=layout).decode_symbols(packed["strings"], packed["shape"], q)
+                    assert np.array_equal(y, packed["symbols"][0]), (count, layout, mkldnn)
+    finally:
+        torch.set_num_threads(threads)
+        model.to(memory_format=torch.contiguous_format)
+
+
+def test_the_loss_is_the_corrected_one_where_it_is_not_balanced(frame):
+    m = torch.zeros(1, 1, *frame.shape[-2:])
+    m[..., 10:50, 20:90] = 1
+    output = {"x_hat": frame * 0.9, "likelihoods": {"y": torch.full((1, 4, 4, 8), 0.3), "z": torch.full((1, 2, 1, 2), 0.6)}}
+    output["lmbda_map"] = 0.01 * 2 * (0.9 * m + 0.1 * (1 - m))
+    ours, theirs = VariableRateLoss(balanced=False)(output, frame, m), RoiRateDistortionLoss(0.01, 0.9)(output, frame, m)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert float(ours[name]) == pytest.approx(float(value), rel=1e-5)
+    balanced = VariableRateLoss()(output | {"lmbda_map": torch.full_like(m, 0.048)}, frame, m)["loss"]
+    assert float(balanced) == pytest.approx(float(VariableRateLoss(False)(output | {"lmbda_map": torch.full_like(m, 0.048)}, frame, m)["loss"]) / 2)
+
+
+def test_knobs_are_drawn_by_seed_step_and_place(tiny_parameters):
+    p, boxes = tiny_parameters(**OPTIONS), [torch.tensor([[10.0, 10, 40, 50]])] * 4
+    whole = knobs(p, boxes, 64, range(4), step=3)
+    for rank in (0, 1):
+        assert all(torch.equal(a[rank::2], b) for a, b in zip(whole, knobs(p, boxes[:2], 64, range(rank, 4, 2), step=3), strict=True))
+    assert not torch.equal(whole[0], knobs(p, boxes, 64, range(4), step=4)[0])
+    q, lmbda_map, mask = knobs(p, boxes, 64, range(4), step=None)  # a test: the run's own
+    assert mask.mean() == pytest.approx(30 * 40 / 64**2)
+    for part, weight in ((mask > 0, 1.8), (mask == 0, 0.2)):
+        assert torch.allclose(lmbda_map[part], torch.tensor(0.012 * weight), rtol=0.03)
+    assert abs(int(q.max()) - quality_index(0.012 * 1.8)) <= 1
