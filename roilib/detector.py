@@ -95,3 +95,10 @@ def pad(x: Tensor, stride: int, value: float | None = None) -> Tensor:
     """x (B, C, H, W) padded at its right and bottom to multiples of `stride`, with `value` or by repeating its edge."""
     right, bottom = (-x.shape[-1] % stride, -x.shape[-2] % stride)
     return F.pad(x, (0, right, 0, bottom), "replicate") if value is None else F.pad(x, (0, right, 0, bottom), value=value)
+
+
+def frame_features(detector: HookedDetector, frame: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    """The detector's features of a frame (B, 3, H, W), continued by repetition to the codec's padded `size` (a multiple of 64)."""
+    features = detector.codec_features(frame)
+    sizes = [(size[0] // s, size[1] // s) for s in CODEC_STRIDES]
+    return [F.pad(f, (0, w - f.shape[-1], 0, h - f.shape[-2]), "replicate") for f, (h, w) in zip(features, sizes, strict=True)]

@@ -223,8 +223,7 @@ def test(run: Run, test_data: RoiDataset) -> dict:
 
 def restore(run: Run) -> Session:
     """A session with a run's trained weights (the tested ones of a test run), to look at what they do."""
-    weights = run.parameters.model_load_file if run.parameters.what == "test" else str(run.weights)
-    return start(run.parameters.model_copy(update={"model_load_file": weights}), steps_per_epoch=1)
+    return start(run.parameters.model_copy(update={"model_load_file": str(run.model_file)}), steps_per_epoch=1)
 
 
 def _finish(run: Run, session: Session) -> dict:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import erf
 
 TOTAL = 1 << 24  # of a table's frequencies
-TAIL_SHARE = 2.0**-11  # of the probability that goes to far symbols, beyond what a Gaussian gives them
+TAIL_SHARE = 2.0**-11  # of the probability that goes to far symbols, beyond what a Gaussian gives them; less for scales below 1
 
 
 def reach(scale: float) -> int:
@@ -26,7 +26,8 @@ def frequencies(scale: float) -> np.ndarray:
     gauss = 0.5 * (erf((k + 0.5) / scale / math.sqrt(2)) - erf((k - 0.5) / scale / math.sqrt(2)))
     tail = 2.0 ** (-k / (1 + scale))
     sides = np.where(k == 0, 1, 2)
-    p = (1 - TAIL_SHARE) * gauss / (gauss * sides).sum() + TAIL_SHARE * tail / (tail * sides).sum()
+    share = TAIL_SHARE * min(scale, 1)
+    p = (1 - share) * gauss / (gauss * sides).sum() + share * tail / (tail * sides).sum()
     counts = np.maximum(np.round(p * TOTAL), 1).astype(np.int64)
     counts[0] += TOTAL - (counts * sides).sum()
     return counts.astype(np.int32)

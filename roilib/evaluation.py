@@ -1,7 +1,7 @@
-"""Trained runs on whole frames: real bitstreams, decoded again, measured as records.
+"""Trained runs on whole frames: real `.roic` streams, decoded again, measured as records.
 
-    run folder ──► model ─┐
-    frame ──► pad to 64 ──┴─► compress ──► bytes ──► decompress ──► cut ──► record
+    run folder ──► codec ─┐
+    frame, boxes ─────────┴─► encode ──► bytes ──► decode ──► record
 
 One record is one picture under one setting: image, codec, setting, bytes, bpp, bpp_estimated, psnr, roi_psnr, bg_psnr, ms_ssim and the squared
 errors behind the PSNRs (so that they pool). Times are kept apart, since no two runs share them.
@@ -11,20 +11,15 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from compressai.models import CompressionModel
-from torch import Tensor
 
+from roilib.codec import Codec, load_codec
 from roilib.datasets import RoiDataset
-from roilib.detector import CODEC_STRIDES, HookedDetector, pad
 from roilib.metrics import picture_metrics
-from roilib.models import HyperpriorWithObjFeatures, build_model, load_weights
 from roilib.parameters import Parameters
 from roilib.roi import roi_mask
 from roilib.runs import Run, write_json
@@ -35,6 +30,7 @@ CODEC_NAMES = {  # what a codec is called in figures, in the order of the paper'
     "hyperprior_with_obj_features (zero_hooks)": "ROI loss, zero hooks",
     "hyperprior_with_obj_features (mask_hooks)": "ROI loss, mask hooks",
     "hyperprior_with_obj_features": "ROI loss, object features",
+    "roi_vbr": "roi_vbr",
 }
 
 
@@ -44,47 +40,24 @@ def codec_name(p: Parameters) -> str:
     return f"{p.which} ({hooks})" if hooks else p.which
 
 
-@dataclass
-class TrainedCodec:
-    """A trained model with the detector it needs (None: none), ready to code whole frames."""
-
-    parameters: Parameters
-    model: CompressionModel
-    detector: HookedDetector | None
-
-    @classmethod
-    def from_run(cls, run: Run, device: torch.device | str = "cpu") -> "TrainedCodec":
-        """The model of a finished run. Raises ValueError naming a missing or damaged weights file."""
-        model = build_model(run.parameters)
-        load_weights(run.weights, model, run.parameters)
-        detector = HookedDetector(run.parameters.detector_weights).to(device) if run.parameters.uses_detector else None
-        return cls(run.parameters, model.eval().to(device), detector)
-
-    def inputs(self, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """What the model sees of a frame: image uint8 (3, H, W), mask (1, H, W) → x, and where it takes them features and mask."""
-        device = next(self.model.parameters()).device
-        frame = image[None].to(device).float() / 255
-        x = pad(frame, self.model.downsampling_factor)
-        if not isinstance(self.model, HyperpriorWithObjFeatures):
-            return (x,)
-        features = frame_features(self.detector, frame, x.shape[-2:]) if self.detector else None
-        return x, features, pad(mask[None].to(device), self.model.downsampling_factor, value=0)
-
-    @torch.no_grad()
-    def code(self, image: Tensor, mask: Tensor) -> tuple[np.ndarray, int, float, dict[str, float]]:
-        """Compress and decompress a frame: decoded uint8 (H, W, 3), bytes, estimated bits, and seconds of each stage."""
+def evaluate(codec: Codec, data: RoiDataset) -> Iterator[tuple[dict, dict]]:
+    """Code every whole picture of `data`, its labelled boxes being the ROI: (record, times) of each."""
+    p = codec.parameters
+    setting = {name: getattr(p, name) for name in ("lmbda", "alpha", "seed", "loss_form", "metric")}
+    for i, sample in enumerate(data.samples):
+        image, boxes, _ = data[i]
+        original, boxes = image.permute(1, 2, 0).numpy(), boxes.numpy()
+        height, width = original.shape[:2]
         start = _now()
-        inputs = self.inputs(image, mask)
-        prepared = _now()
-        packed = self.model.compress(*inputs)
+        stream = codec.encode(original, boxes, lmbda=p.lmbda, alpha=p.alpha)
         encoded = _now()
-        x_hat = self.model.decompress(packed["strings"], packed["shape"])["x_hat"]
-        decoded = _now()
-        bits = sum(-v.double().log2().sum().item() for v in self.model(*inputs)["likelihoods"].values())
-        height, width = image.shape[-2:]
-        picture = x_hat[0, :, :height, :width].mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-        seconds = {"detector": prepared - start, "encode": encoded - prepared, "decode": decoded - encoded}
-        return picture, sum(len(s[0]) for s in packed["strings"]), bits, seconds
+        decoded = codec.decode(stream)
+        seconds = {"encode": encoded - start, "decode": _now() - encoded}
+        bits = codec.estimate(original, boxes, lmbda=p.lmbda, alpha=p.alpha)
+        where = {"image": sample.id, "codec": codec_name(p), "setting": setting, "run": p.name}
+        rate = {"bytes": len(stream), "bpp": 8 * len(stream) / (height * width), "bpp_estimated": bits / (height * width)}
+        mask = roi_mask(boxes, height, width)[0].bool().numpy()
+        yield where | rate | picture_metrics(original, decoded, mask), where | {"seconds": seconds}
 
 
 def _now() -> float:
@@ -92,27 +65,6 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def frame_features(detector: HookedDetector, frame: Tensor, size: tuple[int, int]) -> list[Tensor]:
-    """The detector's features of a frame (B, 3, H, W), continued by repetition to the codec's padded `size` (a multiple of 64)."""
-    features = detector.codec_features(frame)
-    sizes = [(size[0] // s, size[1] // s) for s in CODEC_STRIDES]
-    return [F.pad(f, (0, w - f.shape[-1], 0, h - f.shape[-2]), "replicate") for f, (h, w) in zip(features, sizes, strict=True)]
-
-
-def evaluate(codec: TrainedCodec, data: RoiDataset) -> Iterator[tuple[dict, dict]]:
-    """Code every whole picture of `data`: (record, times) of each."""
-    setting = {name: getattr(codec.parameters, name) for name in ("lmbda", "alpha", "seed", "loss_form", "metric")}
-    for i, sample in enumerate(data.samples):
-        image, boxes, _ = data[i]
-        height, width = image.shape[-2:]
-        mask = roi_mask(boxes, height, width)
-        decoded, size, bits, seconds = codec.code(image, mask)
-        original = image.permute(1, 2, 0).numpy()
-        where = {"image": sample.id, "codec": codec_name(codec.parameters), "setting": setting, "run": codec.parameters.name}
-        rate = {"bytes": size, "bpp": 8 * size / (height * width), "bpp_estimated": bits / (height * width)}
-        yield where | rate | picture_metrics(original, decoded, mask[0].bool().numpy()), where | {"seconds": seconds}
 
 
 def write_records(folder: Path, name: str, records: list[dict]) -> Path:
@@ -135,7 +87,7 @@ def read_records(folder: Path, name: str = "records") -> list[dict]:
 
 def finished_runs(logdir: str | Path, names: list[str] | None = None) -> list[Run]:
     """Finished training runs below `logdir`, all or those in `names`. Raises ValueError when there is none or one is missing."""
-    folders = [Path(logdir) / name for name in names or sorted(path.parent.name for path in Path(logdir).glob("hyperprior*/metrics.json"))]
+    folders = [Path(logdir) / name for name in names or sorted(path.parent.name for path in Path(logdir).glob("*/weights.safetensors"))]
     runs = [Run(folder, Parameters.parse(_parameters(folder))) for folder in folders]
     runs = [run for run in runs if run.parameters.what == "train"]
     if not runs:
@@ -159,12 +111,13 @@ def closest_in_bytes(records: list[dict], image: str, codecs: list[str]) -> list
 def comparison(runs: list[Run], records: list[dict], data: RoiDataset, i: int) -> list[tuple[str, np.ndarray, str]]:
     """Panels for `plots.roi_comparison` of picture i: the original and one decoded picture a codec, at about equal bytes."""
     image, boxes, _ = data[i]
-    mask = roi_mask(boxes, *image.shape[-2:])
+    original = image.permute(1, 2, 0).numpy()
     codecs = sorted({r["codec"] for r in records}, key=list(CODEC_NAMES).index)
-    panels = [("original", image.permute(1, 2, 0).numpy(), data.samples[i].id)]
+    panels = [("original", original, data.samples[i].id)]
     for record in closest_in_bytes(records, data.samples[i].id, codecs):
         run = next(run for run in runs if run.folder.name == record["run"])
-        decoded = TrainedCodec.from_run(run).code(image, mask)[0]
+        codec = load_codec(run.weights)
+        decoded = codec.decode(codec.encode(original, boxes.numpy(), lmbda=run.parameters.lmbda, alpha=run.parameters.alpha))
         panels.append((CODEC_NAMES[record["codec"]], decoded, f"{record['bpp']:.3f} bpp, ROI {record['roi_psnr']:.2f} dB"))
     return panels
 

@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
@@ -120,9 +121,7 @@ class HyperpriorWithObjFeatures(CompressionModel):
 
     def decompress(self, strings: list[list[bytes]], shape: tuple[int, int]) -> dict:
         """`x_hat` (B, 3, H, W) in [0, 1] from what `compress` returned."""
-        y_strings, z_strings, w_strings = strings
-        y_hat = self.gaussian_conditional.decompress(y_strings, self._indexes(z_strings, w_strings, shape))
-        return {"x_hat": self.g_s(y_hat).clamp_(0, 1)}
+        return {"x_hat": self.g_s(decode_latents(self, strings, shape)[1]).clamp_(0, 1)}
 
     def _indexes(self, z_strings: list[bytes], w_strings: list[bytes], shape: tuple[int, int]) -> Tensor:
         z_hat = self.entropy_bottleneck_image.decompress(z_strings, shape)
@@ -135,6 +134,20 @@ class HyperpriorWithObjFeatures(CompressionModel):
         model = cls(state_dict["g_a.0.weight"].size(0), state_dict["g_a.6.weight"].size(0) // 2, zero_hooks, mask_hooks)
         model.load_state_dict(state_dict)
         return model
+
+
+@torch.no_grad()
+def decode_latents(model: CompressionModel, strings: list[list[bytes]], shape: tuple[int, int]) -> tuple[list[np.ndarray], Tensor]:
+    """What a scale hyperprior (the baseline or the extended one) reads before its synthesis: the symbols of each latent, and y_hat."""
+    if isinstance(model, HyperpriorWithObjFeatures):
+        bottlenecks, scales = (model.entropy_bottleneck_image, model.entropy_bottleneck_obj), model.scales
+    else:
+        bottlenecks, scales = (model.entropy_bottleneck,), model.h_s
+    hyper = [bottleneck.decompress(s, shape) for bottleneck, s in zip(bottlenecks, strings[1:], strict=True)]
+    y_hat = model.gaussian_conditional.decompress(strings[0], model.gaussian_conditional.build_indexes(scales(*hyper)))
+    medians = (bottleneck.quantiles[:, 0, 1, None, None] for bottleneck in bottlenecks)
+    latents = [y_hat, *(z_hat - median for z_hat, median in zip(hyper, medians, strict=True))]
+    return [latent.round().int().cpu().numpy() for latent in latents], y_hat
 
 
 def hyper_analysis(channels: int, N: int) -> nn.Sequential:

@@ -14,7 +14,7 @@ import numpy as np
 STEPS_PER_OCTAVE, LMBDA_MIN, LMBDA_MAX = 64, 0.0004, 0.12
 Q_MAX = math.floor(STEPS_PER_OCTAVE * math.log2(LMBDA_MAX / LMBDA_MIN))  # 526
 FULL = 255  # importance 1
-ALPHA_ONE = 1 << 16  # alpha 1
+ALPHA_ONE = 1 << 15  # alpha 1
 CELL = 16  # pixels a side of a latent's cell
 
 

@@ -207,6 +207,10 @@ class RoiVbr(CompressionModel):
         z = Tables([np.diff(cdf[: length - 1]) for cdf, length in cdfs], bottleneck._offset.tolist())  # the last entry is CompressAI's escape
         return y, z
 
+    def coded(self, part: slice, levels: np.ndarray) -> np.ndarray:
+        """Which symbols are in the stream: of the highest frequencies those at the lowest level are not, too sure to be zero to be worth the time."""
+        return (levels > 0) | (part.stop < self.M)
+
     @torch.no_grad()
     def scan(self, z: np.ndarray, q: Tensor, code: Callable[[slice, np.ndarray, np.ndarray], np.ndarray]) -> Tensor:
         """y_hat (1, M, h, w) in fp32, slice by slice, all on integers on the CPU.
@@ -240,32 +244,32 @@ class RoiVbr(CompressionModel):
         def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
             bound = y_tables.high[levels]
             symbols = np.rint(y[part] - means * MEAN_UNIT).clip(-bound, bound).astype(np.int32)
-            coded = levels > 0  # the rest is too sure to be zero
+            coded = self.coded(part, levels)
             kept[part] = symbols * coded
             y_coder.put(symbols[coded], levels[coded], y_tables)
             return kept[part]
 
         self.scan(z, q, code)
-        return {"strings": [[y_coder.data()], [z_coder.data()]], "shape": z.shape[-2:], "symbols": (kept, z)}
+        return {"strings": [[y_coder.data()], [z_coder.data()]], "shape": z.shape[-2:], "symbols": [kept, z]}
 
     @torch.no_grad()
-    def decode_symbols(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        """The symbols that `compress` wrote, y (M, h, w) and z (N/2, h/4, w/4), and y_hat (1, M, h, w)."""
+    def decode_symbols(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> tuple[list[np.ndarray], Tensor]:
+        """The symbols that `compress` wrote, [y (M, h, w), z (N/2, h/4, w/4)], and y_hat (1, M, h, w)."""
         y_tables, z_tables = self.tables()
         channels = np.arange(self.N // 2, dtype=np.uint8).repeat(shape[0] * shape[1])
         z = Decoder(strings[1][0]).get(channels, z_tables).reshape(-1, *shape)
         coder, kept = Decoder(strings[0][0]), np.zeros((self.M, *q.shape[-2:]), np.int32)
 
         def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
-            coded = levels > 0
+            coded = self.coded(part, levels)
             kept[part][coded] = coder.get(levels[coded], y_tables)
             return kept[part]
 
         y_hat = self.scan(z, q, code)
-        return kept, z, y_hat
+        return [kept, z], y_hat
 
     @torch.no_grad()
     def decompress(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> dict:
         """`x_hat` (1, 3, H, W) in [0, 1] from what `compress` returned and the same q."""
-        _, _, y_hat = self.decode_symbols(strings, shape, q)
+        _, y_hat = self.decode_symbols(strings, shape, q)
         return {"x_hat": self.synthesis(y_hat.to(q.device) * self.gains(q)[1], q).clamp_(0, 1)}

@@ -39,6 +39,11 @@ class Run:
         return self.folder / "weights.safetensors"
 
     @property
+    def model_file(self) -> Path:
+        """The weights that this run is about: those it trained, or of a test run those it tested."""
+        return Path(self.parameters.model_load_file) if self.parameters.what == "test" else self.weights
+
+    @property
     def splits(self) -> Path:
         """The ids of what it trained and tested on."""
         return self.folder / "splits.json"

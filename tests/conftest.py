@@ -69,3 +69,20 @@ def tiny_parameters(tiny_kitti, tmp_path):
     tiny = {"which": "hyperprior", "device": "cpu", "batch_size": 2, "num_workers": 0, "max_steps": 3, "precision": "32", "N": 8, "M": 12}
     tiny |= {"compr_img_size": 64, "obj_det_img_size": 64, "train_size_p1": 0.67, "data_root": str(tiny_kitti), "logdir": str(tmp_path / "runs")}
     return lambda **changes: Parameters.parse(tiny | changes)
+
+
+VBR = {"which": "roi_vbr", "N": 16, "M": 256, "crop": "native", "lmbda": 0.012, "alpha": 0.9}
+
+
+@pytest.fixture(scope="session")
+def vbr_run(tiny_kitti, tmp_path_factory):
+    """The run of a small roi_vbr, trained for long enough that its numbers mean something."""
+    from roilib import engine
+    from roilib.datasets import load_splits
+    from roilib.runs import open_run
+
+    base = {"dataset": "kitti", "data_root": str(tiny_kitti), "logdir": str(tmp_path_factory.mktemp("vbr")), "device": "cpu", "precision": "32"}
+    base |= {"batch_size": 4, "num_workers": 0, "compr_img_size": 64, "train_size_p1": 0.67, "max_epochs": 300, "max_lr": 3e-3, "ema": 0.95}
+    run = open_run(Parameters.parse(base | VBR))
+    engine.train(run, *load_splits(run.parameters))
+    return run

@@ -33,6 +33,7 @@ OTHER = {  # of every parameter a value that is not its default
     "what": "test",
     "which": "hyperprior",
     "device": "cpu",
+    "devices": 2,
     "batch_size": 8,
     "num_workers": 2,
     "max_lr": 1e-3,
@@ -40,6 +41,7 @@ OTHER = {  # of every parameter a value that is not its default
     "max_steps": 9,
     "obj_det_img_size": 320,
     "compr_img_size": 128,
+    "crop": "native",
     "lmbda": 0.01,
     "alpha": 0.9,
     "train_size_p1": 0.5,
@@ -52,6 +54,8 @@ OTHER = {  # of every parameter a value that is not its default
     "detector_weights": "yolo.pt",
     "metric": "ms-ssim",
     "loss_form": "paper",
+    "ema": 0.9,
+    "checkpoint_seconds": 9.0,
     "N": 64,
     "M": 96,
     "seed": 1,
@@ -164,7 +168,7 @@ def test_arguments_that_are_refused(word, named):
 def test_a_run_is_named_by_what_changes_its_result(name):
     p = Parameters()
     changed = p.model_copy(update={name: OTHER[name]})
-    assert (changed.name != p.name) == (name not in {"device", "num_workers", "compile", "resume", "logdir"})
+    assert (changed.name != p.name) == (name not in {"device", "devices", "num_workers", "compile", "resume", "checkpoint_seconds", "logdir"})
 
 
 def test_a_value_equal_to_the_default_keeps_the_name():

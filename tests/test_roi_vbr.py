@@ -5,31 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import VBR
 
-from roilib import engine
-from roilib.datasets import RoiDataset, kitti_samples, load_splits
+from roilib.datasets import RoiDataset, kitti_samples
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
 from roilib.models import build_model, read_weights
 from roilib.quality import Q_MAX, quality_index
 from roilib.roi_vbr import RoiVbr, dct_basis
-from roilib.runs import open_run
 from roilib.session import knobs
-
-OPTIONS = {"which": "roi_vbr", "N": 16, "M": 256, "crop": "native", "lmbda": 0.012, "alpha": 0.9}
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_kitti, tmp_path_factory):
-    """The run of a small model, trained for long enough that its integers mean something, and the model."""
-    from roilib.parameters import Parameters
-
-    base = {"dataset": "kitti", "data_root": str(tiny_kitti), "logdir": str(tmp_path_factory.mktemp("runs")), "device": "cpu", "precision": "32"}
-    base |= {"batch_size": 4, "num_workers": 0, "compr_img_size": 64, "train_size_p1": 0.67, "max_epochs": 150, "max_lr": 3e-3, "ema": 0.9}
-    run = open_run(Parameters.parse(base | OPTIONS))
-    engine.train(run, *load_splits(run.parameters))
-    model = build_model(run.parameters).eval()
-    model.load_state_dict(read_weights(run.weights)[0])
-    return run, model
+def trained(vbr_run):
+    """The small trained run and its model."""
+    model = build_model(vbr_run.parameters).eval()
+    model.load_state_dict(read_weights(vbr_run.weights)[0])
+    return vbr_run, model
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +66,7 @@ def test_bytes_decode_to_the_symbols_that_were_written(trained, frame):
     for quality in (0, 250, Q_MAX):
         q = uniform(quality, frame)
         packed = model.compress(frame, q)
-        y, z, _ = model.decode_symbols(packed["strings"], packed["shape"], q)
+        (y, z), _ = model.decode_symbols(packed["strings"], packed["shape"], q)
         assert np.array_equal(y, packed["symbols"][0])
         assert np.array_equal(z, packed["symbols"][1])
         x_hat = model.decompress(packed["strings"], packed["shape"], q)["x_hat"]
@@ -121,7 +112,7 @@ def test_symbols_do_not_depend_on_how_the_decoder_computes(trained, frame):
             for layout in (torch.contiguous_format, torch.channels_last):
                 for mkldnn in (True, False):
                     with torch.backends.mkldnn.flags(enabled=mkldnn), torch.autocast("cpu", torch.bfloat16):
-                        y, _, _ = model.to(memory_format=layout).decode_symbols(packed["strings"], packed["shape"], q)
+                        (y, _), _ = model.to(memory_format=layout).decode_symbols(packed["strings"], packed["shape"], q)
                     assert np.array_equal(y, packed["symbols"][0]), (count, layout, mkldnn)
     finally:
         torch.set_num_threads(threads)
@@ -142,7 +133,7 @@ def test_the_loss_is_the_corrected_one_where_it_is_not_balanced(frame):
 
 
 def test_knobs_are_drawn_by_seed_step_and_place(tiny_parameters):
-    p, boxes = tiny_parameters(**OPTIONS), [torch.tensor([[10.0, 10, 40, 50]])] * 4
+    p, boxes = tiny_parameters(**VBR), [torch.tensor([[10.0, 10, 40, 50]])] * 4
     whole = knobs(p, boxes, 64, range(4), step=3)
     for rank in (0, 1):
         assert all(torch.equal(a[rank::2], b) for a, b in zip(whole, knobs(p, boxes[:2], 64, range(rank, 4, 2), step=3), strict=True))

@@ -1,0 +1,124 @@
+"""`roilib encode`, `roilib decode`, `roilib info`; also `python -m roilib …`. Exit code 0, or 2 with one line on stderr."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from roilib.container import Header
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except ValueError as error:
+        print(f"roilib: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="roilib", description="ROI-aware neural image codec")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    encode = commands.add_parser("encode", help="picture to .roic")
+    encode.add_argument("image", type=Path)
+    encode.add_argument("out", type=Path)
+    regions = encode.add_mutually_exclusive_group()
+    regions.add_argument("--boxes", type=Path, help="regions of interest: KITTI label text, or JSON [[x0, y0, x1, y1(, importance)], …]")
+    regions.add_argument("--detect", action="store_true", help="regions of interest: what the shipped detector finds")
+    encode.add_argument("--lmbda", type=float, default=0.012, help="0.0004 (small) to 0.12 (good); default %(default)s")
+    encode.add_argument("--alpha", type=float, default=0.9, help="0.5: all alike, 1: all quality to the regions; default %(default)s")
+    encode.set_defaults(run=_encode)
+    decode = commands.add_parser("decode", help=".roic to picture")
+    decode.add_argument("stream", type=Path)
+    decode.add_argument("out", type=Path)
+    decode.set_defaults(run=_decode)
+    for command in (encode, decode):
+        command.add_argument("--weights", type=Path, help="a trained model's weights.safetensors; default: the shipped roi_vbr")
+    info = commands.add_parser("info", help="what a .roic says of itself, as JSON")
+    info.add_argument("stream", type=Path)
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _encode(args: argparse.Namespace) -> None:
+    from roilib.codec import load_codec  # torch, only when it is needed
+    from roilib.datasets import read_picture
+    from roilib.roi import read_boxes
+
+    image = read_picture(args.image).permute(1, 2, 0).numpy()
+    boxes = read_boxes(args.boxes) if args.boxes else _detected(image) if args.detect else ()
+    codec = load_codec(args.weights)
+    try:
+        data = codec.encode(image, boxes, lmbda=args.lmbda, alpha=args.alpha)
+    except ValueError as error:
+        raise ValueError(f"{args.image}: {error}") from None
+    _write(args.out, data)
+
+
+def _detected(image: np.ndarray) -> np.ndarray:
+    import torch
+
+    from roilib.detector import HookedDetector
+
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    return HookedDetector().detect(x)[0][:, :4].numpy()
+
+
+def _decode(args: argparse.Namespace) -> None:
+    from roilib.codec import load_codec
+
+    data, codec = _read(args.stream), load_codec(args.weights)
+    try:
+        image = codec.decode(data)
+    except ValueError as error:
+        raise ValueError(f"{args.stream}: {error}") from None
+    temporary = _temporary(args.out)
+    try:
+        Image.fromarray(image).save(temporary, format=Image.registered_extensions().get(args.out.suffix.lower(), "PNG"))
+        temporary.replace(args.out)
+    except OSError as error:
+        raise _unwritable(args.out, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _info(args: argparse.Namespace) -> None:
+    data = _read(args.stream)
+    try:
+        header, _ = Header.unpack(data)
+    except ValueError as error:
+        raise ValueError(f"{args.stream}: {error}") from None
+    print(json.dumps(header.describe() | {"bytes": len(data), "bpp": round(8 * len(data) / (header.height * header.width), 5)}, indent=1))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _unwritable(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"{path}: cannot be written ({error.strerror or error})")

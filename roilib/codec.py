@@ -1,0 +1,180 @@
+"""Pictures to bytes and back: `.roic` streams of a trained model.
+
+    image, boxes, λ, α ──► model ──► strings ─┐
+                       header, checksums ─────┴──► .roic ──► model ──► image        (the decoder needs no detector)
+
+Other weights, a damaged file or a diverging entropy model are a ValueError of one line, never a wrong picture.
+"""
+
+import functools
+import hashlib
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from compressai.models import CompressionModel
+from torch import Tensor
+
+from roilib import quality
+from roilib.container import MAX_BOXES, MAX_SIDE, Header
+from roilib.detector import HookedDetector, frame_features, pad
+from roilib.models import HyperpriorWithObjFeatures, build_model, decode_latents, read_weights
+from roilib.parameters import Parameters
+from roilib.roi_vbr import RoiVbr
+
+DEFAULT_LMBDA, DEFAULT_ALPHA = 0.012, 0.9
+SHIPPED_WEIGHTS = Path(__file__).parent.parent / "data" / "weights" / "roi_vbr.safetensors"
+
+
+class Codec:
+    """A trained model ready to code pictures; make it with `load_codec`."""
+
+    def __init__(self, parameters: Parameters, model: CompressionModel, id: bytes, device: torch.device | str = "cpu"):
+        self.parameters, self.id, self.device = parameters, id, torch.device(device)
+        self.model = model.eval().to(self.device)
+
+    @functools.cached_property
+    def detector(self) -> HookedDetector:
+        """The run's detector, loaded when a picture is encoded by a model that listens to it."""
+        return HookedDetector(self.parameters.detector_weights).to(self.device)
+
+    @torch.no_grad()
+    def encode(self, image: np.ndarray, boxes: Sequence = (), *, lmbda: float = DEFAULT_LMBDA, alpha: float = DEFAULT_ALPHA) -> bytes:
+        """As `roilib.codec.encode`."""
+        rows, indices = self._knobs(image, boxes, lmbda, alpha)
+        packed = self.model.compress(*self._inputs(image, rows, indices))
+        strings = [s[0] for s in packed["strings"]]
+        symbols = packed["symbols"] if "symbols" in packed else decode_latents(self.model, packed["strings"], packed["shape"])[0]
+        return Header(self.id, *image.shape[:2], *indices, rows, tuple(map(len, strings)), _checksum(symbols)).pack(strings)
+
+    @torch.no_grad()
+    def estimate(self, image: np.ndarray, boxes: Sequence = (), *, lmbda: float = DEFAULT_LMBDA, alpha: float = DEFAULT_ALPHA) -> float:
+        """Bits that the strings of `encode` should take, by the model's likelihoods."""
+        output = self.model(*self._inputs(image, *self._knobs(image, boxes, lmbda, alpha)))
+        return sum(-v.double().log2().sum().item() for v in output["likelihoods"].values())
+
+    def _knobs(self, image: np.ndarray, boxes: Sequence, lmbda: float, alpha: float) -> tuple[np.ndarray, tuple[int, int]]:
+        """Checked: integer boxes, and the indices of λ and α; of the paper's models those of their training."""
+        height, width = _checked(image)
+        if not isinstance(self.model, RoiVbr):
+            lmbda, alpha = min(max(self.parameters.lmbda, quality.LMBDA_MIN), quality.LMBDA_MAX), self.parameters.alpha
+        rows = quality.integer_boxes(_box_array(boxes), height, width)
+        if len(rows) > MAX_BOXES:
+            raise ValueError(f"{len(rows)} boxes, but a stream holds at most {MAX_BOXES}")
+        return rows, (quality.quality_index(lmbda), quality.alpha_index(alpha))
+
+    @torch.no_grad()
+    def decode(self, data: bytes) -> np.ndarray:
+        """As `roilib.codec.decode`."""
+        header, _, y_hat, q = self._decode(data)
+        x_hat = self.model.g_s(y_hat) if q is None else self.model.synthesis(y_hat.to(self.device) * self.model.gains(q)[1], q)
+        return x_hat[0, :, : header.height, : header.width].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+    def decode_symbols(self, data: bytes) -> list[np.ndarray]:
+        """The integers that a stream holds, one array a latent: the same on every machine."""
+        return self._decode(data)[1]
+
+    def _decode(self, data: bytes) -> tuple[Header, list[np.ndarray], Tensor, Tensor | None]:
+        header, strings = Header.unpack(data)
+        if header.model != self.id:
+            raise ValueError(f"a .roic stream of model {header.model.hex()}, these weights are {self.id.hex()}")
+        sides = [-(-side // 64) * 64 for side in (header.height, header.width)]
+        shape, listed, q = tuple(side // 64 for side in sides), [[s] for s in strings], None
+        try:
+            if isinstance(self.model, RoiVbr):
+                q = self._quality(header.boxes, (header.height, header.width), tuple(sides), (header.lmbda, header.alpha))
+                symbols, y_hat = self.model.decode_symbols(listed, shape, q)
+            else:
+                symbols, y_hat = decode_latents(self.model, listed, shape)
+        except (ValueError, IndexError, RuntimeError) as error:
+            raise ValueError(f"a .roic stream that does not decode ({str(error).splitlines()[0]})") from None
+        if _checksum(symbols) != header.symbols:
+            raise ValueError("the symbols of this .roic stream are not those that were encoded: the entropy model of this machine computes otherwise")
+        return header, symbols, y_hat, q
+
+    def _inputs(self, image: np.ndarray, rows: np.ndarray, indices: tuple[int, int]) -> tuple:
+        """What the model sees of a picture: x, and quality indices or features and mask where it takes them."""
+        frame = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None].float() / 255
+        x = pad(frame, self.model.downsampling_factor)
+        if isinstance(self.model, RoiVbr):
+            return x, self._quality(rows, image.shape[:2], x.shape[-2:], indices)
+        if not isinstance(self.model, HyperpriorWithObjFeatures):
+            return (x,)
+        mask = torch.from_numpy(quality.importance_map(rows, *image.shape[:2]) > 0).float()[None, None].to(self.device)
+        features = frame_features(self.detector, frame, x.shape[-2:]) if self.parameters.uses_detector else None
+        return x, features, pad(mask, self.model.downsampling_factor, value=0)
+
+    def _quality(self, rows: np.ndarray, size: tuple[int, int], padded: tuple[int, int], indices: tuple[int, int]) -> Tensor:
+        return torch.from_numpy(quality.quality_map(rows, size, padded, *indices)).float()[None, None].to(self.device)
+
+
+def _checked(image: np.ndarray) -> tuple[int, int]:
+    """Height and width of a picture that can be coded."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError("an image is a uint8 array (H, W, 3)")
+    height, width = image.shape[:2]
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ValueError(f"an image of {width}x{height} pixels; sides are 1 to {MAX_SIDE}")
+    return height, width
+
+
+def _box_array(boxes: Sequence) -> np.ndarray:
+    """(K, 4) or (K, 5) float64 of what a caller calls boxes."""
+    array = np.asarray(boxes, np.float64)
+    array = array.reshape(0, 4) if array.size == 0 else array
+    if array.ndim != 2 or array.shape[1] not in (4, 5) or not np.isfinite(array).all():
+        raise ValueError("boxes are (K, 4) finite numbers x0, y0, x1, y1, or (K, 5) with importance")
+    if (array[:, 2:4] <= array[:, :2]).any() or (array.shape[1] == 5 and not ((array[:, 4] > 0) & (array[:, 4] <= 1)).all()):
+        raise ValueError("a box has x0 < x1 and y0 < y1, and an importance in (0, 1]")
+    return array
+
+
+def _checksum(symbols: Sequence[np.ndarray]) -> int:
+    return functools.reduce(lambda crc, part: zlib.crc32(np.ascontiguousarray(part, "<i4"), crc), symbols, 0)
+
+
+def model_id(state: dict[str, Tensor]) -> bytes:
+    """Four bytes that stand for these weights."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].cpu().contiguous().numpy().tobytes())
+    return digest.digest()[:4]
+
+
+@functools.cache
+def shipped_codec() -> Codec:
+    """The codec of the weights that ship with this package, loaded once."""
+    return load_codec(SHIPPED_WEIGHTS)
+
+
+def load_codec(weights: str | Path | None = None, device: str = "cpu") -> Codec:
+    """The codec of a weights file that a training wrote; None: the shipped roi_vbr. Raises ValueError naming the file."""
+    path = Path(weights or SHIPPED_WEIGHTS)
+    state, values = read_weights(path)
+    parameters = Parameters.parse(values)
+    model = build_model(parameters)
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{path}: not weights of a {parameters.which} ({str(error).splitlines()[0]})") from None
+    return Codec(parameters, model, model_id(state), device)
+
+
+def encode(
+    image: np.ndarray, boxes: Sequence = (), *, lmbda: float = DEFAULT_LMBDA, alpha: float = DEFAULT_ALPHA, model: Codec | None = None
+) -> bytes:
+    """A picture as a `.roic` stream.
+
+    image: uint8 (H, W, 3), sides 1 to 8192; boxes: (K, 4) x0, y0, x1, y1 in pixels or (K, 5) with importance in (0, 1], at most 255;
+    lmbda in [0.0004, 0.12]: larger is better and bigger; alpha in [0, 1]: 1 gives all quality to the boxes, 0.5 treats all alike. The paper's
+    models keep the λ and α they were trained with. model: what `load_codec` returns; None: the shipped weights. Raises ValueError with one
+    line for bad input.
+    """
+    return (model or shipped_codec()).encode(image, boxes, lmbda=lmbda, alpha=alpha)
+
+
+def decode(data: bytes, *, model: Codec | None = None) -> np.ndarray:
+    """The picture of a `.roic` stream, uint8 (H, W, 3). Raises ValueError with one line for a stream that is damaged or of other weights."""
+    return (model or shipped_codec()).decode(data)

@@ -1,0 +1,194 @@
+"""roilib.codec and roilib.container: any picture there and back, and nothing but the truth from a damaged stream."""
+
+import zlib
+
+import numpy as np
+import pytest
+from conftest import street
+
+from roilib import codec, engine
+from roilib.container import MAX_BOXES, U32, Header
+from roilib.datasets import load_splits
+from roilib.detector import HookedDetector
+from roilib.runs import open_run
+
+BOX = [[30.5, 20, 90, 60.2]]
+
+
+@pytest.fixture(scope="module")
+def vbr(vbr_run):
+    return codec.load_codec(vbr_run.weights)
+
+
+@pytest.fixture
+def image():
+    return street(0)
+
+
+def psnr(a, b):
+    return -10 * np.log10(np.mean((a.astype(float) - b) ** 2) / 255**2)
+
+
+def test_a_picture_comes_back(vbr, image):
+    data = codec.encode(image, BOX, model=vbr)
+    decoded = codec.decode(data, model=vbr)
+    assert decoded.shape == image.shape
+    assert decoded.dtype == np.uint8
+    assert psnr(decoded[20:60, 31:90], image[20:60, 31:90]) > 24
+    assert len(data) < image.size / 10
+
+
+def test_lmbda_and_alpha_are_knobs(vbr, image):
+    sizes = [len(codec.encode(image, BOX, lmbda=lmbda, model=vbr)) for lmbda in (0.0004, 0.005, 0.12)]
+    assert sizes == sorted(sizes)
+    inside, outside = np.zeros(image.shape[:2], bool), np.ones(image.shape[:2], bool)
+    inside[20:61, 30:90], outside[20:61, 30:90] = True, False
+    even, strong = (codec.decode(codec.encode(image, BOX, lmbda=0.003, alpha=alpha, model=vbr), model=vbr) for alpha in (0.5, 0.99))
+    assert psnr(strong[outside], image[outside]) < psnr(even[outside], image[outside])
+    assert psnr(strong[inside], image[inside]) > psnr(even[inside], image[inside])
+
+
+def test_without_boxes_everything_is_alike_whatever_alpha_says(vbr, image):
+    symbols = [vbr.decode_symbols(codec.encode(image, alpha=alpha, model=vbr))[0] for alpha in (0.1, 0.5, 1.0)]
+    assert all(np.array_equal(part, symbols[0]) for part in symbols)
+
+
+def test_importance_lies_between_background_and_full_weight(vbr, image):
+    sizes = [len(codec.encode(image, [[*BOX[0], importance]], alpha=0.99, model=vbr)) for importance in (0.02, 0.2, 1.0)]
+    assert sizes == sorted(sizes)
+
+
+def test_two_hundred_random_sizes_and_boxes(vbr):
+    random = np.random.default_rng(0)
+    for i in range(200):
+        height, width = (int(2 ** random.uniform(0, 7)) for _ in range(2)) if i else (1, 1)
+        image = random.integers(0, 256, (height, width, 3), np.uint8)
+        corners = random.uniform(-20, 100, (random.integers(0, 4), 2))
+        boxes = np.concatenate([corners, corners + random.uniform(0.5, 80, corners.shape)], 1)
+        boxes = [[0, 0, width, height]] if i % 7 == 1 else boxes
+        data = codec.encode(image, boxes, lmbda=float(0.0004 * 300 ** random.random()), alpha=float(random.random()), model=vbr)
+        assert codec.decode(data, model=vbr).shape == image.shape, i
+
+
+def test_overhead_is_at_most_forty_bytes_and_eight_a_box(vbr, image):
+    for boxes in ([], BOX, BOX * 5):
+        header, strings = Header.unpack(data := codec.encode(image, boxes, model=vbr))
+        assert len(data) - sum(map(len, strings)) <= 40 + 8 * len(boxes)
+        assert len(header.boxes) == len(boxes)
+
+
+def test_the_header_says_what_was_asked_for(vbr, image):
+    header, _ = Header.unpack(codec.encode(image, [[*BOX[0], 0.5]], lmbda=0.02, alpha=0.75, model=vbr))
+    described = header.describe()
+    assert (described["height"], described["width"]) == (96, 160)
+    assert described["lmbda"] == pytest.approx(0.02, rel=0.01)
+    assert described["alpha"] == pytest.approx(0.75, abs=1e-4)
+    assert described["boxes"] == [[30, 20, 90, 61, 0.502]]
+    assert described["model"] == vbr.id.hex()
+
+
+def test_real_bytes_are_what_the_likelihoods_say(vbr):
+    image = street(0)[:64, :128]
+    for lmbda in (0.002, 0.03):
+        _, strings = Header.unpack(codec.encode(image, BOX, lmbda=lmbda, model=vbr))
+        # strings are whole words of 4 bytes, and the model is tiny: real ones are measured on whole frames
+        assert 8 * sum(map(len, strings)) == pytest.approx(vbr.estimate(image, BOX, lmbda=lmbda), rel=0.03, abs=64)
+
+
+@pytest.mark.parametrize("at", [0, 4, 5, 9, 15, 19, 27, 33, 60, -1])
+def test_any_flipped_bit_is_told(vbr, image, at):
+    data = bytearray(codec.encode(image, BOX, model=vbr))
+    data[at] ^= 4
+    with pytest.raises(ValueError, match=r"^[^\n]*\.roic[^\n]*$"):
+        codec.decode(bytes(data), model=vbr)
+
+
+def test_truncated_and_extended_streams_are_told(vbr, image):
+    data = codec.encode(image, BOX, model=vbr)
+    for damaged in (b"", data[:3], data[:20], data[:-1], data + b"x", data + data[-4:]):
+        with pytest.raises(ValueError, match=r"^[^\n]*\.roic[^\n]*$"):
+            codec.decode(damaged, model=vbr)
+
+
+def resealed(data):
+    """The stream with its last checksum made right again, as an attacker would."""
+    return bytes(data[:-4]) + U32.pack(zlib.crc32(bytes(data[:-4])))
+
+
+def test_a_header_that_lies_under_a_right_checksum_is_refused(vbr, image):
+    data = codec.encode(image, BOX, model=vbr)
+    for at, value in ((4, 9), (10, 255), (11, 0), (14, 255), (16, 255), (17, 255), (18, 0), (18, 200), (19, 255), (31, 1), (35, 255)):
+        damaged = bytearray(data)
+        damaged[at] = value
+        with pytest.raises(ValueError, match=r"\.roic"):
+            codec.decode(resealed(damaged), model=vbr)
+
+
+def test_a_decoder_that_computes_otherwise_says_so(vbr, vbr_run, image):
+    data = codec.encode(image, BOX, model=vbr)
+    other = codec.load_codec(vbr_run.weights)
+    other.model.e_integer[0].layers[2].bias += 2**12
+    with pytest.raises(ValueError, match=r"symbols|not a stream"):
+        other.decode(data)
+    with pytest.raises(ValueError, match=rf"of model {vbr.id.hex()}, these weights are 00000000"):
+        codec.Codec(vbr.parameters, vbr.model, bytes(4)).decode(data)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), {}, "uint8 array"),
+        (np.zeros((4, 4, 3), np.float32), {}, "uint8 array"),
+        (np.zeros((0, 4, 3), np.uint8), {}, "sides are 1 to 8192"),
+        (np.zeros((1, 8193, 3), np.uint8), {}, "sides are 1 to 8192"),
+        (np.zeros((4, 4, 3), np.uint8), {"boxes": [[1, 2, 3]]}, "boxes are"),
+        (np.zeros((4, 4, 3), np.uint8), {"boxes": [[0, 0, np.nan, 1]]}, "finite"),
+        (np.zeros((4, 4, 3), np.uint8), {"boxes": [[3, 0, 1, 1]]}, "x0 < x1"),
+        (np.zeros((4, 4, 3), np.uint8), {"boxes": [[0, 0, 1, 1, 2.0]]}, "importance"),
+        (np.zeros((4, 4, 3), np.uint8), {"boxes": [[0, 0, 1, 1]] * (MAX_BOXES + 1)}, "at most 255"),
+        (np.zeros((4, 4, 3), np.uint8), {"lmbda": 1.0}, "lmbda"),
+        (np.zeros((4, 4, 3), np.uint8), {"alpha": -0.5}, "alpha"),
+    ],
+)
+def test_bad_input_is_one_line(vbr, image, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        codec.encode(image, model=vbr, **options)
+    assert "\n" not in str(caught.value)
+
+
+PAPERS = [
+    {"which": "hyperprior"},
+    {"which": "hyperprior_with_obj_features", "alpha": 0.8},
+    {"which": "hyperprior_with_obj_features", "mask_hooks": True},
+    {"which": "hyperprior_with_obj_features", "zero_hooks": True},
+]
+
+
+@pytest.mark.parametrize("options", PAPERS)
+def test_the_papers_models_are_coded_too(tiny_parameters, image, options):
+    run = open_run(tiny_parameters(max_epochs=15, max_steps=None, max_lr=5e-3, **options))
+    engine.train(run, *load_splits(run.parameters))
+    trained = codec.load_codec(run.weights)
+    data = codec.encode(image[:70, :150], BOX, model=trained)
+    header, strings = Header.unpack(data)
+    assert len(data) - sum(map(len, strings)) <= 40 + 8
+    assert len(strings) == len(trained.decode_symbols(data)) == (3 if "obj" in options["which"] else 2)
+    assert header.describe()["lmbda"] == pytest.approx(run.parameters.lmbda, rel=0.01)  # what it was trained with
+    trained.__dict__.pop("detector", None)
+    assert codec.decode(data, model=trained).shape == (70, 150, 3)
+    assert "detector" not in trained.__dict__  # a decoder needs none
+    damaged = bytearray(data)
+    damaged[-10] ^= 1
+    with pytest.raises(ValueError, match=r"\.roic"):
+        codec.decode(resealed(damaged), model=trained)
+
+
+def test_the_extended_codec_hears_the_shipped_detector(tiny_parameters, image):
+    run = open_run(tiny_parameters(which="hyperprior_with_obj_features", max_steps=1))
+    engine.train(run, *load_splits(run.parameters))
+    assert isinstance(codec.load_codec(run.weights).detector, HookedDetector)
+
+
+def test_weights_that_are_none_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.safetensors: no such weights file"):
+        codec.load_codec(tmp_path / "none.safetensors")
