@@ -9,6 +9,7 @@ and TF32 too. So neither threads, memory layout, instruction set, library nor re
 ReLUs pass positive factors on, so each channel has its own scale; only the outputs of the last layer have a unit that the caller chooses.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -70,13 +71,19 @@ class IntegerConv(nn.Module):
 
 
 class IntegerNet(nn.Module):
-    """The integer twin of a float nn.Sequential of Conv2d, ReLU and PixelShuffle; empty until `quantise`."""
+    """The integer twin of a float nn.Sequential of Conv2d, ReLU and PixelShuffle; empty until `quantise`.
+
+    It stays in fp32 on the CPU, wherever the model that it is part of goes.
+    """
 
     def __init__(self, net: nn.Sequential):
         super().__init__()
         self.layers = nn.ModuleList(IntegerConv(layer) if isinstance(layer, nn.Conv2d) else layer for layer in net)
         self.last = max(i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d))
         self.ends_in_relu = any(isinstance(layer, nn.ReLU) for layer in net[self.last :])
+
+    def _apply(self, fn, recurse=True):  # what .to(), .cuda() and .half() call
+        return self
 
     def forward(self, a: Tensor) -> Tensor:
         """a (B, C, H, W): integers of magnitude ≤ 255, in fp32 on the CPU."""
@@ -96,6 +103,7 @@ class IntegerNet(nn.Module):
         """
         if (unit_out is None) != self.ends_in_relu:
             raise ValueError("unit_out belongs to a network that does not end in a ReLU")
+        net, inputs, unit_in = copy.deepcopy(net).cpu(), [a.cpu() for a in inputs], unit_in.cpu()
         largest = {i: HEADROOM * value for i, value in self._largest(net, inputs).items()}
         convs = [i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d)]
         for i in convs:

@@ -188,12 +188,10 @@ class RoiVbr(CompressionModel):
             h = self.h_s(hyper_latents[-1])
             for k, (start, _) in enumerate(self.slices):
                 contexts[k].append(self.context(k, h, q, torch.round(y[:, :start])))
-        device = self.y_counts.device
-        unit_h = self.h_s_integer.quantise(self.h_s, hyper_latents, torch.ones(self.N // 2, device=device))
-        unit_q = torch.tensor([Q_UNIT / (Q_MAX / 2)], device=device)
+        unit_h, unit_q = self.h_s_integer.quantise(self.h_s, hyper_latents, torch.ones(self.N // 2)), torch.tensor([Q_UNIT / (Q_MAX / 2)])
         for k, (start, end) in enumerate(self.slices):
-            units = torch.cat([unit_h, unit_q, torch.full((start,), CONTEXT_UNIT, device=device)])
-            outputs = torch.full((2 * (end - start),), 1 / LEVELS_PER_OCTAVE, device=device)
+            units = torch.cat([unit_h, unit_q, torch.full((start,), CONTEXT_UNIT)])
+            outputs = torch.full((2 * (end - start),), 1 / LEVELS_PER_OCTAVE)
             outputs[end - start :] = MEAN_UNIT
             self.e_integer[k].quantise(self.e[k], contexts[k], units, outputs)
         self.update(force=True)
