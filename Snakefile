@@ -33,15 +33,15 @@ onerror:
 
 
 def training_notebook(wildcards):
-    extended = POINTS[wildcards.run].which == "hyperprior_with_obj_features"
-    return f"notebooks/{'04_roi_training' if extended else '03_baseline_training'}.ipynb"
+    baseline = POINTS[wildcards.run].which in ("hyperprior", "hyperprior_eval_with_objs")
+    return f"notebooks/{'03_baseline_training' if baseline else '04_roi_training'}.ipynb"
 
 
 RUN = "python -m roilib.workbook {input.notebook:q} {log:q} --parameters {params.values:q}"
 
 
 wildcard_constraints:
-    run="hyperprior[a-z_]*-[0-9a-f]+",
+    run="(hyperprior|roi_vbr)[a-z_]*-[0-9a-f]+",
 
 
 rule all:

@@ -87,12 +87,16 @@ def read_records(folder: Path, name: str = "records") -> list[dict]:
 
 def finished_runs(logdir: str | Path, names: list[str] | None = None) -> list[Run]:
     """Finished training runs below `logdir`, all or those in `names`. Raises ValueError when there is none or one is missing."""
-    folders = [Path(logdir) / name for name in names or sorted(path.parent.name for path in Path(logdir).glob("*/weights.safetensors"))]
+    folders = [Path(logdir) / name for name in names or _finished_names(Path(logdir))]
     runs = [Run(folder, Parameters.parse(_parameters(folder))) for folder in folders]
     runs = [run for run in runs if run.parameters.what == "train"]
     if not runs:
         raise ValueError(f"{logdir}: no finished training run; run notebooks 03 and 04 first")
     return runs
+
+
+def _finished_names(logdir: Path) -> list[str]:
+    return sorted(path.parent.name for path in logdir.glob("*/metrics.json") if (path.parent / "weights.safetensors").exists())
 
 
 def _parameters(folder: Path) -> dict:

@@ -35,6 +35,14 @@ def rate_table(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["codec", "lmbda", "alpha"], ignore_index=True)
 
 
+def rate_markdown(rates: pd.DataFrame) -> str:
+    """`rate_table` as Markdown, for the README."""
+    columns = {"label": "codec", "lmbda": "λ", "alpha": "α", "bpp": "bpp", "roi_psnr": "ROI dB", "bg_psnr": "background dB", "ms_ssim": "MS-SSIM"}
+    digits = {"lmbda": "g", "alpha": "g", "bpp": ".3f", "roi_psnr": ".2f", "bg_psnr": ".2f", "ms_ssim": ".4f"}
+    rows = [[format(row[name], digits.get(name, "")) for name in columns] for _, row in rates.iterrows()]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(columns.values()), ["---"] * len(columns), *rows])
+
+
 def object_table(data: RoiDataset) -> pd.DataFrame:
     """One row an object: picture, class, box and its width, height, centre and share of the picture."""
     rows = []

@@ -28,6 +28,8 @@ def executed(tiny_kitti, tmp_path_factory):
         ("03_baseline_training", "03", SMALL),
         ("04_roi_training", "04", SMALL),
         ("04_roi_training", "04-zero", SMALL | {"zero_hooks": True}),
+        ("04_roi_training", "04-vbr", SMALL | {"which": "roi_vbr", "N": 16, "M": 48, "lmbda": 0.012, "crop": "native", "ema": 0.9}),
+        ("03_baseline_training", "03-two", SMALL | {"devices": 2, "logdir": str(folder / "two")}),
         ("05_evaluation", "05", results),
         ("06_figures", "06", results | {"figures": str(folder / "figures")}),
     ]
@@ -50,7 +52,9 @@ def finite(value):
     return not isinstance(value, float) or math.isfinite(value)
 
 
-@pytest.mark.parametrize(("name", "pictures"), [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("05", 1), ("06", 4)])
+@pytest.mark.parametrize(
+    ("name", "pictures"), [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("04-vbr", 3), ("03-two", 3), ("05", 1), ("06", 4)]
+)
 def test_notebooks_show_their_figures(executed, name, pictures):
     assert shown(executed / f"{name}.ipynb") == pictures
 
@@ -58,6 +62,8 @@ def test_notebooks_show_their_figures(executed, name, pictures):
 def test_runs_end_in_finite_metrics(executed):
     runs = sorted((executed / "runs").glob("hyperprior*/metrics.json"))
     assert len(runs) == 3
+    runs += (executed / "runs").glob("roi_vbr*/metrics.json")
+    assert len(runs) == 4
     for path in runs:
         metrics = json.loads(path.read_text())
         assert metrics["steps"] == 4
@@ -65,13 +71,21 @@ def test_runs_end_in_finite_metrics(executed):
         assert {"loss", "bpp_loss", "mse_loss", "roi_mse_loss", "bg_mse_loss", "psnr", "roi_psnr", "bg_psnr"} <= metrics["test"].keys()
 
 
+def test_a_cell_with_two_devices_starts_two_processes_and_shows_their_log(executed):
+    (timing,) = (json.loads(path.read_text()) for path in (executed / "two").glob("*/timing.json"))
+    assert timing["processes"] == 2
+    text = "".join(o.get("text", "") for c in nbformat.read(executed / "03-two.ipynb", 4).cells if c.cell_type == "code" for o in c.outputs)
+    assert "4/4" in text
+
+
 def test_records_are_real_bytes_of_every_run_and_picture(executed):
     records = json.loads((executed / "results" / "records.json").read_text())
-    assert len(records) == 3 * len({r["image"] for r in records})
+    assert len(records) == 4 * len({r["image"] for r in records})
     assert {r["codec"] for r in records} == {
         "hyperprior_eval_with_objs",
         "hyperprior_with_obj_features",
         "hyperprior_with_obj_features (zero_hooks)",
+        "roi_vbr",
     }
     assert all(r["bytes"] > 0 and r["bpp"] > 0 and math.isfinite(r["psnr"]) for r in records)
 
