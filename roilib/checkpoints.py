@@ -43,6 +43,8 @@ def load_checkpoint(path: Path) -> dict:
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} is corrupt")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, OSError):
+        raise
     except Exception as error:  # whatever a damaged file makes zipfile or unpickling raise
         raise ValueError(f"{path}: a damaged checkpoint ({str(error).partition(chr(10))[0]})") from None
 
@@ -64,7 +66,7 @@ class Checkpoints:
     def save(self, state: dict[str, Any], step: int) -> None:
         """Save the state after `step` steps and drop all but the newest two."""
         save_checkpoint(self.folder / f"step-{step:08d}.pt", state)
-        for old in self.recent()[KEPT:]:
+        for old in [*self.recent()[KEPT:], *self.folder.glob("*.tmp")]:  # a process killed while it wrote leaves its .tmp
             old.unlink()
 
     def save_milestone(self, state: dict[str, Any], epoch: int) -> None:
@@ -84,7 +86,7 @@ class Checkpoints:
 
 
 class Interrupt:
-    """Within `with Interrupt() as stop:` Ctrl-C and SIGTERM only set `stop.requested` (and call `then`); a second one acts as usual.
+    """Within `with Interrupt() as stop:` Ctrl-C and SIGTERM only set `stop.requested` (and call `then`); a second Ctrl-C acts as usual.
 
     Outside the main thread, where Python takes no signals, it changes nothing.
     """
@@ -104,9 +106,10 @@ class Interrupt:
         self._previous = {}
 
     def _request(self, *_) -> None:
-        self.requested = True
-        self.__exit__()
-        self.then()
+        if not self.requested:
+            self.requested = True
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
+            self.then()
 
 
 def leave_signals_to_parent(_: int) -> None:

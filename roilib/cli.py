@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from roilib.container import Header
+from roilib.container import MAX_BOXES, Header
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +68,8 @@ def _detected(image: np.ndarray) -> np.ndarray:
     from roilib.detector import HookedDetector
 
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-    return HookedDetector().detect(x)[0][:, :4].numpy()
+    found = HookedDetector().detect(x)[0][:MAX_BOXES, :4]  # most confident first
+    return found[(found[:, 2:] > found[:, :2]).all(1)].numpy()
 
 
 def _decode(args: argparse.Namespace) -> None:
@@ -79,9 +80,9 @@ def _decode(args: argparse.Namespace) -> None:
         image = codec.decode(data)
     except ValueError as error:
         raise ValueError(f"{args.stream}: {error}") from None
-    temporary = _temporary(args.out)
+    temporary, kind = _temporary(args.out), Image.registered_extensions().get(args.out.suffix.lower(), "PNG")
     try:
-        Image.fromarray(image).save(temporary, format=Image.registered_extensions().get(args.out.suffix.lower(), "PNG"))
+        Image.fromarray(image).save(temporary, format=kind if kind in Image.SAVE else "PNG")
         temporary.replace(args.out)
     except OSError as error:
         raise _unwritable(args.out, error) from None

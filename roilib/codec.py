@@ -80,6 +80,9 @@ class Codec:
         header, strings = Header.unpack(data)
         if header.model != self.id:
             raise ValueError(f"a .roic stream of model {header.model.hex()}, these weights are {self.id.hex()}")
+        expected = 3 if isinstance(self.model, HyperpriorWithObjFeatures) else 2
+        if len(strings) != expected or any(len(s) % 4 for s in strings):
+            raise ValueError(f"a .roic stream whose strings are not those of {self.parameters.which}")
         sides = [-(-side // 64) * 64 for side in (header.height, header.width)]
         shape, listed, q = tuple(side // 64 for side in sides), [[s] for s in strings], None
         try:

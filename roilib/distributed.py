@@ -33,7 +33,10 @@ def resolve_device(device: str) -> torch.device:
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Fabric's name of a precision; `auto` is bf16 mixed where the hardware multiplies bf16 itself, else fp32."""
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if precision == "auto":
         precision = "bf16" if native else "32"
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
@@ -70,6 +73,7 @@ def make_fabric(p: Parameters) -> Fabric:
     else:
         settings["devices"] = [device.index or 0] if device.type == "cuda" else 1
     fabric = Fabric(**settings)
+    fabric.strategy.precision.convert_input = lambda data: data  # pictures and quality indices stay exact; autocast casts where it pays
     fabric.launch()
     return fabric
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from roilib.checkpoints import Interrupt
 from roilib.datasets import RoiDataset, batches
-from roilib.distributed import agree
+from roilib.distributed import agree, make_fabric
 from roilib.meters import Means, Speed
 from roilib.models import save_weights, update_tables
 from roilib.roi_vbr import RoiVbr
@@ -45,7 +45,7 @@ class Training:
         """Epochs up to the last step. Raises KeyboardInterrupt, its state saved, when `stop` was requested."""
         session = self.session
         with progress(session.total_steps, session.step, session.p.which, shown=self.writer is not None) as bar:
-            while session.step < session.total_steps:
+            while session.step < session.total_steps or session.position:  # stopped after its last step, an epoch is still to be ended
                 entry = {"train": self.train_epoch(bar, stop)}
                 if len(self.test_loader):
                     entry["test"] = test_epoch(session, self.test_loader)
@@ -70,7 +70,7 @@ class Training:
             self.log_step(values, pictures)
             bar.update()
             self.save_in_time(agree(session.fabric, stop.requested))
-        means, session.means, session.position = session.means.result(), Means(), 0
+        means, session.means, session.position, sampler.first = session.means.result(), Means(), 0, 0
         return means
 
     def log_step(self, values: dict[str, float], pictures: int) -> None:
@@ -98,6 +98,7 @@ class Training:
         self.started = self.saved = self.session.clock(self.started)
         if self.session.fabric.is_global_zero:
             self.run.checkpoints.save(self.session.state(), self.session.step)
+        self.session.fabric.barrier()  # nobody ends before it is written
 
     def end_epoch(self, entry: dict[str, dict[str, float]]) -> None:
         """History, TensorBoard, milestone and, at the end, checkpoint."""
@@ -128,12 +129,12 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     files cannot be written, KeyboardInterrupt with one line after Ctrl-C or SIGTERM; the same call then goes on.
     """
     p = run.parameters
-    if run.metrics is not None:
-        return run.metrics
+    fabric = make_fabric(p)
+    if (finished := fabric.broadcast(run.metrics)) is not None:  # what process 0 sees
+        return finished
     if not len(train_data):
         raise ValueError(f"{p.data_root}: no training pictures (train_size_p1={p.train_size_p1})")
-    session = start(p, math.ceil(len(train_data) / p.batch_size))
-    fabric = session.fabric
+    session = start(p, math.ceil(len(train_data) / p.batch_size), fabric)
     state = fabric.broadcast(run.checkpoints.newest() if p.resume and fabric.is_global_zero else None)
     if state:
         session.load(state)
@@ -142,22 +143,22 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
         if fabric.is_global_zero:
             write_json(run.splits, {"dataset": p.dataset, "train": train_data.ids, "test": test_data.ids})
         with Interrupt() as stop, SummaryWriter(run.folder, purge_step=session.step + 1) if fabric.is_global_zero else nullcontext() as writer:
-            training = Training(run, session, train_data, test_data, writer)
-            training.go(stop)
-            make_tables(session, training.train_loader)
+            Training(run, session, train_data, test_data, writer).go(stop)
+        make_tables(session, train_data)
         return _finish(run, session)
     except OSError as error:
         raise ValueError(f"{run.folder}: cannot be written ({error.strerror or error}); make room, then the same command goes on") from None
 
 
 @torch.no_grad()
-def make_tables(session: Session, loader: DataLoader, batches_seen: int = 4) -> None:
+def make_tables(session: Session, train_data: RoiDataset, batches_seen: int = 4) -> None:
     """What real coding needs beyond the weights: probability tables, and roi_vbr's integer networks, for which it looks at some training crops."""
     model = session.trained.eval()
     if not isinstance(model, RoiVbr):
         update_tables(model)
         return
     device, seen = session.fabric.device, []
+    loader = batches(train_data, session.p.model_copy(update={"num_workers": 0}), train=True)  # always the same crops
     for step, batch in zip(range(batches_seen), loader, strict=False):
         q, _, _ = knobs(session.p, batch["boxes"], session.p.compr_img_size, range(len(batch["x"])), step)
         seen.append((batch["x"].to(device).float() / 255, q.to(device)))
@@ -208,11 +209,12 @@ def prefetched(loader: DataLoader) -> Iterator[dict]:
 
 def test(run: Run, test_data: RoiDataset) -> dict:
     """One test epoch with the weights of `model_load_file`; writes and returns the run's metrics, at once where it was done before."""
-    if run.metrics is not None:
-        return run.metrics
+    fabric = make_fabric(run.parameters)
+    if (finished := fabric.broadcast(run.metrics)) is not None:
+        return finished
     if not len(test_data):
         raise ValueError(f"{run.parameters.data_root}: no test pictures (train_size_p1={run.parameters.train_size_p1})")
-    session = start(run.parameters, steps_per_epoch=1)
+    session = start(run.parameters, 1, fabric)
     started = time.perf_counter()
     places = {"rank": session.fabric.global_rank, "world_size": session.fabric.world_size}
     loader = batches(test_data, run.parameters, train=False, **places)

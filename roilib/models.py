@@ -199,7 +199,11 @@ def save_weights(path: Path, model: CompressionModel, p: Parameters, step: int) 
     """Write a safetensors file whose metadata holds the parameters and the step; atomically."""
     metadata = {"parameters": json.dumps(p.model_dump(), sort_keys=True), "step": str(step)}
     temporary = Path(path).with_suffix(".tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary, metadata)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary, metadata)
+    except SafetensorError as error:  # of a full disk, for example
+        temporary.unlink(missing_ok=True)
+        raise OSError(str(error)) from None
     temporary.replace(path)
 
 
@@ -230,7 +234,8 @@ def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> No
         start_from_baseline(model, state)
     else:
         model.load_state_dict(state)
-    update_tables(model)
+    if not isinstance(model, RoiVbr):  # whose tables are in the file
+        update_tables(model)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ everything drawn before. Here picture i of a step's global batch always gets the
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -27,14 +28,14 @@ class QuantisationNoise:
     """
 
     def __init__(self, model: CompressionModel, seed: int):
-        self.seed, self.step, self.samples = seed, 0, []
+        self.seed, self.step, self.samples, self.calls = seed, 0, [], Counter()
         for name, module in model.named_modules():
             if isinstance(module, EntropyModel):
                 module.quantize = functools.partial(self._quantize, module, name)
 
     def at(self, step: int, samples: Iterable[int]) -> None:
         """The next forward is of these samples."""
-        self.step, self.samples = step, list(samples)
+        self.step, self.samples, self.calls = step, list(samples), Counter()
 
     @torch.compiler.disable
     def _quantize(self, module: EntropyModel, name: str, inputs: Tensor, mode: str, means: Tensor | None = None) -> Tensor:
@@ -45,7 +46,8 @@ class QuantisationNoise:
     def _noise(self, name: str, like: Tensor, channels_first: bool) -> Tensor:
         """Noise for (B, C, H, W), or for the (C, 1, B·H·W) that an EntropyBottleneck makes of it."""
         shape = (len(like), like.numel() // len(like) // len(self.samples)) if channels_first else like.shape[1:]
+        self.calls[name] += 1  # a model may ask one entropy model several times
         noise = torch.empty(len(self.samples), *shape, dtype=like.dtype, device=like.device)
         for part, sample in zip(noise, self.samples, strict=True):
-            part.uniform_(-0.5, 0.5, generator=generator(like.device, self.seed, self.step, sample, name))
+            part.uniform_(-0.5, 0.5, generator=generator(like.device, self.seed, self.step, sample, name, self.calls[name]))
         return noise.transpose(0, 1).reshape(like.shape) if channels_first else noise

@@ -78,8 +78,8 @@ class Parameters(BaseModel):
             raise ValueError("roi_vbr is trained with metric=mse and loss_form=corrected")
         if not LMBDA_MIN <= self.lmbda <= LMBDA_MAX:
             raise ValueError(f"roi_vbr's lmbda (at which it is tested) lies in [{LMBDA_MIN}, {LMBDA_MAX}], not at {self.lmbda}")
-        if self.M > 768:
-            raise ValueError(f"roi_vbr's M is at most 768, not {self.M}")
+        if self.M > 768 or not 2 <= self.N <= 512:
+            raise ValueError(f"roi_vbr's M is at most 768 and its N 2 to 512, not {self.M} and {self.N}")
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "Parameters":

@@ -15,8 +15,8 @@ from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from compressai.models import CompressionModel
 from torch import Tensor, nn
 
-from roilib.entropy import Decoder, Encoder, Tables, frequencies
-from roilib.integer import IntegerNet
+from roilib.entropy import Decoder, Encoder, Tables, frequencies, reach
+from roilib.integer import A_MAX, IntegerNet
 from roilib.quality import CELL, Q_MAX, STEPS_PER_OCTAVE, quality_index
 
 Q_MIDDLE = quality_index(0.012)
@@ -194,11 +194,11 @@ class RoiVbr(CompressionModel):
             outputs = torch.full((2 * (end - start),), 1 / LEVELS_PER_OCTAVE)
             outputs[end - start :] = MEAN_UNIT
             self.e_integer[k].quantise(self.e[k], contexts[k], units, outputs)
-        self.update(force=True)
+        self.entropy_bottleneck.update(force=True)
 
     def tables(self) -> tuple[Tables, Tables]:
         """Probability tables of y's levels and of z's channels."""
-        ends = np.cumsum([len(frequencies(scale)) for scale in SCALES])[:-1]
+        ends = np.cumsum([reach(scale) + 1 for scale in SCALES])[:-1]
         y = Tables.symmetric(np.split(self.y_counts.cpu().numpy(), ends))
         bottleneck = self.entropy_bottleneck
         cdfs = zip(bottleneck._quantized_cdf.cpu().numpy(), bottleneck._cdf_length.tolist(), strict=True)
@@ -234,7 +234,7 @@ class RoiVbr(CompressionModel):
         y = self.analysis(x) * self.gains(q)[0]
         z = torch.round(self.hyper(y, q) - self.medians())[0].cpu().numpy()
         channels = np.arange(len(z), dtype=np.uint8)[:, None, None].repeat(z[0].size, 1).ravel()
-        z = z.clip(z_tables.low[:, None, None], z_tables.high[:, None, None]).astype(np.int32)
+        z = z.clip(z_tables.low.clip(-A_MAX)[:, None, None], z_tables.high.clip(max=A_MAX)[:, None, None]).astype(np.int32)
         z_coder, y_coder, y = Encoder(), Encoder(), y[0].float().cpu().numpy()
         z_coder.put(z.ravel(), channels, z_tables)
         kept = np.zeros(y.shape, np.int32)

@@ -72,15 +72,20 @@ def open_run(p: Parameters) -> Run:
     """Create (or find) the folder of these parameters and write its hparams.json. With `resume=False` an earlier result is cleared."""
     run = Run(p.folder, p)
     try:
-        run.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        _prepare(run)
     except OSError as error:
-        raise ValueError(f"{run.folder}: cannot be made ({error.strerror}); choose another logdir") from None
+        raise ValueError(f"{run.folder}: cannot be written ({error.strerror}); make room or choose another logdir") from None
+    return run
+
+
+def _prepare(run: Run) -> None:
+    p = run.parameters
+    run.checkpoints.folder.mkdir(parents=True, exist_ok=True)
     if not p.resume:
         for stale in (*run.checkpoints.folder.iterdir(), *run.folder.glob("*.json"), *run.folder.glob("events.out.tfevents.*"), run.weights):
             stale.unlink(missing_ok=True)
     if not run.checkpoints.all() and run.metrics is None:  # a resumed or finished run keeps what made it
         write_json(run.folder / "hparams.json", {"parameters": p.model_dump(), "environment": environment()})
-    return run
 
 
 def all_runs(logdir: str | Path) -> list[Run]:

@@ -96,9 +96,9 @@ class Session:
         return now
 
 
-def start(p: Parameters, steps_per_epoch: int) -> Session:
+def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> Session:
     """A session at step 0, with the weights of `model_load_file` where given."""
-    fabric = make_fabric(p)
+    fabric = fabric or make_fabric(p)
     fabric.seed_everything(p.seed, verbose=False)
     codec = keep_entropy_models_in_fp32(build_model(p)).to(fabric.device, memory_format=torch.channels_last)
     if p.model_load_file:
@@ -106,8 +106,10 @@ def start(p: Parameters, steps_per_epoch: int) -> Session:
     noise = QuantisationNoise(codec, p.seed)
     quantiles = {name: v for name, v in codec.named_parameters() if name.endswith(".quantiles")}
     # The quantiles' loss is the same on every process, so their gradients need no exchange; the models' forward does not use them.
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(codec, list(quantiles))
-    optimizer = torch.optim.AdamW([v for name, v in codec.named_parameters() if name not in quantiles], lr=p.max_lr, fused=True)
+    # Nor do the integer networks, which stay on the CPU and are empty until training has ended.
+    ignored = [*quantiles, *(name for name, _ in codec.named_buffers() if "_integer." in name)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(codec, ignored)
+    optimizer = torch.optim.AdamW([v for name, v in codec.named_parameters() if name not in quantiles], lr=p.max_lr, fused=p.precision != "16")
     aux_optimizer = torch.optim.Adam(quantiles.values(), lr=AUX_LR)
     total = min(p.max_epochs * steps_per_epoch, p.max_steps or sys.maxsize)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, p.max_lr, total_steps=max(total, 1))

@@ -66,7 +66,11 @@ def claim_gpus(count: int, gpus: list[str], folder: Path) -> list[str]:
     """
     taken = []
     for gpu in gpus:
-        lock = (folder / f"roilib-gpu-{gpu}.lock").open("w")
+        path = folder / f"roilib-gpu-{gpu}.lock"
+        try:
+            lock = path.open("w")
+        except PermissionError:  # another user's
+            lock = path.open()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

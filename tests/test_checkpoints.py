@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from roilib import train
+from roilib import engine, train
 from roilib.checkpoints import Checkpoints, Interrupt, load_checkpoint, save_checkpoint
+from roilib.datasets import RoiDataset, load_splits
 from roilib.models import read_weights
 from roilib.runs import Run, open_run
 
@@ -59,6 +60,32 @@ def test_resume_bit_identical_after_kill(long_run, tmp_path):
     weights, again = read_weights(first.weights)[0], read_weights(second.weights)[0]
     assert weights.keys() == again.keys()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_a_run_that_ends_between_its_last_step_and_its_last_test_is_ended_by_the_next_call(tiny_parameters, tmp_path, monkeypatch):
+    p = tiny_parameters(checkpoint_seconds=0, max_steps=4, max_epochs=2, which="roi_vbr", M=48, lmbda=0.012)
+    expected = p.model_copy(update={"logdir": str(tmp_path / "whole")})
+    assert train.main(expected.arguments()) == 0
+    train_data, test_data = load_splits(p)
+    run = open_run(p)
+
+    class Gone(RoiDataset):
+        """Test pictures that end the process in the second test epoch."""
+
+        def __getitem__(self, i):
+            if run.checkpoints.recent()[0].stem.endswith("4"):
+                raise KeyboardInterrupt
+            return super().__getitem__(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.train(run, train_data, Gone(test_data.samples))
+    assert run.metrics is None
+    assert run.checkpoints.newest()["step"] == 4
+    assert train.main(p.arguments()) == 0
+    whole = Run(expected.folder, expected)
+    assert run.metrics["history"] == whole.metrics["history"]
+    (a, _), (b, _) = (read_weights(r.weights) for r in (run, whole))
+    assert all(torch.equal(a[name], b[name]) for name in a)  # the integer networks too
 
 
 def test_an_interrupt_stops_all_processes_together(long_run):

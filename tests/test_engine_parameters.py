@@ -332,6 +332,11 @@ def test_precision(tiny_parameters):
     assert [start(p, 2).fabric._precision.precision for p in (full, mixed)] == ["32-true", "bf16-mixed"]
     a, b = first_output(full)["x_hat"], first_output(mixed)["x_hat"]
     assert 0 < (a - b).abs().max() < 0.1
+    session, seen = start(tiny_parameters(precision="bf16"), 2), []
+    session.codec.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = first_batch(session.p)
+    forward(session, batch)
+    assert torch.equal(seen[0], batch["x"].float() / 255)  # the picture itself is not rounded to bf16
     metrics = trained(mixed)[1]
     assert all(value == value for value in metrics["test"].values())  # no NaN
     assert resolve_precision("auto", torch.device("cpu")) in ("32-true", "bf16-mixed")

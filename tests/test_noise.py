@@ -43,6 +43,16 @@ def test_seeds_and_entropy_models_have_noise_of_their_own():
     assert len({tuple(draw.tolist()) for draw in draws}) == 4
 
 
+def test_an_entropy_model_asked_twice_draws_twice(noisy):
+    noise, model = noisy
+    noise.at(0, range(2))
+    y = torch.zeros(2, 12, 4, 4)
+    first, second = (model.gaussian_conditional.quantize(y, "noise") for _ in range(2))
+    assert (first != second).float().mean() > 0.9
+    noise.at(0, range(2))
+    assert torch.equal(model.gaussian_conditional.quantize(y, "noise"), first)
+
+
 def test_noise_is_uniform_over_one_step_of_the_quantiser(noisy):
     noise, model = noisy
     noise.at(0, range(4))
