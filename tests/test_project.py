@@ -7,9 +7,11 @@ import sys
 from importlib.metadata import requires
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
+from roilib import tables
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
 ROOT = Path(__file__).parent.parent
@@ -117,3 +119,13 @@ def test_links_lead_somewhere(page):
 def test_no_large_file_is_committed():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     assert max((ROOT / name).stat().st_size for name in files if name and (ROOT / name).exists()) < 15e6
+
+
+def test_reference_results_are_what_their_records_say_and_what_the_readme_shows():
+    folder = ROOT / "report" / "results" / "reference" / "kitti_small"
+    rates, records = pd.read_csv(folder / "rates.csv"), json.loads((folder / "records.json").read_text())
+    pd.testing.assert_frame_equal(tables.rate_table(records)[list(rates)], rates, check_dtype=False, rtol=1e-9)
+    assert {len(group) for _, group in pd.DataFrame(records).groupby("run")} == {24}
+    assert tables.rate_markdown(rates) in (ROOT / "README.md").read_text()
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert set(provenance["runs"]) == set(rates["run"])
