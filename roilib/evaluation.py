@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from roilib.codec import Codec, load_codec
+from roilib.container import Header
 from roilib.datasets import RoiDataset
 from roilib.metrics import picture_metrics
 from roilib.parameters import Parameters
@@ -53,7 +54,8 @@ def evaluate(codec: Codec, data: RoiDataset) -> Iterator[tuple[dict, dict]]:
         encoded = _now()
         decoded = codec.decode(stream)
         seconds = {"encode": encoded - start, "decode": _now() - encoded}
-        bits = codec.estimate(original, boxes, lmbda=p.lmbda, alpha=p.alpha)
+        container = len(stream) - sum(map(len, Header.unpack(stream)[1]))
+        bits = codec.estimate(original, boxes, lmbda=p.lmbda, alpha=p.alpha) + 8 * container
         where = {"image": sample.id, "codec": codec_name(p), "setting": setting, "run": p.name}
         rate = {"bytes": len(stream), "bpp": 8 * len(stream) / (height * width), "bpp_estimated": bits / (height * width)}
         mask = roi_mask(boxes, height, width)[0].bool().numpy()
