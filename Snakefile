@@ -16,7 +16,8 @@ FIRST = next(iter(POINTS.values()))
 DATA = {"dataset": FIRST.dataset, "data_root": FIRST.data_root, "train_size_p1": FIRST.train_size_p1}
 TRAINED = [f"{LOGDIR}/{name}/metrics.json" for name in POINTS]
 STEPS = ["01_dataset_exploration", "02_detector_hooks"]
-REPORT = ["report/report.pdf"] if SETTINGS.get("evaluate", True) else []
+EVALUATE = SETTINGS.get("evaluate", {})  # at which lmbda and alpha a roi_vbr is measured; false: nothing is
+REPORT = ["report/report.pdf"] if EVALUATE is not False else []
 
 
 
@@ -109,7 +110,7 @@ rule evaluate:
         f"{LOGDIR}/05_evaluation/05_evaluation.ipynb",
     threads: workflow.cores
     params:
-        values=json.dumps(DATA | {"logdir": LOGDIR, "runs": list(POINTS), "results": RESULTS}),
+        values=json.dumps(DATA | {"logdir": LOGDIR, "runs": list(POINTS), "results": RESULTS} | (EVALUATE or {})),
     shell:
         RUN
 

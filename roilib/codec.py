@@ -20,6 +20,7 @@ from torch import Tensor
 from roilib import quality
 from roilib.container import MAX_BOXES, MAX_SIDE, Header
 from roilib.detector import HookedDetector, frame_features, pad
+from roilib.distributed import resolve_precision
 from roilib.models import HyperpriorWithObjFeatures, build_model, decode_latents, read_weights
 from roilib.parameters import Parameters
 from roilib.roi_vbr import RoiVbr
@@ -31,9 +32,11 @@ SHIPPED_WEIGHTS = Path(__file__).parent.parent / "data" / "weights" / "roi_vbr.s
 class Codec:
     """A trained model ready to code pictures; make it with `load_codec`."""
 
-    def __init__(self, parameters: Parameters, model: CompressionModel, id: bytes, device: torch.device | str = "cpu"):
+    def __init__(self, parameters: Parameters, model: CompressionModel, id: bytes, device: torch.device | str = "cpu", precision: str = "auto"):
         self.parameters, self.id, self.device = parameters, id, torch.device(device)
-        self.model = model.eval().to(self.device)
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        bf16 = isinstance(model, RoiVbr) and resolve_precision(precision, self.device) == "bf16-mixed"  # the paper's entropy models need fp32
+        self.autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
 
     @functools.cached_property
     def detector(self) -> HookedDetector:
@@ -44,7 +47,8 @@ class Codec:
     def encode(self, image: np.ndarray, boxes: Sequence = (), *, lmbda: float = DEFAULT_LMBDA, alpha: float = DEFAULT_ALPHA) -> bytes:
         """As `roilib.codec.encode`."""
         rows, indices = self._knobs(image, boxes, lmbda, alpha)
-        packed = self.model.compress(*self._inputs(image, rows, indices))
+        with self.autocast():
+            packed = self.model.compress(*self._inputs(image, rows, indices))
         strings = [s[0] for s in packed["strings"]]
         symbols = packed["symbols"] if "symbols" in packed else decode_latents(self.model, packed["strings"], packed["shape"])[0]
         return Header(self.id, *image.shape[:2], *indices, rows, tuple(map(len, strings)), _checksum(symbols)).pack(strings)
@@ -69,7 +73,8 @@ class Codec:
     def decode(self, data: bytes) -> np.ndarray:
         """As `roilib.codec.decode`."""
         header, _, y_hat, q = self._decode(data)
-        x_hat = self.model.g_s(y_hat) if q is None else self.model.synthesis(y_hat.to(self.device) * self.model.gains(q)[1], q)
+        with self.autocast():
+            x_hat = self.model.g_s(y_hat) if q is None else self.model.reconstruct(y_hat, q)
         return x_hat[0, :, : header.height, : header.width].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
 
     def decode_symbols(self, data: bytes) -> list[np.ndarray]:

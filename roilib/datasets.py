@@ -116,6 +116,17 @@ def _coco_sample(id: int, path: Path, objects: list) -> Sample:
     return Sample(f"{id:012d}", path, rows[:, :4], rows[:, 4].astype(np.int64))
 
 
+def unlabelled_samples(folders: str) -> list[Sample]:
+    """The pictures in and below these folders (separated by commas), as samples without objects. Raises ValueError naming an empty folder."""
+    samples = []
+    for folder in map(Path, folders.split(",")):
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+        if not found:
+            raise ValueError(f"{folder}: no pictures here")
+        samples += [Sample(path.relative_to(folder.parent).as_posix(), path) for path in found]
+    return samples
+
+
 def split(samples: list[Sample], train_size_p1: float | None, root: Path) -> tuple[list[Sample], list[Sample]]:
     """Train and test part by sorted id. `None` takes the ids of `root/splits/{train,test}.txt` where they are, else 0.95."""
     folder = Path(root) / "splits"
@@ -167,7 +178,7 @@ class RoiDataset(Dataset):
     Decoded pictures are kept until they fill `cache_bytes`, of all loader processes together; what comes later is read anew each time.
     """
 
-    def __init__(self, samples: list[Sample], classes: tuple[str, ...] = KITTI_CLASSES, cache_bytes: int = 256 * 2**20):
+    def __init__(self, samples: list[Sample], classes: tuple[str, ...] = KITTI_CLASSES, cache_bytes: int = 2**30):
         self.samples, self.classes, self.cache_bytes = samples, classes, cache_bytes
         self._cache: dict[int, tv_tensors.Image] = {}
         self._cached = 0  # bytes
@@ -270,6 +281,8 @@ def load_splits(p: Parameters) -> tuple[RoiDataset, RoiDataset]:
         parts, classes = split(kitti_samples(root, p.uses_objects), p.train_size_p1, root), KITTI_CLASSES
     else:
         parts, classes = coco_splits(root, p.train_size_p1)
+    if p.unlabelled:
+        parts[0].extend(unlabelled_samples(p.unlabelled))
     return tuple(RoiDataset(part, classes) for part in parts)
 
 

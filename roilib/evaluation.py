@@ -10,7 +10,7 @@ errors behind the PSNRs (so that they pool). Times are kept apart, since no two 
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -32,30 +32,38 @@ CODEC_NAMES = {  # what a codec is called in figures, in the order of the paper'
     "hyperprior_with_obj_features (mask_hooks)": "ROI loss, mask hooks",
     "hyperprior_with_obj_features": "ROI loss, object features",
     "roi_vbr": "roi_vbr",
+    "roi_vbr (fixed_rate)": "roi_vbr, one rate each",
 }
 
 
 def codec_name(p: Parameters) -> str:
-    """The engine, with what its hooks carry."""
-    hooks = "zero_hooks" if p.zero_hooks else "mask_hooks" if p.mask_hooks else None
-    return f"{p.which} ({hooks})" if hooks else p.which
+    """The engine, with what sets this training apart."""
+    variant = next((name for name in ("zero_hooks", "mask_hooks", "fixed_rate") if getattr(p, name)), None)
+    return f"{p.which} ({variant})" if variant else p.which
 
 
-def evaluate(codec: Codec, data: RoiDataset) -> Iterator[tuple[dict, dict]]:
-    """Code every whole picture of `data`, its labelled boxes being the ROI: (record, times) of each."""
+def settings(p: Parameters, lmbdas: Sequence[float] = (), alphas: Sequence[float] = ()) -> list[tuple[float, float]]:
+    """The (λ, α) at which a model of this training is to be measured: its own, or for one that has them all every pair of the lists."""
+    if p.which != "roi_vbr" or p.fixed_rate:
+        return [(p.lmbda, p.alpha)]
+    return list(product(lmbdas or [p.lmbda], alphas or [p.alpha]))
+
+
+def evaluate(codec: Codec, data: RoiDataset, lmbdas: Sequence[float] = (), alphas: Sequence[float] = ()) -> Iterator[tuple[dict, dict]]:
+    """Code every whole picture of `data` at the `settings` of these lists, its labelled boxes being the ROI: (record, times) of each."""
     p = codec.parameters
-    setting = {name: getattr(p, name) for name in ("lmbda", "alpha", "seed", "loss_form", "metric")}
-    for i, sample in enumerate(data.samples):
+    for (lmbda, alpha), (i, sample) in product(settings(p, lmbdas, alphas), enumerate(data.samples)):
+        setting = {"lmbda": lmbda, "alpha": alpha} | {name: getattr(p, name) for name in ("seed", "loss_form", "metric")}
         image, boxes, _ = data[i]
         original, boxes = image.permute(1, 2, 0).numpy(), boxes.numpy()
         height, width = original.shape[:2]
         start = _now()
-        stream = codec.encode(original, boxes, lmbda=p.lmbda, alpha=p.alpha)
+        stream = codec.encode(original, boxes, lmbda=lmbda, alpha=alpha)
         encoded = _now()
         decoded = codec.decode(stream)
         seconds = {"encode": encoded - start, "decode": _now() - encoded}
         container = len(stream) - sum(map(len, Header.unpack(stream)[1]))
-        bits = codec.estimate(original, boxes, lmbda=p.lmbda, alpha=p.alpha) + 8 * container
+        bits = codec.estimate(original, boxes, lmbda=lmbda, alpha=alpha) + 8 * container
         where = {"image": sample.id, "codec": codec_name(p), "setting": setting, "run": p.name}
         rate = {"bytes": len(stream), "bpp": 8 * len(stream) / (height * width), "bpp_estimated": bits / (height * width)}
         mask = roi_mask(boxes, height, width)[0].bool().numpy()
@@ -123,7 +131,8 @@ def comparison(runs: list[Run], records: list[dict], data: RoiDataset, i: int) -
     for record in closest_in_bytes(records, data.samples[i].id, codecs):
         run = next(run for run in runs if run.folder.name == record["run"])
         codec = load_codec(run.weights)
-        decoded = codec.decode(codec.encode(original, boxes.numpy(), lmbda=run.parameters.lmbda, alpha=run.parameters.alpha))
+        knobs = {name: record["setting"][name] for name in ("lmbda", "alpha")}
+        decoded = codec.decode(codec.encode(original, boxes.numpy(), **knobs))
         panels.append((CODEC_NAMES[record["codec"]], decoded, f"{record['bpp']:.3f} bpp, ROI {record['roi_psnr']:.2f} dB"))
     return panels
 

@@ -33,6 +33,7 @@ class Parameters(BaseModel):
     batch_size: int = Field(256, gt=0, description="pictures a step, of all processes together")
     num_workers: int = Field(16, ge=0, description="processes that load pictures")
     max_lr: float = Field(6e-4, gt=0, description="peak of OneCycleLR")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon for convolutions, at 2.5 times the rate, AdamW for the rest")
     max_epochs: int = Field(300, gt=0, description="passes over the training pictures")
     max_steps: int | None = Field(None, gt=0, description="stop after this many steps, however many epochs that is")
     obj_det_img_size: int = Field(640, gt=0, multiple_of=32, description="side of the detector's square input in pixels")
@@ -41,12 +42,14 @@ class Parameters(BaseModel):
     lmbda: float = Field(0.0037, gt=0, description="rate-distortion trade-off, CompressAI's scale (255²·MSE); the paper's 240 is 240/255²")
     alpha: float = Field(0.5, ge=0, le=1, description="1: all quality to the ROI, 0: all to the background, 0.5: plain loss")
     train_size_p1: float | None = Field(None, ge=0, le=1, description="share of the data that trains; None: the root's splits, else 0.95")
+    fixed_rate: bool = Field(False, description="roi_vbr trained at lmbda and alpha alone, to compare the model for all of them with")
     zero_hooks: bool = Field(False, description="features replaced by zeros")
     mask_hooks: bool = Field(False, description="features replaced by the ROI mask")
     model_load_file: str | None = Field(None, description="weights to test, or to start training from")
     logdir: str = Field("runs", description="folder of run folders")
     dataset: Literal["sample", "kitti", "coco"] = Field("kitti", description="which reader")
     data_root: str = Field("data/kitti", description="folder of the data set")
+    unlabelled: str | None = Field(None, description="folders of more training pictures, without labels, separated by commas")
     detector_weights: str | None = Field(None, description="a YOLOv8n file; None: the shipped one")
     metric: Literal["mse", "ms-ssim"] = Field("mse", description="distortion of the loss")
     loss_form: Literal["corrected", "paper"] = Field("corrected", description="one weighted mean, or the paper's area-squared terms")
@@ -65,6 +68,8 @@ class Parameters(BaseModel):
             raise ValueError("zero_hooks and mask_hooks exclude each other")
         if (self.zero_hooks or self.mask_hooks) and self.which != "hyperprior_with_obj_features":
             raise ValueError(f"zero_hooks and mask_hooks belong to hyperprior_with_obj_features, not to {self.which}")
+        if self.fixed_rate and self.which != "roi_vbr":
+            raise ValueError(f"fixed_rate belongs to roi_vbr; {self.which} has no other rate than that of its lmbda")
         if self.which == "roi_vbr":
             self._fits_roi_vbr()
         if self.metric == "ms-ssim" and self.compr_img_size <= 160:

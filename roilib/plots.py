@@ -14,7 +14,7 @@ from roilib.datasets import RoiDataset
 from roilib.evaluation import CODEC_NAMES
 
 ROI_COLOUR = "#f0c000"
-MARKERS = "oosD^v"  # one a codec of CODEC_NAMES, the same in all figures
+MARKERS = "oosD^vP"  # one a codec of CODEC_NAMES, the same in all figures
 PSNR_NAMES = {"roi_psnr": "pooled ROI-PSNR (dB)", "bg_psnr": "pooled background PSNR (dB)", "psnr": "pooled PSNR (dB)"}
 
 

@@ -37,16 +37,16 @@ def alpha_index(alpha: float) -> int:
     return round(alpha * ALPHA_ONE)
 
 
-def _octaves(value: int) -> int:
-    """floor(64 * log2(value)) of a positive integer, exactly."""
-    return (value**STEPS_PER_OCTAVE).bit_length() - 1
+def floor_log2(value: int, steps: int = STEPS_PER_OCTAVE) -> int:
+    """floor(steps * log2(value)) of a positive integer, exactly."""
+    return (value**steps).bit_length() - 1
 
 
 def quality_table(quality: int, alpha: int) -> np.ndarray:
     """(256,) int16: the quality index of each importance 0–255, for the indices of lmbda and alpha."""
     weights = [alpha * m + (ALPHA_ONE - alpha) * (FULL - m) for m in range(FULL + 1)]
-    plain = _octaves(ALPHA_ONE // 2 * FULL)  # of weight 1
-    shifts = [_octaves(weight) - plain if weight else -Q_MAX for weight in weights]
+    plain = floor_log2(ALPHA_ONE // 2 * FULL)  # of weight 1
+    shifts = [floor_log2(weight) - plain if weight else -Q_MAX for weight in weights]
     return np.array([min(max(quality + shift, 0), Q_MAX) for shift in shifts], np.int16)
 
 

@@ -4,6 +4,7 @@ The transforms are a linear one, which starts as the 16x16 DCT of luma and two c
 the linear one cannot do. What decides probabilities runs on integers (roilib.integer), so a stream decodes to the same symbols everywhere.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -14,17 +15,20 @@ import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from compressai.models import CompressionModel
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from roilib.entropy import Decoder, Encoder, Tables, frequencies, reach
+from roilib.entropy import TAIL_SHARE, Decoder, Encoder, Tables, frequencies, reach
 from roilib.integer import A_MAX, IntegerNet
-from roilib.quality import CELL, Q_MAX, STEPS_PER_OCTAVE, quality_index
+from roilib.quality import CELL, Q_MAX, STEPS_PER_OCTAVE, floor_log2, quality_index
 
 Q_MIDDLE = quality_index(0.012)
 STEP = 46.5 / 255  # the DCT quantiser's step that suits lmbda 0.012
 SCALE_MIN, SCALE_LEVELS, LEVELS_PER_OCTAVE = 0.1, 80, 8  # scale of level i: SCALE_MIN * 2^(i / 8), up to 94
-SLICES = (16, 64, 192)  # where the latent's channels, lowest frequencies first, are cut
-MEAN_UNIT, CONTEXT_UNIT, CONTEXT_MAX, Q_UNIT = 1 / 16, 1 / 2, 127, 2  # what 1 stands for in the integer networks
+SLICES = (16, 64, 192)  # where the latent's channels, largest scales first, are cut
+MEAN_UNIT, CONTEXT_UNIT, Q_UNIT = 1 / 16, 1 / 8, 2  # what 1 stands for in the integer networks
 SCALES = tuple(SCALE_MIN * 2 ** (i / LEVELS_PER_OCTAVE) for i in range(SCALE_LEVELS))
+SPECTRA = ((25.5, 1.72), (3.0, 1.25), (1.15, 1.1))  # a, p of each axis: a DCT coefficient's scale a * f^-p, fitted to 80 street and other pictures
+OCTAVES = 4  # of scale that 1 in an entropy network's output stands for
 AXES = ((1.0, 1.0, 1.0), (-1.0, 0.0, 1.0), (1.0, -2.0, 1.0))  # of colour: luma and two of chroma
 
 
@@ -42,25 +46,49 @@ class Block(nn.Module):
         return x + self.body(x)
 
 
+class TailedGaussian(GaussianConditional):
+    """A Gaussian with a share of far symbols, as in the tables of roilib.entropy: an outlier costs bits in proportion to its size, not its square."""
+
+    def _likelihood(self, inputs: Tensor, scales: Tensor, means: Tensor | None = None) -> Tensor:
+        distance = (inputs if means is None else inputs - means).abs()
+        scales = self.lower_bound_scale(scales)
+        gauss = self._standardized_cumulative((0.5 - distance) / scales) - self._standardized_cumulative((-0.5 - distance) / scales)
+        decay = math.log(2) / (1 + scales)
+        return gauss + TAIL_SHARE / 2 * scales.clamp(max=1) * decay * torch.exp(-decay * distance)
+
+
+@functools.cache
+def magnitude_table() -> Tensor:
+    """By |y_hat| in units of MEAN_UNIT: log2(1 + |y_hat|) in units of CONTEXT_UNIT, rounded down; up to the largest that matters."""
+    one, steps = round(1 / MEAN_UNIT), round(1 / CONTEXT_UNIT)
+    return torch.tensor([floor_log2(one + a, steps) - floor_log2(one, steps) for a in range(1 << 14)], dtype=torch.float32)
+
+
 def conv3(i: int, o: int) -> nn.Conv2d:
     """3x3 convolution that keeps the size."""
     return nn.Conv2d(i, o, 3, padding=1)
 
 
+def entropy_parameters(i: int, hidden: int, o: int) -> nn.Sequential:
+    """From the i channels of a slice's context to its scales and means."""
+    return nn.Sequential(conv3(i, hidden), nn.ReLU(), conv3(hidden, hidden), nn.ReLU(), nn.Conv2d(hidden, o, 1))
+
+
 def dct_basis(M: int) -> Tensor:
-    """(M, 3, 16, 16): the M lowest frequencies of an orthonormal 16x16 DCT over three orthonormal colour axes, chroma counted as higher; M ≤ 768."""
+    """(M, 3, 16, 16): the M largest coefficients of an orthonormal 16x16 DCT over three orthonormal colour axes; M ≤ 768."""
     k = torch.arange(float(CELL), dtype=torch.float64)
     cosines = torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / (2 * CELL)) * math.sqrt(2 / CELL)
     cosines[0] /= math.sqrt(2)
     axes = torch.tensor(AXES, dtype=torch.float64)
     axes = axes / axes.norm(dim=1, keepdim=True)
-    return torch.stack([axes[a][:, None, None] * cosines[u][:, None] * cosines[v] for _, a, u, v in frequencies_in_order(M)]).float()
+    return torch.stack([axes[a][:, None, None] * cosines[u][:, None] * cosines[v] for _, a, u, v in spectrum(M)]).float()
 
 
-def frequencies_in_order(M: int) -> list[tuple[float, int, int, int]]:
-    """The latent's M channels: frequency (chroma counted as higher), colour axis, rows, columns."""
+def spectrum(M: int) -> list[tuple[float, int, int, int]]:
+    """The latent's M channels, largest first: scale at lmbda 0.012, colour axis, rows, columns."""
     places = ((axis, u, v) for axis in range(3) for u in range(CELL) for v in range(CELL))
-    return sorted((math.hypot(u + 0.5, v + 0.5) * (1, 1.4, 2)[axis], axis, u, v) for axis, u, v in places)[:M]
+    scales = [(SPECTRA[axis][0] * math.hypot(u + 0.5, v + 0.5) ** -SPECTRA[axis][1], axis, u, v) for axis, u, v in places]
+    return sorted(scales, key=lambda channel: -channel[0])[:M]
 
 
 class RoiVbr(CompressionModel):
@@ -72,7 +100,7 @@ class RoiVbr(CompressionModel):
                                      │                                        ├─► e[k](h, q, slices before k)
                                      └────── slices 0 … k-1 of y_hat ─────────┘
 
-    y (B, M, H/16, W/16) is cut into slices of rising frequency; the probabilities of each depend on those before it. h_s and e run on
+    y (B, M, H/16, W/16) is cut into slices of falling scale; the probabilities of each depend on those before it. h_s and e run on
     integers when bits are written or read. g_s corrects the linear synthesis in the picture, at an eighth of its size.
 
     Args:
@@ -88,15 +116,16 @@ class RoiVbr(CompressionModel):
         cuts = (0, *(cut for cut in SLICES if cut < M), M)
         self.slices = list(itertools.pairwise(cuts))
         low = min(256, M)  # channels that the convolutional analysis adds to
-        self.entropy_bottleneck, self.gaussian_conditional = EntropyBottleneck(N // 2), GaussianConditional(None, scale_bound=SCALE_MIN)
-        self.a_lin, self.s_lin = nn.Conv2d(3, M, CELL, CELL, bias=False), nn.ConvTranspose2d(M, 3, CELL, CELL, bias=False)
+        self.entropy_bottleneck, self.gaussian_conditional = EntropyBottleneck(N // 2), TailedGaussian(None, scale_bound=SCALE_MIN)
+        self.a_lin = nn.Sequential(nn.PixelUnshuffle(CELL), nn.Conv2d(3 * CELL**2, M, 1, bias=False))
+        self.s_lin = nn.Sequential(nn.Conv2d(M, 3 * CELL**2, 1, bias=False), nn.PixelShuffle(CELL))
         self.g_a = nn.Sequential(nn.PixelUnshuffle(8), conv3(192, N), *(Block(N) for _ in range(4)), nn.Conv2d(N, low, 4, 2, 1))
         self.g_s = nn.Sequential(conv3(192 + 1, N), *(Block(N) for _ in range(4)), conv3(N, 192), nn.PixelShuffle(8))
-        self.gain = nn.Sequential(nn.Conv2d(1, 32, 1), nn.ReLU(), nn.Conv2d(32, 2 * M, 1))
+        self.gain = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 2 * M))
         self.h_a = nn.Sequential(nn.Conv2d(M + 1, N, 1), nn.ReLU(), nn.Conv2d(N, N, 4, 2, 1), nn.ReLU(), nn.Conv2d(N, N // 2, 4, 2, 1))
         shuffle = nn.PixelShuffle(2)
         self.h_s = nn.Sequential(conv3(N // 2, 4 * N), shuffle, nn.ReLU(), conv3(N, 4 * N), shuffle, nn.ReLU())
-        self.e = nn.ModuleList(nn.Sequential(conv3(N + 1 + start, N), nn.ReLU(), nn.Conv2d(N, 2 * (end - start), 1)) for start, end in self.slices)
+        self.e = nn.ModuleList(entropy_parameters(N + 1 + start, N, 2 * (end - start)) for start, end in self.slices)
         self.h_s_integer, self.e_integer = IntegerNet(self.h_s), nn.ModuleList(IntegerNet(net) for net in self.e)
         self.register_buffer("y_counts", torch.from_numpy(np.concatenate([frequencies(scale) for scale in SCALES])))
         self._start()
@@ -104,16 +133,15 @@ class RoiVbr(CompressionModel):
     @torch.no_grad()
     def _start(self) -> None:
         """A DCT codec at first: the convolutional transforms and the learned gains begin near nothing."""
-        basis = dct_basis(self.M)
-        self.a_lin.weight.copy_(basis / STEP)
-        self.s_lin.weight.copy_(basis * STEP)
+        basis = dct_basis(self.M).flatten(1)[:, :, None, None]
+        self.a_lin[1].weight.copy_(basis / STEP)
+        self.s_lin[0].weight.copy_(basis.transpose(0, 1) * STEP)
         for layer in (self.g_a[-1], self.g_s[-2], self.gain[-1]):
             layer.weight.mul_(0.02)
             layer.bias.zero_()
-        frequency = torch.tensor([f for f, *_ in frequencies_in_order(self.M)])
-        octaves = torch.log2(8 / frequency**1.5 / SCALE_MIN).clamp(min=0.5)  # about what a DCT of street scenes has at lmbda 0.012
+        octaves = torch.log2(torch.tensor([scale for scale, *_ in spectrum(self.M)]) / SCALE_MIN)
         for (start, end), net in zip(self.slices, self.e, strict=True):
-            net[-1].bias[: end - start] = octaves[start:end]
+            net[-1].bias[: end - start] = octaves[start:end] / OCTAVES
 
     @property
     def downsampling_factor(self) -> int:
@@ -122,25 +150,23 @@ class RoiVbr(CompressionModel):
 
     def gains(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Factors before and after quantisation (B, M, h, w) of the quality indices q (B, 1, h, w)."""
-        octaves = (q.float() - Q_MIDDLE) / STEPS_PER_OCTAVE
+        different, cells = q.unique(return_inverse=True)  # few, beside the cells
+        octaves = (different.float() - Q_MIDDLE)[:, None] / STEPS_PER_OCTAVE
         with torch.autocast(q.device.type, enabled=False):
             learned = self.gain(octaves / 4)
         plain = 0.5 * math.log(2) * octaves  # the step that suits lmbda goes with its root
         a, s = learned.chunk(2, 1)
-        return (a + plain).exp(), (s - plain).exp()
+        return tuple(F.embedding(cells[:, 0], factors.exp()).movedim(-1, 1) for factors in (a + plain, s - plain))
 
     def analysis(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) in [0, 1] → y (B, M, H/16, W/16) before its gain."""
         x = x - 0.5
-        with torch.autocast(x.device.type, enabled=False):
-            y = self.a_lin(x.float())
-        learned = self.g_a(x).float()
+        y, learned = self.a_lin(x).float(), self.g_a(x).float()
         return torch.cat([y[:, : learned.shape[1]] + learned, y[:, learned.shape[1] :]], 1)
 
     def synthesis(self, v: Tensor, q: Tensor) -> Tensor:
         """y_hat after its gain (B, M, h, w) → x_hat (B, 3, 16 h, 16 w)."""
-        with torch.autocast(v.device.type, enabled=False):
-            x = self.s_lin(v.float())
+        x = self.s_lin(v).float()
         fine = F.interpolate(self.condition(q), scale_factor=2, mode="nearest")
         return x + self.g_s(torch.cat([F.pixel_unshuffle(x, 8), fine], 1)).float() + 0.5
 
@@ -157,10 +183,9 @@ class RoiVbr(CompressionModel):
         """(N/2, 1, 1): what z is rounded relative to."""
         return self.entropy_bottleneck.quantiles[:, 0, 1].detach()[:, None, None]
 
-    def context(self, k: int, h: Tensor, q: Tensor, before: Tensor) -> Tensor:
-        """The input of e[k]; before: y_hat of the slices before it (B, start, h, w)."""
-        limit = CONTEXT_MAX * CONTEXT_UNIT
-        return torch.cat([h, self.condition(q), before.clamp(-limit, limit)], 1)
+    def context(self, h: Tensor, q: Tensor, before: Tensor) -> Tensor:
+        """The input of e[k]; before: y_hat of the slices before it (B, start, h, w), whose magnitudes tell how much to expect."""
+        return torch.cat([h, self.condition(q), (1 + before.abs()).log2()], 1)
 
     def forward(self, x: Tensor, q: Tensor) -> dict:
         """x (B, 3, H, W) in [0, 1], sides multiples of 64; q (B, 1, H/16, W/16) quality indices 0 … 526."""
@@ -170,7 +195,8 @@ class RoiVbr(CompressionModel):
         h = self.h_s(z_hat - self.medians())
         y_hat, likelihoods = y[:, :0], []
         for k, (start, end) in enumerate(self.slices):
-            octaves, means = self.e[k](self.context(k, h, q, y_hat)).float().chunk(2, 1)
+            octaves, means = self.e[k](self.context(h, q, y_hat)).float().chunk(2, 1)
+            octaves = OCTAVES * octaves + (q - Q_MIDDLE) / (2 * STEPS_PER_OCTAVE)  # the plain gain's
             scales = SCALE_MIN * torch.exp2(octaves.clamp(max=(SCALE_LEVELS - 1) / LEVELS_PER_OCTAVE))
             part = y[:, start:end]
             likelihoods.append(self.gaussian_conditional(part, scales, means)[1])
@@ -187,11 +213,11 @@ class RoiVbr(CompressionModel):
             hyper_latents.append(torch.round(self.hyper(y, q) - self.medians()))
             h = self.h_s(hyper_latents[-1])
             for k, (start, _) in enumerate(self.slices):
-                contexts[k].append(self.context(k, h, q, torch.round(y[:, :start])))
+                contexts[k].append(self.context(h, q, torch.round(y[:, :start])))
         unit_h, unit_q = self.h_s_integer.quantise(self.h_s, hyper_latents, torch.ones(self.N // 2)), torch.tensor([Q_UNIT / (Q_MAX / 2)])
         for k, (start, end) in enumerate(self.slices):
             units = torch.cat([unit_h, unit_q, torch.full((start,), CONTEXT_UNIT)])
-            outputs = torch.full((2 * (end - start),), 1 / LEVELS_PER_OCTAVE)
+            outputs = torch.full((2 * (end - start),), 1 / (OCTAVES * LEVELS_PER_OCTAVE))
             outputs[end - start :] = MEAN_UNIT
             self.e_integer[k].quantise(self.e[k], contexts[k], units, outputs)
         self.entropy_bottleneck.update(force=True)
@@ -206,7 +232,7 @@ class RoiVbr(CompressionModel):
         return y, z
 
     def coded(self, part: slice, levels: np.ndarray) -> np.ndarray:
-        """Which symbols are in the stream: of the highest frequencies those at the lowest level are not, too sure to be zero to be worth the time."""
+        """Which symbols are in the stream: of the last slice those at the lowest level are not, too sure to be zero to be worth the time."""
         return (levels > 0) | (part.stop < self.M)
 
     @torch.no_grad()
@@ -216,23 +242,30 @@ class RoiVbr(CompressionModel):
         z (N/2, h/4, w/4): symbols; q (1, 1, h, w); code(channels, levels, means) gives the symbols of these channels, all (n, h, w) integers, the
         means in units of MEAN_UNIT: an encoder makes and writes them, a decoder reads them.
         """
-        h = self.h_s_integer(torch.from_numpy(z).float()[None])
+        with record_function("hyper synthesis"):
+            h = self.h_s_integer(torch.from_numpy(z).float()[None])
+        gain_levels = torch.div(q.cpu()[0] - Q_MIDDLE, 2 * STEPS_PER_OCTAVE // LEVELS_PER_OCTAVE, rounding_mode="floor").float()
         condition = torch.div(q.cpu() - Q_MIDDLE, Q_UNIT, rounding_mode="floor").float()
-        scaled = torch.empty(1, self.M, *q.shape[-2:])  # y_hat in units of MEAN_UNIT
+        magnitudes, scaled = magnitude_table(), torch.empty(1, self.M, *q.shape[-2:])  # y_hat in units of MEAN_UNIT
         for k, (start, end) in enumerate(self.slices):
-            context = torch.floor(scaled[:, :start] * (MEAN_UNIT / CONTEXT_UNIT) + 0.5).clamp_(-CONTEXT_MAX, CONTEXT_MAX)
-            levels, means = self.e_integer[k](torch.cat([h, condition, context], 1))[0].chunk(2)
-            levels = levels.clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
-            symbols = code(slice(start, end), levels.numpy(), means.numpy())
+            with record_function("entropy networks"):
+                context = magnitudes[scaled[:, :start].abs().clamp_(max=len(magnitudes) - 1).int()]
+                levels, means = self.e_integer[k](torch.cat([h, condition, context], 1))[0].chunk(2)
+                levels = (levels + gain_levels).clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
+            with record_function("entropy coding"):
+                symbols = code(slice(start, end), levels.numpy(), means.numpy())
             scaled[0, start:end] = torch.from_numpy(symbols) / MEAN_UNIT + means
         return scaled * MEAN_UNIT
 
     @torch.no_grad()
     def compress(self, x: Tensor, q: Tensor) -> dict:
         """Bytes of one picture: x (1, 3, H, W), q as in `forward` → strings [[y], [z]], shape of z, and the symbols (y int32, z int32)."""
-        y_tables, z_tables = self.tables()
-        y = self.analysis(x) * self.gains(q)[0]
-        z = torch.round(self.hyper(y, q) - self.medians())[0].cpu().numpy()
+        with record_function("tables"):
+            y_tables, z_tables = self.tables()
+        with record_function("analysis"):
+            y = self.analysis(x) * self.gains(q)[0]
+        with record_function("hyper analysis"):
+            z = torch.round(self.hyper(y, q) - self.medians())[0].cpu().numpy()
         channels = np.arange(len(z), dtype=np.uint8)[:, None, None].repeat(z[0].size, 1).ravel()
         z = z.clip(z_tables.low.clip(-A_MAX)[:, None, None], z_tables.high.clip(max=A_MAX)[:, None, None]).astype(np.int32)
         z_coder, y_coder, y = Encoder(), Encoder(), y[0].float().cpu().numpy()
@@ -253,7 +286,8 @@ class RoiVbr(CompressionModel):
     @torch.no_grad()
     def decode_symbols(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> tuple[list[np.ndarray], Tensor]:
         """The symbols that `compress` wrote, [y (M, h, w), z (N/2, h/4, w/4)], and y_hat (1, M, h, w)."""
-        y_tables, z_tables = self.tables()
+        with record_function("tables"):
+            y_tables, z_tables = self.tables()
         channels = np.arange(self.N // 2, dtype=np.uint8).repeat(shape[0] * shape[1])
         z = Decoder(strings[1][0]).get(channels, z_tables).reshape(-1, *shape)
         coder, kept = Decoder(strings[0][0]), np.zeros((self.M, *q.shape[-2:]), np.int32)
@@ -270,4 +304,9 @@ class RoiVbr(CompressionModel):
     def decompress(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> dict:
         """`x_hat` (1, 3, H, W) in [0, 1] from what `compress` returned and the same q."""
         _, y_hat = self.decode_symbols(strings, shape, q)
-        return {"x_hat": self.synthesis(y_hat.to(q.device) * self.gains(q)[1], q).clamp_(0, 1)}
+        return {"x_hat": self.reconstruct(y_hat, q)}
+
+    def reconstruct(self, y_hat: Tensor, q: Tensor) -> Tensor:
+        """x_hat (1, 3, H, W) in [0, 1] of the y_hat that `decode_symbols` returns."""
+        with record_function("synthesis"):
+            return self.synthesis(y_hat.to(q.device) * self.gains(q)[1], q).clamp_(0, 1)

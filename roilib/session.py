@@ -26,12 +26,13 @@ from roilib.distributed import make_fabric
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
 from roilib.meters import Health, Means, term_share
 from roilib.models import HyperpriorWithObjFeatures, build_model, keep_entropy_models_in_fp32, load_weights
+from roilib.muon import MuonAdamW, takes_muon
 from roilib.noise import QuantisationNoise
 from roilib.parameters import Parameters
 from roilib.roi_vbr import RoiVbr
 from roilib.runs import peak_memory_mb
 
-CLIP_NORM, AUX_LR = 1.0, 1e-3
+CLIP_NORM, AUX_LR, MUON_LR, LINEAR_LR = 1.0, 1e-3, 2.5, 0.25  # the latter two as shares of max_lr
 PROGRESS = ("step", "epoch", "position", "seconds", "peak_memory_mb", "history", "best")
 
 
@@ -109,10 +110,10 @@ def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> 
     # Nor do the integer networks, which stay on the CPU and are empty until training has ended.
     ignored = [*quantiles, *(name for name, _ in codec.named_buffers() if "_integer." in name)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(codec, ignored)
-    optimizer = torch.optim.AdamW([v for name, v in codec.named_parameters() if name not in quantiles], lr=p.max_lr, fused=p.precision != "16")
+    optimizer = make_optimizer(p, {name: v for name, v in codec.named_parameters() if name not in quantiles})
     aux_optimizer = torch.optim.Adam(quantiles.values(), lr=AUX_LR)
     total = min(p.max_epochs * steps_per_epoch, p.max_steps or sys.maxsize)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, p.max_lr, total_steps=max(total, 1))
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=max(total, 1))
     model, optimizer, aux_optimizer = fabric.setup(torch.compile(codec) if p.compile else codec, optimizer, aux_optimizer)
     detector = HookedDetector(p.detector_weights).to(fabric.device, memory_format=torch.channels_last) if p.uses_detector else None
     alpha, form = (p.alpha, p.loss_form) if p.which == "hyperprior_with_obj_features" else (0.5, "corrected")  # the baselines' loss is the plain one
@@ -121,14 +122,27 @@ def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> 
     return Session(p, fabric, codec, model, detector, loss, noise, optimizer, aux_optimizer, scheduler, total, ema=ema)
 
 
+def make_optimizer(p: Parameters, weights: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """What trains these weights; its groups' learning rates are their peaks."""
+    settings = {"lr": p.max_lr, "fused": p.precision != "16"}
+    if p.optimizer == "adamw":
+        return torch.optim.AdamW(weights.values(), **settings)
+    transforms = {name for name in weights if name.startswith(("a_lin", "s_lin"))}  # a DCT at first, to be changed with care
+    matrices = {name for name, v in weights.items() if takes_muon(v)} - transforms
+    rest = weights.keys() - transforms - matrices
+    kinds = ((matrices, {"lr": MUON_LR * p.max_lr, "muon": True}), (transforms, {"lr": LINEAR_LR * p.max_lr}), (rest, {}))
+    return MuonAdamW([{"params": [v for name, v in weights.items() if name in names]} | kind for names, kind in kinds if names], **settings)
+
+
 def knobs(p: Parameters, boxes: list[Tensor], side: int, places: Iterable[int], step: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Of roi_vbr's pictures: quality indices (B, 1, side/16, side/16), λ of each pixel and ROI mask (B, 1, side, side).
 
-    Drawn anew for each picture of a training step, by seed, step and place; with step None (a test) the run's own λ and α, with the labelled boxes.
+    Drawn anew for each picture of a training step, by seed, step and place. With step None (a test), and always with p.fixed_rate, the run's own λ
+    and α, with the labelled boxes.
     """
     cells, pixels, masks = [], [], []
     for own, place in zip(boxes, places, strict=True):
-        if step is None:
+        if step is None or p.fixed_rate:
             drawn, lmbda, alpha = quality.integer_boxes(own.numpy(), side, side), quality.quality_index(p.lmbda), quality.alpha_index(p.alpha)
         else:
             drawn, lmbda, alpha = quality.draw(np.random.default_rng((p.seed, step, place + 1)), own.numpy(), side)

@@ -15,8 +15,10 @@ from roilib.runs import Run
 def rate_table(records: list[dict]) -> pd.DataFrame:
     """One row a codec and setting: mean bpp, pooled PSNRs (dB over all pictures' pixels together) and mean MS-SSIM."""
     rows = []
-    for run in sorted({r["run"] for r in records}):
-        group = [r for r in records if r["run"] == run]
+    points: dict[tuple, list[dict]] = {}
+    for r in records:
+        points.setdefault((r["run"], r["setting"]["lmbda"], r["setting"]["alpha"]), []).append(r)
+    for (run, *_), group in sorted(points.items()):
         psnrs = {f"{part}psnr": pooled_psnr(group, part) for part in ("roi_", "bg_", "")}
         ms_ssim = pd.Series([r["ms_ssim"] for r in group], dtype=float).mean()
         bpp = {name: pd.Series([r[name] for r in group]).mean() for name in ("bpp", "bpp_estimated")}

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import write_tiny_kitti
+from conftest import street, write_tiny_kitti
+from PIL import Image
 from torch._dynamo.eval_frame import OptimizedModule
 
 from roilib import engine
@@ -12,7 +13,7 @@ from roilib.distributed import process_count, resolve_device, resolve_precision
 from roilib.models import build_model, read_weights, save_weights
 from roilib.parameters import Parameters
 from roilib.runs import open_run
-from roilib.session import forward, start, train_step
+from roilib.session import forward, knobs, start, train_step
 
 WITH_FEATURES = {"which": "hyperprior_with_obj_features"}
 
@@ -184,6 +185,47 @@ def test_ema(tiny_parameters):
     run, metrics = trained(p)
     tested = engine.test(open_run(tiny_parameters(what="test", model_load_file=str(run.weights))), load_splits(p)[1])
     assert tested["test"]["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-5)
+
+
+def test_fixed_rate(tiny_parameters):
+    one = {"which": "roi_vbr", "N": 16, "lmbda": 0.02, "alpha": 0.5}
+    for fixed, indices in ((True, {361}), (False, None)):
+        p = tiny_parameters(fixed_rate=fixed, **one)
+        drawn = [knobs(p, [torch.tensor([[8.0, 8.0, 40.0, 40.0]])] * 2, 64, range(2), step)[0] for step in range(3)]
+        found = {int(q) for maps in drawn for q in maps.unique()}
+        assert found == indices if fixed else len(found) > 3
+    with pytest.raises(ValueError, match="fixed_rate belongs to roi_vbr"):
+        tiny_parameters(fixed_rate=True)
+
+
+def test_unlabelled(tiny_parameters, tmp_path):
+    more = tmp_path / "more" / "deeper"
+    more.mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(street(i)).save(more / f"{i}.png")
+    (more / "notes.txt").write_text("no picture")
+    (train, test), (own, own_test) = (load_splits(tiny_parameters(unlabelled=v)) for v in (str(tmp_path / "more"), None))
+    assert train.ids == own.ids + [f"more/deeper/{i}.png" for i in range(3)]
+    assert test.ids == own_test.ids
+    assert train[len(own)][1].shape == (0, 4)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="empty: no pictures here"):
+        load_splits(tiny_parameters(unlabelled=f"{more},{empty}"))
+
+
+def test_optimizer(tiny_parameters):
+    plain, muon = (tiny_parameters(optimizer=name, which="roi_vbr", N=16) for name in ("adamw", "muon"))
+    assert plain.name != muon.name
+    session = start(muon, 2)
+    kinds = {id(v): (group.get("muon", False), group["max_lr"]) for group in session.optimizer.param_groups for v in group["params"]}
+    found = {name: kinds.get(id(v)) for name, v in session.codec.named_parameters()}
+    assert found["g_a.1.weight"] == (True, 2.5 * muon.max_lr)
+    assert found["a_lin.1.weight"] == (False, 0.25 * muon.max_lr)
+    assert found["g_a.1.bias"] == found["gain.0.weight"] == (False, muon.max_lr)
+    assert [name for name, kind in found.items() if kind is None] == ["entropy_bottleneck.quantiles"]
+    assert len(start(plain, 2).optimizer.param_groups) == 1
+    trained(muon)
 
 
 def test_lmbda(tiny_parameters):

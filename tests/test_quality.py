@@ -57,11 +57,11 @@ def test_no_boxes_means_uniform_quality_whatever_alpha_says():
         assert set(quality_map(np.zeros((0, 5), np.int64), (30, 50), (64, 64), 200, alpha).ravel()) == {200}
 
 
-def test_octaves_are_exact():
-    from roilib.quality import _octaves
+def testfloor_log2_are_exact():
+    from roilib.quality import floor_log2
 
     for value in (1, 2, 3, 255, 2**14 * 255, 2**24 - 1):
-        exact = _octaves(value)
+        exact = floor_log2(value)
         assert 2**exact <= value**64 < 2 ** (exact + 1)
 
 
