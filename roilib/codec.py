@@ -157,8 +157,11 @@ def shipped_codec() -> Codec:
     return load_codec(SHIPPED_WEIGHTS)
 
 
-def load_codec(weights: str | Path | None = None, device: str = "cpu") -> Codec:
-    """The codec of a weights file that a training wrote; None: the shipped roi_vbr. Raises ValueError naming the file."""
+def load_codec(weights: str | Path | None = None, device: str = "cpu", precision: str = "auto") -> Codec:
+    """The codec of a weights file that a training wrote; None: the shipped roi_vbr. Raises ValueError naming the file.
+
+    precision (auto, 32, bf16): of roi_vbr's transforms; it changes no symbol that is decoded, and the picture by rounding.
+    """
     path = Path(weights or SHIPPED_WEIGHTS)
     state, values = read_weights(path)
     parameters = Parameters.parse(values)
@@ -167,7 +170,7 @@ def load_codec(weights: str | Path | None = None, device: str = "cpu") -> Codec:
         model.load_state_dict(state)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{path}: not weights of a {parameters.which} ({str(error).splitlines()[0]})") from None
-    return Codec(parameters, model, model_id(state), device)
+    return Codec(parameters, model, model_id(state), device, precision)
 
 
 def encode(

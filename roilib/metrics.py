@@ -4,12 +4,15 @@
 """
 
 import math
+from collections.abc import Sequence
 
+import bjontegaard
 import numpy as np
 import torch
 from pytorch_msssim import ms_ssim
 
 MS_SSIM_MIN_SIDE = 161
+MIN_POINTS, MIN_OVERLAP = 5, 0.5  # of two curves that can be compared
 
 
 def psnr_from_mse(mse: float, peak: float = 1.0) -> float:
@@ -46,3 +49,30 @@ def pooled_psnr(records: list[dict], name: str = "") -> float | None:
     """PSNR of all records' pixels together; name is "", "roi_" or "bg_". None without such pixels."""
     total, count = (sum(r[f"{name}{part}"] for r in records) for part in ("sse", "count"))
     return psnr_from_mse(total / count, 255) if count else None
+
+
+def bd_rate(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]) -> tuple[float | None, float]:
+    """Bjøntegaard's mean difference of rate at equal quality, in per cent (negative: `test` needs less), and the overlap of the qualities.
+
+    Both curves are (bpp, dB) points; Akima interpolation (Herglotz et al. 2022). The overlap is the shared range of dB as a share of the shorter
+    one. None for curves of fewer than 5 points or that overlap by less than half, of which it would say nothing.
+    """
+    return _bjontegaard(bjontegaard.bd_rate, anchor, test, 1)
+
+
+def bd_psnr(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]) -> tuple[float | None, float]:
+    """Bjøntegaard's mean difference of dB at equal rate (positive: `test` is better), and the overlap of the log rates; else as `bd_rate`."""
+    return _bjontegaard(bjontegaard.bd_psnr, anchor, test, 0)
+
+
+def _bjontegaard(difference, anchor: Sequence, test: Sequence, shared: int) -> tuple[float | None, float]:
+    curves = [np.array(sorted(set(curve)), float).reshape(-1, 2).T for curve in (anchor, test)]
+    ranges = [np.sort(curve[shared] if shared else np.log(curve[shared]))[[0, -1]] if curve.size else np.zeros(2) for curve in curves]
+    common = min(r[1] for r in ranges) - max(r[0] for r in ranges)
+    overlap = max(0.0, common) / max(min(r[1] - r[0] for r in ranges), 1e-12)
+    if min(curve.shape[1] for curve in curves) < MIN_POINTS or overlap < MIN_OVERLAP:
+        return None, float(overlap)
+    if not all((np.diff(curve[1]) > 0).all() for curve in curves):
+        raise ValueError("a rate-distortion curve whose quality does not rise with its rate")
+    value = difference(*curves[0], *curves[1], method="akima", require_matching_points=False, min_overlap=0)
+    return float(value), float(overlap)

@@ -6,7 +6,7 @@ import pandas as pd
 from roilib.datasets import RoiDataset
 from roilib.detector import HookedDetector
 from roilib.evaluation import CODEC_NAMES
-from roilib.metrics import pooled_psnr
+from roilib.metrics import bd_psnr, bd_rate, pooled_psnr
 from roilib.parameters import WITHOUT_EFFECT
 from roilib.roi import roi_mask
 from roilib.runs import Run
@@ -35,6 +35,22 @@ def rate_table(records: list[dict]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).sort_values(["codec", "lmbda", "alpha"], ignore_index=True)
+
+
+def roi_trade_table(rates: pd.DataFrame, codec: str = "roi_vbr", uniform: float = 0.5) -> pd.DataFrame:
+    """What each α of a codec gains in the ROI and costs outside it, against the same weights at α = `uniform`; rates: of `rate_table`.
+
+    Columns: run, alpha, roi_bd_rate (%), bg_bd_psnr (dB), and the overlaps of the curves they were read from.
+    """
+    rows = []
+    for run, group in rates[rates["codec"] == codec].groupby("run"):
+        curves = {alpha: points.sort_values("bpp") for alpha, points in group.groupby("alpha")}
+        for alpha in sorted(curves.keys() - {uniform}) if uniform in curves else ():
+            pair = [{part: list(zip(c["bpp"], c[f"{part}psnr"], strict=True)) for part in ("roi_", "bg_")} for c in (curves[uniform], curves[alpha])]
+            roi, roi_overlap = bd_rate(pair[0]["roi_"], pair[1]["roi_"])
+            bg, bg_overlap = bd_psnr(pair[0]["bg_"], pair[1]["bg_"])
+            rows.append({"run": run, "alpha": alpha, "roi_bd_rate": roi, "roi_overlap": roi_overlap, "bg_bd_psnr": bg, "bg_overlap": bg_overlap})
+    return pd.DataFrame(rows, columns=["run", "alpha", "roi_bd_rate", "roi_overlap", "bg_bd_psnr", "bg_overlap"])
 
 
 def rate_markdown(rates: pd.DataFrame) -> str:

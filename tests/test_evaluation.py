@@ -1,6 +1,7 @@
 """roilib.evaluation: whole frames, real bytes, records."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -131,3 +132,28 @@ def test_rate_table_pools_over_pictures(trained, tiny_kitti):
         assert row["bpp"] == pytest.approx(np.mean([r["bpp"] for r in mine]))
         pooled = sum(r["roi_sse"] for r in mine) / sum(r["roi_count"] for r in mine)
         assert row["roi_psnr"] == pytest.approx(psnr_from_mse(pooled, 255))
+
+
+def test_one_model_is_measured_at_every_pair_of_knobs(vbr_run, trained, tiny_kitti):
+    data = RoiDataset(kitti_samples(tiny_kitti)[:2])
+    records = [record for record, _ in evaluate(load_codec(vbr_run.weights), data, [0.002, 0.02], [0.5, 0.95])]
+    assert [(r["setting"]["lmbda"], r["setting"]["alpha"]) for r in records[::2]] == [(0.002, 0.5), (0.002, 0.95), (0.02, 0.5), (0.02, 0.95)]
+    table = tables.rate_table(records)
+    assert table["pictures"].tolist() == [2] * 4
+    sharp, plain = (table[table["alpha"] == alpha].iloc[0] for alpha in (0.95, 0.5))
+    assert sharp["bpp"] < plain["bpp"]
+    assert sharp["bg_psnr"] < plain["bg_psnr"]
+    assert {r["setting"]["lmbda"] for r, _ in evaluate(load_codec(trained[0].weights), data, [0.002], [0.9])} == {0.02}
+
+
+def test_roi_trade_is_read_from_the_curves():
+    rows = []
+    for alpha, octaves, loss in ((0.5, 0, 0), (0.9, 1, 0.4)):
+        for i in range(6):
+            psnrs = {"roi_psnr": 25 + 3 * (i + octaves), "bg_psnr": 24 + 3 * i - loss}
+            rows.append({"codec": "roi_vbr", "run": "a", "alpha": alpha, "bpp": 0.1 * 2**i} | psnrs)
+    table = tables.roi_trade_table(pd.DataFrame(rows))
+    assert table["alpha"].tolist() == [0.9]
+    assert table["roi_bd_rate"][0] == pytest.approx(-50, abs=0.1)
+    assert table["bg_bd_psnr"][0] == pytest.approx(-0.4, abs=1e-6)
+    assert tables.roi_trade_table(pd.DataFrame(rows[6:])).empty
