@@ -17,6 +17,7 @@ from compressai.models import CompressionModel
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from roilib.dct import dct_basis, spectrum
 from roilib.entropy import TAIL_SHARE, Decoder, Encoder, Tables, frequencies, reach
 from roilib.integer import A_MAX, IntegerNet
 from roilib.quality import CELL, Q_MAX, STEPS_PER_OCTAVE, floor_log2, quality_index
@@ -27,9 +28,7 @@ SCALE_MIN, SCALE_LEVELS, LEVELS_PER_OCTAVE = 0.1, 80, 8  # scale of level i: SCA
 SLICES = (16, 64, 192)  # where the latent's channels, largest scales first, are cut
 MEAN_UNIT, CONTEXT_UNIT, Q_UNIT = 1 / 16, 1 / 8, 2  # what 1 stands for in the integer networks
 SCALES = tuple(SCALE_MIN * 2 ** (i / LEVELS_PER_OCTAVE) for i in range(SCALE_LEVELS))
-SPECTRA = ((25.5, 1.72), (3.0, 1.25), (1.15, 1.1))  # a, p of each axis: a DCT coefficient's scale a * f^-p, fitted to 80 street and other pictures
 OCTAVES = 4  # of scale that 1 in an entropy network's output stands for
-AXES = ((1.0, 1.0, 1.0), (-1.0, 0.0, 1.0), (1.0, -2.0, 1.0))  # of colour: luma and two of chroma
 
 
 class Block(nn.Module):
@@ -72,23 +71,6 @@ def conv3(i: int, o: int) -> nn.Conv2d:
 def entropy_parameters(i: int, hidden: int, o: int) -> nn.Sequential:
     """From the i channels of a slice's context to its scales and means."""
     return nn.Sequential(conv3(i, hidden), nn.ReLU(), conv3(hidden, hidden), nn.ReLU(), nn.Conv2d(hidden, o, 1))
-
-
-def dct_basis(M: int) -> Tensor:
-    """(M, 3, 16, 16): the M largest coefficients of an orthonormal 16x16 DCT over three orthonormal colour axes; M ≤ 768."""
-    k = torch.arange(float(CELL), dtype=torch.float64)
-    cosines = torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / (2 * CELL)) * math.sqrt(2 / CELL)
-    cosines[0] /= math.sqrt(2)
-    axes = torch.tensor(AXES, dtype=torch.float64)
-    axes = axes / axes.norm(dim=1, keepdim=True)
-    return torch.stack([axes[a][:, None, None] * cosines[u][:, None] * cosines[v] for _, a, u, v in spectrum(M)]).float()
-
-
-def spectrum(M: int) -> list[tuple[float, int, int, int]]:
-    """The latent's M channels, largest first: scale at lmbda 0.012, colour axis, rows, columns."""
-    places = ((axis, u, v) for axis in range(3) for u in range(CELL) for v in range(CELL))
-    scales = [(SPECTRA[axis][0] * math.hypot(u + 0.5, v + 0.5) ** -SPECTRA[axis][1], axis, u, v) for axis, u, v in places]
-    return sorted(scales, key=lambda channel: -channel[0])[:M]
 
 
 class RoiVbr(CompressionModel):

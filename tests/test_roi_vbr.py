@@ -8,10 +8,12 @@ import torch
 from conftest import VBR
 
 from roilib.datasets import RoiDataset, kitti_samples
+from roilib.dct import dct_basis, spectrum
+from roilib.entropy import TOTAL, frequencies
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
 from roilib.models import build_model, read_weights
 from roilib.quality import Q_MAX, quality_index
-from roilib.roi_vbr import RoiVbr, dct_basis
+from roilib.roi_vbr import CONTEXT_UNIT, MEAN_UNIT, SCALE_MIN, RoiVbr, TailedGaussian, magnitude_table
 from roilib.session import knobs
 
 
@@ -42,6 +44,9 @@ def test_the_basis_is_orthonormal():
     basis = dct_basis(768).flatten(1)
     assert torch.allclose(basis @ basis.T, torch.eye(768), atol=1e-5)
     assert torch.equal(dct_basis(48), dct_basis(768)[:48])
+    scales = [scale for scale, *_ in spectrum(768)]
+    assert scales == sorted(scales, reverse=True)
+    assert spectrum(1)[0][1:] == (0, 0, 0)  # luma's mean
 
 
 def test_an_untrained_model_is_a_dct_codec(frame):
@@ -143,3 +148,20 @@ def test_knobs_are_drawn_by_seed_step_and_place(tiny_parameters):
     for part, weight in ((mask > 0, 1.8), (mask == 0, 0.2)):
         assert torch.allclose(lmbda_map[part], torch.tensor(0.012 * weight), rtol=0.03)
     assert abs(int(q.max()) - quality_index(0.012 * 1.8)) <= 1
+
+
+def test_likelihoods_are_those_of_the_coders_tables():
+    k, scales = torch.arange(-40.0, 41.0), torch.tensor([0.1, 0.4, 1.0, 4.0])
+    p = TailedGaussian(None, scale_bound=SCALE_MIN)._likelihood(k[:, None].expand(-1, 4), scales.expand(81, 4))
+    assert torch.allclose(p.sum(0), torch.ones(4), atol=2e-3)
+    for i, scale in enumerate(scales.tolist()):
+        wanted = torch.from_numpy(frequencies(scale)[:7] / TOTAL)
+        assert torch.allclose(p[40:47, i].log2(), wanted.float().log2(), atol=0.15)
+
+
+def test_magnitudes_are_exact_logarithms():
+    table, one = magnitude_table(), round(1 / MEAN_UNIT)
+    exact = torch.log2(1 + torch.arange(len(table), dtype=torch.float64) / one) / CONTEXT_UNIT
+    assert (exact - table).min() > -1e-9
+    assert (exact - table).max() < 1
+    assert table.max() <= 255
