@@ -1,15 +1,16 @@
 """Networks on integers: what decides a symbol's probability must be the same number on every machine.
 
-A float network of convolutions, ReLUs and pixel shuffles becomes one whose inputs, weights and activations are integers of at most 8 bits
-(and a sign), carried as fp32. Its sums stay below 2^24, where fp32 adds integers exactly in any order, and its factors are exact in bf16, fp16
-and TF32 too. So neither threads, memory layout, instruction set, library nor reduced-precision matrix units can change a result.
+A float network of convolutions, ReLUs and pixel shuffles becomes one whose inputs, weights and activations are int8. Its sums stay below 2^24,
+where fp32 adds integers exactly in any order, and its factors are exact in bf16, fp16 and TF32 too. So neither threads, memory layout,
+instruction set, library nor reduced-precision matrix units can change a result; where int8 matrix products keep every bit they are used.
 
-    a ──► W_q · a + b_q ──► floor(· 2^-shift) ──► clamp to 0 … 255 ──► next layer, which undoes the scale of its inputs
+    a ──► W · a + b ──► floor(· 2^-shift) ──► clamp to 0 … 127 ──► next layer, which undoes the scale of its inputs
 
 ReLUs pass positive factors on, so each channel has its own scale; only the outputs of the last layer have a unit that the caller chooses.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 
@@ -17,22 +18,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-W_MAX, A_MAX, SUM_MAX, HEADROOM = 255, 255, 2**24 - 1, 1.25
+MAX, SUM_MAX, HEADROOM = 127, 2**24 - 1, 1.25
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a (n, k) · b (k, m) of int8, as exact int32 (n, m), where no sum exceeds SUM_MAX."""
+    if torch.backends.mkldnn.enabled and int8_products_are_exact():
+        return torch._int_mm(a.contiguous(), b)  # it misreads rows that overlap, as those of patches can
+    return (a.float() @ b.float()).int()
+
+
+@functools.cache
+def int8_products_are_exact() -> bool:
+    """Whether this machine's int8 products keep their largest sums: some instruction sets saturate them at 16 bits."""
+    rows = torch.tensor([[1, 1], [-1, -1], [1, -1]]).repeat(8, 128) * MAX
+    exact = rows.double() @ rows.T.double()
+    return bool((torch._int_mm(rows.to(torch.int8), rows.T.contiguous().to(torch.int8)) == exact).all())
+
+
+def patches(a: Tensor, side: int) -> Tensor:
+    """(B, H, W, C) → (B, H, W, side² C): of each cell the values that a convolution sees, zeros beyond the border."""
+    a = F.pad(a, (0, 0, *(side // 2,) * 4))
+    return a.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
 class IntegerConv(nn.Module):
-    """A convolution on integers, its sums shifted right; shapes are those of the nn.Conv2d it stands for."""
+    """The nn.Conv2d of an odd kernel that keeps the size, on integers, its sums shifted right."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
-        self.padding = conv.padding
-        self.register_buffer("weight", torch.zeros_like(conv.weight))
-        self.register_buffer("bias", torch.zeros(conv.out_channels))
-        self.register_buffer("scale", torch.ones(conv.out_channels))  # 2^-shift
+        self.side = conv.kernel_size[0]
+        self.register_buffer("weight", torch.zeros(self.side**2 * conv.in_channels, conv.out_channels, dtype=torch.int8))
+        self.register_buffer("bias", torch.zeros(conv.out_channels, dtype=torch.int32))
+        self.register_buffer("shift", torch.zeros(conv.out_channels, dtype=torch.int32))
 
     def forward(self, a: Tensor) -> Tensor:
-        """a (B, C, H, W), integers of magnitude ≤ 255 → (B, out, H, W), integers."""
-        return torch.floor(F.conv2d(a, self.weight, self.bias, padding=self.padding) * self.scale[:, None, None])
+        """a (B, H, W, in) int8 → (B, H, W, out) int32."""
+        a = patches(a, self.side) if self.side > 1 else a
+        sums = product(a.flatten(0, 2), self.weight).add_(self.bias)
+        return sums.bitwise_right_shift_(self.shift).unflatten(0, a.shape[:3])
 
     @torch.no_grad()
     def quantise(self, conv: nn.Conv2d, unit_in: Tensor, a_max: Tensor, unit_out: Tensor | None, group: int) -> Tensor:
@@ -43,37 +67,35 @@ class IntegerConv(nn.Module):
         """
         weight, bias = (conv.weight * unit_in[:, None, None]).double(), conv.bias.double()
         largest, total = weight.abs().amax((1, 2, 3)).clamp(min=1e-12), weight.abs().sum((1, 2, 3)).clamp(min=1e-12)
-        room = (SUM_MAX // 2) / (total * A_MAX)
-        finest = torch.minimum(W_MAX / largest, room)  # steps a unit of the sum, at most
+        room = (SUM_MAX // 2) / (total * MAX)
+        finest = torch.minimum(MAX / largest, room)  # steps a unit of the sum, at most
         finest = finest.reshape(-1, group).amin(1, keepdim=True).expand(-1, group).reshape(-1)
         if unit_out is None:
             a_max = a_max.double().reshape(-1, group).amax(1, keepdim=True).expand(-1, group).reshape(-1).clamp(min=1e-6)
-            shift = torch.ceil(torch.log2(a_max * finest / A_MAX)).clamp(min=0)
-            steps = torch.minimum(finest, A_MAX * 2**shift / a_max)
+            shift = torch.ceil(torch.log2(a_max * finest / MAX)).clamp(min=0)
+            steps = torch.minimum(finest, MAX * 2**shift / a_max)
             unit_out = 2**shift / steps
         else:
             shift = torch.floor(torch.log2(finest * unit_out.double())).clamp(min=0)
             steps = 2**shift / unit_out.double()
-        self.weight.copy_((weight * steps[:, None, None, None]).round())
+        self.weight.copy_((weight * steps[:, None, None, None]).round().permute(2, 3, 1, 0).flatten(0, 2))
         limit = SUM_MAX // 2
-        self.bias.copy_(((bias * steps).round() + torch.where(shift > 0, 2 ** (shift - 1), 0)).clamp(-limit, limit))
-        self.scale.copy_(2.0**-shift)
+        self.bias.copy_(((bias * steps).round() + torch.where(shift > 0, 2 ** (shift - 1), 0)).clamp(-limit, limit))  # half a step: to nearest
+        self.shift.copy_(shift)
         self.check()
         return unit_out.float()
 
     def check(self) -> None:
         """Raise ValueError unless every sum this layer can make is exact."""
-        whole = bool((self.weight == self.weight.round()).all() and (self.bias == self.bias.round()).all())
-        exponent = torch.log2(self.scale)
-        largest = self.weight.abs().double().sum((1, 2, 3)) * A_MAX + self.bias.abs().double()
-        if not (whole and self.weight.abs().max() <= W_MAX and largest.max() <= SUM_MAX and bool((exponent == exponent.round()).all())):
+        largest = self.weight.abs().double().sum(0) * MAX + self.bias.abs().double()
+        if largest.max() > SUM_MAX or not ((self.shift >= 0) & (self.shift < 32)).all():
             raise ValueError("an integer network whose sums are not exact")
 
 
 class IntegerNet(nn.Module):
     """The integer twin of a float nn.Sequential of Conv2d, ReLU and PixelShuffle; empty until `quantise`.
 
-    It stays in fp32 on the CPU, wherever the model that it is part of goes.
+    It stays on the CPU, and the integers that it is, wherever the model that it is part of goes.
     """
 
     def __init__(self, net: nn.Sequential):
@@ -85,13 +107,16 @@ class IntegerNet(nn.Module):
     def _apply(self, fn, recurse=True):  # what .to(), .cuda() and .half() call
         return self
 
+    @torch.no_grad()
     def forward(self, a: Tensor) -> Tensor:
-        """a (B, C, H, W): integers of magnitude ≤ 255, in fp32 on the CPU."""
+        """a (B, H, W, C) int8 of magnitude ≤ 127 on the CPU → (B, H', W', out): int8 of a network that ends in a ReLU, else int32."""
         with torch.autocast(a.device.type, enabled=False):  # it would round the sums to bf16
             for i, layer in enumerate(self.layers):
-                a = layer(a)
-                if isinstance(layer, IntegerConv) and (i != self.last or self.ends_in_relu):
-                    a = a.clamp_(0, A_MAX)
+                if isinstance(layer, nn.PixelShuffle):
+                    a = layer(a.movedim(-1, 1)).movedim(1, -1).contiguous()
+                elif isinstance(layer, IntegerConv):
+                    a = layer(a)
+                    a = a.clamp_(0, MAX).to(torch.int8) if i != self.last or self.ends_in_relu else a
         return a
 
     @torch.no_grad()

@@ -19,14 +19,14 @@ from torch.profiler import record_function
 
 from roilib.dct import dct_basis, spectrum
 from roilib.entropy import TAIL_SHARE, Decoder, Encoder, Tables, frequencies, reach
-from roilib.integer import A_MAX, IntegerNet
+from roilib.integer import MAX, IntegerNet
 from roilib.quality import CELL, Q_MAX, STEPS_PER_OCTAVE, floor_log2, quality_index
 
 Q_MIDDLE = quality_index(0.012)
 STEP = 46.5 / 255  # the DCT quantiser's step that suits lmbda 0.012
 SCALE_MIN, SCALE_LEVELS, LEVELS_PER_OCTAVE = 0.1, 80, 8  # scale of level i: SCALE_MIN * 2^(i / 8), up to 94
 SLICES = (16, 64, 192)  # where the latent's channels, largest scales first, are cut
-MEAN_UNIT, CONTEXT_UNIT, Q_UNIT = 1 / 16, 1 / 8, 2  # what 1 stands for in the integer networks
+MEAN_UNIT, CONTEXT_UNIT, Q_UNIT = 1 / 16, 1 / 8, 4  # what 1 stands for in the integer networks
 SCALES = tuple(SCALE_MIN * 2 ** (i / LEVELS_PER_OCTAVE) for i in range(SCALE_LEVELS))
 OCTAVES = 4  # of scale that 1 in an entropy network's output stands for
 
@@ -60,7 +60,7 @@ class TailedGaussian(GaussianConditional):
 def magnitude_table() -> Tensor:
     """By |y_hat| in units of MEAN_UNIT: log2(1 + |y_hat|) in units of CONTEXT_UNIT, rounded down; up to the largest that matters."""
     one, steps = round(1 / MEAN_UNIT), round(1 / CONTEXT_UNIT)
-    return torch.tensor([floor_log2(one + a, steps) - floor_log2(one, steps) for a in range(1 << 14)], dtype=torch.float32)
+    return torch.tensor([floor_log2(one + a, steps) - floor_log2(one, steps) for a in range(1 << 14)], dtype=torch.int8)
 
 
 def conv3(i: int, o: int) -> nn.Conv2d:
@@ -221,23 +221,25 @@ class RoiVbr(CompressionModel):
     def scan(self, z: np.ndarray, q: Tensor, code: Callable[[slice, np.ndarray, np.ndarray], np.ndarray]) -> Tensor:
         """y_hat (1, M, h, w) in fp32, slice by slice, all on integers on the CPU.
 
-        z (N/2, h/4, w/4): symbols; q (1, 1, h, w); code(channels, levels, means) gives the symbols of these channels, all (n, h, w) integers, the
+        z (h/4, w/4, N/2): symbols; q (1, 1, h, w); code(channels, levels, means) gives the symbols of these channels, all (h, w, n) integers, the
         means in units of MEAN_UNIT: an encoder makes and writes them, a decoder reads them.
         """
         with record_function("hyper synthesis"):
-            h = self.h_s_integer(torch.from_numpy(z).float()[None])
-        gain_levels = torch.div(q.cpu()[0] - Q_MIDDLE, 2 * STEPS_PER_OCTAVE // LEVELS_PER_OCTAVE, rounding_mode="floor").float()
-        condition = torch.div(q.cpu() - Q_MIDDLE, Q_UNIT, rounding_mode="floor").float()
-        magnitudes, scaled = magnitude_table(), torch.empty(1, self.M, *q.shape[-2:])  # y_hat in units of MEAN_UNIT
+            h = self.h_s_integer(torch.from_numpy(z.astype(np.int8))[None])[0]
+        gain = q.cpu()[0, 0, :, :, None].int() - Q_MIDDLE
+        steps = 2 * STEPS_PER_OCTAVE // LEVELS_PER_OCTAVE  # of quality, that raise the level by 1
+        gain_levels = torch.div(gain + steps // 2, steps, rounding_mode="floor")
+        condition = torch.div(gain, Q_UNIT, rounding_mode="floor").to(torch.int8)
+        magnitudes, scaled = magnitude_table(), torch.empty(*gain.shape[:2], self.M, dtype=torch.int32)  # y_hat in units of MEAN_UNIT
         for k, (start, end) in enumerate(self.slices):
             with record_function("entropy networks"):
-                context = magnitudes[scaled[:, :start].abs().clamp_(max=len(magnitudes) - 1).int()]
-                levels, means = self.e_integer[k](torch.cat([h, condition, context], 1))[0].chunk(2)
+                context = magnitudes[scaled[..., :start].abs().clamp_(max=len(magnitudes) - 1)]
+                levels, means = self.e_integer[k](torch.cat([h, condition, context], -1)[None])[0].chunk(2, -1)
                 levels = (levels + gain_levels).clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
             with record_function("entropy coding"):
                 symbols = code(slice(start, end), levels.numpy(), means.numpy())
-            scaled[0, start:end] = torch.from_numpy(symbols) / MEAN_UNIT + means
-        return scaled * MEAN_UNIT
+            scaled[..., start:end] = torch.from_numpy(symbols) * round(1 / MEAN_UNIT) + means
+        return scaled.movedim(-1, 0)[None] * MEAN_UNIT
 
     @torch.no_grad()
     def compress(self, x: Tensor, q: Tensor) -> dict:
@@ -247,40 +249,41 @@ class RoiVbr(CompressionModel):
         with record_function("analysis"):
             y = self.analysis(x) * self.gains(q)[0]
         with record_function("hyper analysis"):
-            z = torch.round(self.hyper(y, q) - self.medians())[0].cpu().numpy()
-        channels = np.arange(len(z), dtype=np.uint8)[:, None, None].repeat(z[0].size, 1).ravel()
-        z = z.clip(z_tables.low.clip(-A_MAX)[:, None, None], z_tables.high.clip(max=A_MAX)[:, None, None]).astype(np.int32)
-        z_coder, y_coder, y = Encoder(), Encoder(), y[0].float().cpu().numpy()
-        z_coder.put(z.ravel(), channels, z_tables)
+            z = _cells_first(torch.round(self.hyper(y, q) - self.medians()))
+        z = z.clip(z_tables.low.clip(-MAX), z_tables.high.clip(max=MAX)).astype(np.int32)
+        z_coder, y_coder, y = Encoder(), Encoder(), _cells_first(y)
+        z_coder.put(z.ravel(), self.z_levels(z.shape[:2]), z_tables)
         kept = np.zeros(y.shape, np.int32)
 
         def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
-            bound = y_tables.high[levels]
-            symbols = np.rint(y[part] - means * MEAN_UNIT).clip(-bound, bound).astype(np.int32)
-            coded = self.coded(part, levels)
-            kept[part] = symbols * coded
+            bound, coded = y_tables.high[levels], self.coded(part, levels)
+            symbols = np.rint(y[..., part] - means * MEAN_UNIT).clip(-bound, bound).astype(np.int32)
+            kept[..., part] = symbols * coded
             y_coder.put(symbols[coded], levels[coded], y_tables)
-            return kept[part]
+            return kept[..., part]
 
         self.scan(z, q, code)
-        return {"strings": [[y_coder.data()], [z_coder.data()]], "shape": z.shape[-2:], "symbols": [kept, z]}
+        return {"strings": [[y_coder.data()], [z_coder.data()]], "shape": z.shape[:2], "symbols": [kept, z]}
 
     @torch.no_grad()
     def decode_symbols(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> tuple[list[np.ndarray], Tensor]:
-        """The symbols that `compress` wrote, [y (M, h, w), z (N/2, h/4, w/4)], and y_hat (1, M, h, w)."""
+        """The symbols that `compress` wrote, [y (h, w, M), z (h/4, w/4, N/2)], and y_hat (1, M, h, w)."""
         with record_function("tables"):
             y_tables, z_tables = self.tables()
-        channels = np.arange(self.N // 2, dtype=np.uint8).repeat(shape[0] * shape[1])
-        z = Decoder(strings[1][0]).get(channels, z_tables).reshape(-1, *shape)
-        coder, kept = Decoder(strings[0][0]), np.zeros((self.M, *q.shape[-2:]), np.int32)
+        z = Decoder(strings[1][0]).get(self.z_levels(shape), z_tables).reshape(*shape, -1)
+        coder, kept = Decoder(strings[0][0]), np.zeros((*q.shape[-2:], self.M), np.int32)
 
         def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
             coded = self.coded(part, levels)
-            kept[part][coded] = coder.get(levels[coded], y_tables)
-            return kept[part]
+            kept[..., part][coded] = coder.get(levels[coded], y_tables)
+            return kept[..., part]
 
         y_hat = self.scan(z, q, code)
         return [kept, z], y_hat
+
+    def z_levels(self, shape: tuple[int, int]) -> np.ndarray:
+        """The number of z's table, its channel, of each symbol of a z (*shape, N/2)."""
+        return np.tile(np.arange(self.N // 2, dtype=np.uint8), math.prod(shape))
 
     @torch.no_grad()
     def decompress(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> dict:
@@ -292,3 +295,8 @@ class RoiVbr(CompressionModel):
         """x_hat (1, 3, H, W) in [0, 1] of the y_hat that `decode_symbols` returns."""
         with record_function("synthesis"):
             return self.synthesis(y_hat.to(q.device) * self.gains(q)[1], q).clamp_(0, 1)
+
+
+def _cells_first(latent: Tensor) -> np.ndarray:
+    """(1, C, h, w) → (h, w, C) fp32 on the CPU."""
+    return latent[0].float().permute(1, 2, 0).cpu().contiguous().numpy()

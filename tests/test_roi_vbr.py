@@ -10,6 +10,7 @@ from conftest import VBR
 from roilib.datasets import RoiDataset, kitti_samples
 from roilib.dct import dct_basis, spectrum
 from roilib.entropy import TOTAL, frequencies
+from roilib.integer import MAX
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
 from roilib.models import build_model, read_weights
 from roilib.quality import Q_MAX, quality_index
@@ -164,4 +165,4 @@ def test_magnitudes_are_exact_logarithms():
     exact = torch.log2(1 + torch.arange(len(table), dtype=torch.float64) / one) / CONTEXT_UNIT
     assert (exact - table).min() > -1e-9
     assert (exact - table).max() < 1
-    assert table.max() <= 255
+    assert table.max() <= MAX
