@@ -23,6 +23,7 @@ from roilib.datasets import RoiDataset, batches
 from roilib.distributed import agree, make_fabric
 from roilib.meters import Means, Speed
 from roilib.models import save_weights, update_tables
+from roilib.quality import Q_MAX
 from roilib.roi_vbr import RoiVbr
 from roilib.runs import Run, write_json
 from roilib.session import Session, forward, knobs, over_processes, start, train_step
@@ -161,7 +162,9 @@ def make_tables(session: Session, train_data: RoiDataset, batches_seen: int = 4)
     loader = batches(train_data, session.p.model_copy(update={"num_workers": 0}), train=True)  # always the same crops
     for step, batch in zip(range(batches_seen), loader, strict=False):
         q, _, _ = knobs(session.p, batch["boxes"], session.p.compr_img_size, range(len(batch["x"])), step)
-        seen.append((batch["x"].to(device).float() / 255, q.to(device)))
+        x, q = batch["x"].to(device).float() / 255, q.to(device)
+        ends = () if session.p.fixed_rate else (0, Q_MAX)
+        seen += [(x, quality) for quality in (q, *(torch.full_like(q, end) for end in ends))]
     model.quantise(seen)
 
 

@@ -26,7 +26,7 @@ Q_MIDDLE = quality_index(0.012)
 STEP = 46.5 / 255  # the DCT quantiser's step that suits lmbda 0.012
 SCALE_MIN, SCALE_LEVELS, LEVELS_PER_OCTAVE = 0.1, 80, 8  # scale of level i: SCALE_MIN * 2^(i / 8), up to 94
 SLICES = (16, 64, 192)  # where the latent's channels, largest scales first, are cut
-MEAN_UNIT, CONTEXT_UNIT, Q_UNIT = 1 / 16, 1 / 8, 4  # what 1 stands for in the integer networks
+MEAN_UNIT, CONTEXT_UNIT, Q_UNIT = 1 / 64, 1 / 8, 4  # what 1 stands for in the integer networks
 SCALES = tuple(SCALE_MIN * 2 ** (i / LEVELS_PER_OCTAVE) for i in range(SCALE_LEVELS))
 OCTAVES = 4  # of scale that 1 in an entropy network's output stands for
 
@@ -52,15 +52,15 @@ class TailedGaussian(GaussianConditional):
         distance = (inputs if means is None else inputs - means).abs()
         scales = self.lower_bound_scale(scales)
         gauss = self._standardized_cumulative((0.5 - distance) / scales) - self._standardized_cumulative((-0.5 - distance) / scales)
-        decay = math.log(2) / (1 + scales)
-        return gauss + TAIL_SHARE / 2 * scales.clamp(max=1) * decay * torch.exp(-decay * distance)
+        share, ratio = TAIL_SHARE * scales.clamp(max=1), torch.exp2(-1 / (1 + scales))
+        return (1 - share) * gauss + share * (1 - ratio) / (1 + ratio) * ratio**distance
 
 
 @functools.cache
 def magnitude_table() -> Tensor:
     """By |y_hat| in units of MEAN_UNIT: log2(1 + |y_hat|) in units of CONTEXT_UNIT, rounded down; up to the largest that matters."""
     one, steps = round(1 / MEAN_UNIT), round(1 / CONTEXT_UNIT)
-    return torch.tensor([floor_log2(one + a, steps) - floor_log2(one, steps) for a in range(1 << 14)], dtype=torch.int8)
+    return torch.tensor([floor_log2(one + a, steps) - floor_log2(one, steps) for a in range(1 << 16)], dtype=torch.int8)
 
 
 def conv3(i: int, o: int) -> nn.Conv2d:
@@ -214,8 +214,8 @@ class RoiVbr(CompressionModel):
         return y, z
 
     def coded(self, part: slice, levels: np.ndarray) -> np.ndarray:
-        """Which symbols are in the stream: of the last slice those at the lowest level are not, too sure to be zero to be worth the time."""
-        return (levels > 0) | (part.stop < self.M)
+        """Where in the levels (h, w, n), flattened, symbols are in the stream: in the last slice not at the lowest level, too sure to be zero."""
+        return np.flatnonzero(levels) if part.stop == self.M else np.arange(levels.size)
 
     @torch.no_grad()
     def scan(self, z: np.ndarray, q: Tensor, code: Callable[[slice, np.ndarray, np.ndarray], np.ndarray]) -> Tensor:
@@ -253,17 +253,19 @@ class RoiVbr(CompressionModel):
         z = z.clip(z_tables.low.clip(-MAX), z_tables.high.clip(max=MAX)).astype(np.int32)
         z_coder, y_coder, y = Encoder(), Encoder(), _cells_first(y)
         z_coder.put(z.ravel(), self.z_levels(z.shape[:2]), z_tables)
-        kept = np.zeros(y.shape, np.int32)
+        parts = []
 
         def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
-            bound, coded = y_tables.high[levels], self.coded(part, levels)
-            symbols = np.rint(y[..., part] - means * MEAN_UNIT).clip(-bound, bound).astype(np.int32)
-            kept[..., part] = symbols * coded
-            y_coder.put(symbols[coded], levels[coded], y_tables)
-            return kept[..., part]
+            places, symbols = self.coded(part, levels), np.zeros(levels.shape, np.int32)
+            chosen = levels.ravel()[places]
+            bound, distance = y_tables.high[chosen], y[..., part].ravel()[places] - means.ravel()[places] * np.float32(MEAN_UNIT)
+            symbols.ravel()[places] = np.rint(distance).clip(-bound, bound)
+            y_coder.put(symbols.ravel()[places], chosen, y_tables)
+            parts.append(symbols)
+            return symbols
 
         self.scan(z, q, code)
-        return {"strings": [[y_coder.data()], [z_coder.data()]], "shape": z.shape[:2], "symbols": [kept, z]}
+        return {"strings": [[y_coder.data()], [z_coder.data()]], "shape": z.shape[:2], "symbols": [np.concatenate(parts, -1), z]}
 
     @torch.no_grad()
     def decode_symbols(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> tuple[list[np.ndarray], Tensor]:
@@ -271,15 +273,16 @@ class RoiVbr(CompressionModel):
         with record_function("tables"):
             y_tables, z_tables = self.tables()
         z = Decoder(strings[1][0]).get(self.z_levels(shape), z_tables).reshape(*shape, -1)
-        coder, kept = Decoder(strings[0][0]), np.zeros((*q.shape[-2:], self.M), np.int32)
+        coder, parts = Decoder(strings[0][0]), []
 
         def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
-            coded = self.coded(part, levels)
-            kept[..., part][coded] = coder.get(levels[coded], y_tables)
-            return kept[..., part]
+            places, symbols = self.coded(part, levels), np.zeros(levels.shape, np.int32)
+            symbols.ravel()[places] = coder.get(levels.ravel()[places], y_tables)
+            parts.append(symbols)
+            return symbols
 
         y_hat = self.scan(z, q, code)
-        return [kept, z], y_hat
+        return [np.concatenate(parts, -1), z], y_hat
 
     def z_levels(self, shape: tuple[int, int]) -> np.ndarray:
         """The number of z's table, its channel, of each symbol of a z (*shape, N/2)."""
