@@ -145,12 +145,14 @@ def before_after(originals: Tensor, decoded: Tensor, boxes: list[Tensor], count:
 
 
 def _codec_lines(table: pd.DataFrame, y: str, ax) -> None:
-    for (codec, *setting), group in table.groupby(["codec", "alpha", "loss_form", "metric", "seed"], sort=False):
-        place, group = list(CODEC_NAMES).index(codec), group.sort_values("bpp")
-        ax.plot(
-            group["bpp"], group[y], marker=MARKERS[place], color=f"C{place}", label=CODEC_NAMES[codec] + (f", α {setting[0]:g}" if place > 1 else "")
-        )
-    ax.set(xlabel="bits per pixel (real bytes)", ylabel=PSNR_NAMES[y])
+    for codec, rows in table.groupby("codec", sort=False):
+        place, groups = list(CODEC_NAMES).index(codec), list(rows.groupby(["alpha", "loss_form", "metric", "seed"]))
+        shades = [f"C{place}"] if len(groups) == 1 else sns.color_palette("flare", len(groups))
+        for ((alpha, *_), group), shade in zip(groups, shades, strict=True):
+            label = CODEC_NAMES[codec] + (f", α {alpha:g}" if place > 1 else "")
+            group = group.sort_values("bpp")
+            ax.plot(group["bpp"], group[y], marker=MARKERS[place], markersize=4, color=shade, label=label)
+    ax.set(xlabel="bits per pixel (real bytes)", ylabel=PSNR_NAMES[y], xscale="log" if (table["codec"] == "roi_vbr").any() else "linear")
 
 
 def rate_curves(table: pd.DataFrame) -> Figure:
@@ -158,7 +160,18 @@ def rate_curves(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
         _codec_lines(table, name, ax)
-    axes[0].legend()
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def roi_trade(table: pd.DataFrame) -> Figure:
+    """What every α gains in the ROI against what it costs outside; `table`: `tables.roi_trade_table`."""
+    figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    for run, group in table.groupby("run"):
+        ax.plot(group["bg_bd_psnr"], group["roi_bd_rate"], marker=MARKERS[5], color="C5", label=run)
+        for _, row in group.iterrows():
+            ax.annotate(f"α {row['alpha']:g}", (row["bg_bd_psnr"], row["roi_bd_rate"]), (5, 4), textcoords="offset points", fontsize=8)
+    ax.set(xlabel="background BD-PSNR against α 0.5 (dB)", ylabel="ROI BD-rate against α 0.5 (%)")
     return figure
 
 

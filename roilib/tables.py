@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.interpolate import PchipInterpolator
 
 from roilib.datasets import RoiDataset
 from roilib.detector import HookedDetector
@@ -51,6 +52,31 @@ def roi_trade_table(rates: pd.DataFrame, codec: str = "roi_vbr", uniform: float 
             bg, bg_overlap = bd_psnr(pair[0]["bg_"], pair[1]["bg_"])
             rows.append({"run": run, "alpha": alpha, "roi_bd_rate": roi, "roi_overlap": roi_overlap, "bg_bd_psnr": bg, "bg_overlap": bg_overlap})
     return pd.DataFrame(rows, columns=["run", "alpha", "roi_bd_rate", "roi_overlap", "bg_bd_psnr", "bg_overlap"])
+
+
+def one_rate_table(rates: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
+    """The model for every rate against those of one rate each, at equal PSNR; rates: of `rate_table`.
+
+    Columns: lmbda of the model of one rate, its psnr and bpp, bpp_roi_vbr (of roi_vbr at this PSNR, its curve interpolated in log bpp by PCHIP; NaN
+    beyond its ends) and difference (%, negative: roi_vbr needs less).
+    """
+    uniform = rates[rates["alpha"] == alpha]
+    curve, ones = (uniform[uniform["codec"] == codec].sort_values("psnr") for codec in ("roi_vbr", "roi_vbr (fixed_rate)"))
+    table = ones[["lmbda", "psnr", "bpp"]].reset_index(drop=True)
+    known = len(curve) > 1
+    table["bpp_roi_vbr"] = np.exp(PchipInterpolator(curve["psnr"], np.log(curve["bpp"]), extrapolate=False)(table["psnr"])) if known else np.nan
+    return table.assign(difference=100 * (table["bpp_roi_vbr"] / table["bpp"] - 1))
+
+
+def rate_order_table(records: list[dict]) -> pd.DataFrame:
+    """By run and α: how many pictures a roi_vbr coded at more than one λ (pictures), and how many of them do not get more bytes with every λ."""
+    rows = pd.DataFrame([{"run": r["run"], "image": r["image"], "bytes": r["bytes"]} | r["setting"] for r in records if r["codec"] == "roi_vbr"])
+    found = []
+    for (run, alpha), group in rows.groupby(["run", "alpha"]) if len(rows) else ():
+        steps = group.sort_values("lmbda").groupby("image")["bytes"].diff()
+        worst = steps.groupby(group["image"]).min()
+        found.append({"run": run, "alpha": alpha, "pictures": len(worst), "not_rising": int((worst <= 0).sum())})
+    return pd.DataFrame(found, columns=["run", "alpha", "pictures", "not_rising"])
 
 
 def rate_markdown(rates: pd.DataFrame) -> str:

@@ -148,12 +148,36 @@ def test_one_model_is_measured_at_every_pair_of_knobs(vbr_run, trained, tiny_kit
 
 def test_roi_trade_is_read_from_the_curves():
     rows = []
-    for alpha, octaves, loss in ((0.5, 0, 0), (0.9, 1, 0.4)):
+    for alpha, shift, loss in ((0.5, 0, 0), (0.9, 1, 0.4)):
         for i in range(6):
-            psnrs = {"roi_psnr": 25 + 3 * (i + octaves), "bg_psnr": 24 + 3 * i - loss}
-            rows.append({"codec": "roi_vbr", "run": "a", "alpha": alpha, "bpp": 0.1 * 2**i} | psnrs)
+            psnrs = {"roi_psnr": 25 + 3 * (i + shift), "bg_psnr": 24 + 3 * i - loss}
+            rows.append({"codec": "roi_vbr", "run": "a", "alpha": alpha, "bpp": 0.06 * 1.5**i} | psnrs)
     table = tables.roi_trade_table(pd.DataFrame(rows))
     assert table["alpha"].tolist() == [0.9]
-    assert table["roi_bd_rate"][0] == pytest.approx(-50, abs=0.1)
+    assert table["roi_bd_rate"][0] == pytest.approx(100 / 1.5 - 100, abs=0.1)
     assert table["bg_bd_psnr"][0] == pytest.approx(-0.4, abs=1e-6)
     assert tables.roi_trade_table(pd.DataFrame(rows[6:])).empty
+
+
+def test_one_model_for_every_rate_is_compared_at_equal_psnr():
+    curve = [{"codec": "roi_vbr", "alpha": 0.5, "lmbda": 0.01 * i, "psnr": 25 + 3 * i, "bpp": 0.1 * 2**i} for i in range(5)]
+    ones = [{"codec": "roi_vbr (fixed_rate)", "alpha": 0.5, "lmbda": i, "psnr": 25 + 3 * i, "bpp": 0.1 * 2**i / 1.02} for i in (0.5, 2, 9)]
+    other = [{"codec": "roi_vbr", "alpha": 0.9, "lmbda": 0.01, "psnr": 28, "bpp": 9}]
+    table = tables.one_rate_table(pd.DataFrame(curve + ones + other))
+    assert table["difference"][:2].tolist() == pytest.approx([2, 2], abs=1e-6)
+    assert np.isnan(table["difference"][2])  # better than the curve's best
+    assert tables.one_rate_table(pd.DataFrame(ones)).difference.isna().all()
+
+
+def test_pictures_whose_bytes_do_not_rise_with_lambda_are_counted():
+    def record(image, lmbda, size, alpha=0.5):
+        return {"run": "a", "codec": "roi_vbr", "image": image, "bytes": size, "setting": {"lmbda": lmbda, "alpha": alpha}}
+
+    sizes = {"x": {3: 3, 1: 1, 2: 2}, "y": {3: 3, 1: 1, 2: 1}}
+    records = [record(image, lmbda, size) for image, found in sizes.items() for lmbda, size in found.items()]
+    table = tables.rate_order_table([*records, record("x", 1, 5, 0.9), record("x", 2, 4, 0.9), records[0] | {"codec": "hyperprior"}])
+    assert table.to_dict("records") == [
+        {"run": "a", "alpha": 0.5, "pictures": 2, "not_rising": 1},
+        {"run": "a", "alpha": 0.9, "pictures": 1, "not_rising": 1},
+    ]
+    assert tables.rate_order_table([]).empty

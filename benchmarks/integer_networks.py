@@ -1,0 +1,73 @@
+"""What it costs that probabilities come from integer networks: real bytes against the float networks' likelihoods, on whole frames.
+
+    python benchmarks/integer_networks.py --data-root DIR [--weights FILE] [--json FILE]
+
+The float curve is what `forward` says, bits and picture; the integer one is the payload of real streams and what they decode to, so the entropy
+coder's own loss is counted too. BD-rate over both, α = 0.5, transforms in fp32.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from roilib.codec import Codec, load_codec
+from roilib.container import Header
+from roilib.datasets import RoiDataset, load_splits
+from roilib.metrics import bd_rate, psnr_from_mse
+from roilib.parameters import Parameters
+from roilib.runs import write_json
+
+LMBDAS = (0.0004, 0.0015, 0.006, 0.024, 0.06, 0.12)
+
+
+@torch.no_grad()
+def float_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float, np.ndarray]:
+    """Bits and picture of the float networks."""
+    output = codec.model(*codec._inputs(image, *codec._knobs(image, (), lmbda, 0.5)))
+    x_hat = output["x_hat"][0, :, : image.shape[0], : image.shape[1]].clamp(0, 1).mul(255).round().byte()
+    return sum(-v.double().log2().sum().item() for v in output["likelihoods"].values()), x_hat.permute(1, 2, 0).numpy()
+
+
+def real_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float, np.ndarray]:
+    """Bits of the stream's payload and its picture."""
+    stream = codec.encode(image, lmbda=lmbda, alpha=0.5)
+    return 8 * sum(map(len, Header.unpack(stream)[1])), codec.decode(stream)
+
+
+def curve(code, codec: Codec, data: RoiDataset) -> list[tuple[float, float]]:
+    """(bpp, pooled PSNR) at each λ."""
+    points = []
+    for lmbda in LMBDAS:
+        bits = pixels = error = 0.0
+        for i in range(len(data)):
+            image = data[i][0].permute(1, 2, 0).numpy()
+            size, decoded = code(codec, image, lmbda)
+            bits, pixels = bits + size, pixels + image.shape[0] * image.shape[1]
+            error += float(((image.astype(np.int32) - decoded) ** 2).sum())
+        points.append((bits / pixels, psnr_from_mse(error / (3 * pixels), 255)))
+    return points
+
+
+def main() -> None:
+    """The two curves and the BD-rate between them, printed and with --json written."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    codec = load_codec(options.weights, precision="32")
+    _, data = load_splits(Parameters(dataset="kitti", data_root=str(options.data_root)))
+    curves = {name: curve(code, codec, data) for name, code in (("float", float_picture), ("integer", real_picture))}
+    cost, overlap = bd_rate(curves["float"], curves["integer"])
+    for name, points in curves.items():
+        print(f"{name:8}", *(f"{bpp:.4f} bpp {psnr:.2f} dB " for bpp, psnr in points))
+    print(f"BD-rate of the integer networks {cost:+.2f} % ({len(data)} frames)")
+    if options.json:
+        result = {"curves": curves, "bd_rate": cost, "overlap": overlap, "lmbda": LMBDAS, "frames": len(data)}
+        write_json(options.json, result | {"model": codec.id.hex()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What a user would pick instead: x264 and x265 with ROI, JPEG, WebP, AVIF and JPEG XL, as bytes of one picture and back.
+
+The video codecs get the picture as full-range BT.709 4:4:4, converted here, and the boxes as ffmpeg's `addroi` side data; what is counted is the
+coded picture, so SEI messages (encoder settings as text) are cut out. Adaptive quantisation stays on, at next to no strength, since with it
+off both encoders silently ignore regions of interest.
+"""
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.filter import Graph
+from PIL import Image
+
+QUALITIES = {"x264": range(18, 49, 3), "x265": range(18, 49, 3), "jpeg": (5, 10, 20, 35, 50, 70, 85, 95), "webp": (0, 10, 25, 40, 55, 70, 85, 95)}
+QUALITIES |= {"avif": (10, 20, 30, 40, 50, 60, 70, 80, 90), "jxl": (5, 15, 30, 45, 60, 70, 80, 90, 95)}
+KR, KB = 0.2126, 0.0722  # BT.709
+FAIR = {"x264": "keyint=1:aq-mode=1:aq-strength=0.01:psy=0", "x265": "keyint=1:info=0:aq-mode=1:aq-strength=0.01:psy-rd=0:psy-rdoq=0:log-level=none"}
+SEI = {"x264": lambda header: header & 31 == 6, "x265": lambda header: header >> 1 & 63 in (39, 40)}
+
+
+def to_yuv(image: np.ndarray) -> np.ndarray:
+    """uint8 RGB (H, W, 3) → uint8 full-range BT.709 YCbCr, planes first (3, H, W)."""
+    rgb = image.astype(np.float32)
+    y = rgb @ np.array([KR, 1 - KR - KB, KB], np.float32)
+    cb, cr = 128 + (rgb[..., 2] - y) / (2 - 2 * KB), 128 + (rgb[..., 0] - y) / (2 - 2 * KR)
+    return np.rint(np.stack([y, cb, cr])).clip(0, 255).astype(np.uint8)
+
+
+def to_rgb(yuv: np.ndarray) -> np.ndarray:
+    """The inverse of `to_yuv`."""
+    y, cb, cr = yuv[0].astype(np.float32), yuv[1].astype(np.float32) - 128, yuv[2].astype(np.float32) - 128
+    red, blue = y + (2 - 2 * KR) * cr, y + (2 - 2 * KB) * cb
+    green = (y - KR * red - KB * blue) / (1 - KR - KB)
+    return np.rint(np.stack([red, green, blue], -1)).clip(0, 255).astype(np.uint8)
+
+
+def with_regions(frame: av.VideoFrame, boxes: Sequence, qoffset: float) -> av.VideoFrame:
+    """The frame with ffmpeg's ROI side data: boxes (K, ≥4) xyxy get the quantiser offset, -1 … 1 in units of the codec's whole range."""
+    if not len(boxes) or not qoffset:
+        return frame
+    graph = Graph()
+    last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25))
+    for x0, y0, x1, y1 in np.asarray(boxes, float)[:, :4]:
+        left, top, right, bottom = int(x0), int(y0), min(int(np.ceil(x1)), frame.width), min(int(np.ceil(y1)), frame.height)
+        region = graph.add("addroi", f"x={left}:y={top}:w={right - left}:h={bottom - top}:qoffset={Fraction(qoffset).limit_denominator(1000)}")
+        last.link_to(region)
+        last = region
+    last.link_to(graph.add("buffersink"))
+    graph.configure()
+    graph.push(frame)
+    return graph.pull()
+
+
+def encode_video(image: np.ndarray, codec: str, crf: float, boxes: Sequence = (), qoffset: float = 0.0, preset: str = "medium") -> bytes:
+    """One picture, uint8 (H, W, 3), as an intra frame of x264 or x265: Annex B bytes without SEI."""
+    frame = av.VideoFrame.from_ndarray(to_yuv(image), "yuv444p")
+    frame.pts, frame.time_base = 0, Fraction(1, 25)
+    context = av.CodecContext.create(f"lib{codec}", "w")
+    context.width, context.height, context.pix_fmt, context.time_base = frame.width, frame.height, "yuv444p", Fraction(1, 25)
+    context.color_range = av.video.reformatter.ColorRange.JPEG
+    context.options = {"preset": preset, "crf": str(crf), f"{codec}-params": FAIR[codec]}
+    packets = [*context.encode(with_regions(frame, boxes, qoffset)), *context.encode(None)]
+    return without_sei(b"".join(map(bytes, packets)), codec)
+
+
+def without_sei(stream: bytes, codec: str) -> bytes:
+    """Annex B bytes with the SEI units left out."""
+    units = stream.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")[1:]
+    return b"".join(b"\0\0\1" + unit for unit in units if not SEI[codec](unit[0]))
+
+
+def decode_video(data: bytes, codec: str) -> np.ndarray:
+    """The picture of what `encode_video` returned."""
+    context = av.CodecContext.create({"x264": "h264", "x265": "hevc"}[codec], "r")
+    frames = [*context.decode(av.Packet(data)), *context.decode(None)]
+    return to_rgb(frames[0].to_ndarray())
+
+
+def encode_still(image: np.ndarray, codec: str, quality: float) -> bytes:
+    """One picture as JPEG, WebP, AVIF or JPEG XL, all 4:4:4 where the format can."""
+    file, options = io.BytesIO(), {"jpeg": {"subsampling": 0, "optimize": True}, "webp": {"method": 6}, "avif": {"subsampling": "4:4:4"}, "jxl": {}}
+    Image.fromarray(image).save(file, codec, quality=quality, **options[codec])
+    return file.getvalue()
+
+
+def decode_still(data: bytes) -> np.ndarray:
+    """The picture of what `encode_still` returned."""
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
