@@ -214,16 +214,18 @@ class RoiDataset(Dataset):
 class Crops(Dataset):
     """Square crops at a random place, resized (antialiased) to the codec's and the detector's input.
 
-    Their side is min(H, W), or with `native` the codec's input size where the picture has that many pixels.
+    Their side is min(H, W), or with `native` the codec's input size where the picture has that many pixels. With `flip` half of them are mirrored.
 
     `crops[epoch, i]` is a dict: `x` uint8 (3, S, S) with S = compr_img_size, `boxes` (K, 4) in its pixels, `roi_mask` float (1, S, S) and, with
     an `obj_det_img_size`, `detector_x` uint8 of that side. The place depends on (seed, epoch, i) alone, so that no number of
     processes changes it; test crops stay at epoch 0 and never move. Any visible part of an object stays ROI.
     """
 
-    def __init__(self, data: RoiDataset, compr_img_size: int, obj_det_img_size: int | None = None, seed: int = 0, native: bool = False):
+    def __init__(
+        self, data: RoiDataset, compr_img_size: int, obj_det_img_size: int | None = None, seed: int = 0, native: bool = False, flip: bool = False
+    ):
         self.data, self.compr_img_size, self.obj_det_img_size = data, compr_img_size, obj_det_img_size
-        self.seed, self.native = seed, native
+        self.seed, self.native, self.flip = seed, native, flip
 
     def __len__(self) -> int:
         return len(self.data)
@@ -233,9 +235,10 @@ class Crops(Dataset):
         image, boxes, _ = self.data[i]
         height, width = image.shape[-2:]
         side = min(height, width, self.compr_img_size) if self.native else min(height, width)
-        where = np.random.default_rng((self.seed, epoch, i)).random(2)
+        *where, mirror = np.random.default_rng((self.seed, epoch, i)).random(3)
         top, left = (int(v * (n - side + 1)) for v, n in zip(where, (height, width), strict=True))
         image, boxes = (F.crop(v, top, left, side, side) for v in (image, boxes))
+        image, boxes = (F.horizontal_flip(v) if self.flip and mirror < 0.5 else v for v in (image, boxes))
         boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
         boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(side, side))
         x, boxes = (F.resize(v, [self.compr_img_size] * 2, antialias=True) for v in (image, boxes))
@@ -297,7 +300,7 @@ def batches(data: RoiDataset, p: Parameters, train: bool, rank: int = 0, world_s
 
     Of each batch of p.batch_size pictures, process `rank` of `world_size` gets its share.
     """
-    crops = Crops(data, p.compr_img_size, p.obj_det_img_size if p.uses_detector else None, p.seed, p.crop == "native")
+    crops = Crops(data, p.compr_img_size, p.obj_det_img_size if p.uses_detector else None, p.seed, p.crop == "native", p.flip and train)
     sampler = EpochSampler(len(data), p.batch_size, p.seed, train, rank, world_size)
     workers = {"num_workers": p.num_workers, "persistent_workers": p.num_workers > 0, "worker_init_fn": leave_signals_to_parent}
     # Its own generator: a loader draws seeds, more or less often with processes, which would shift the training's noise.

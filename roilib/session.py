@@ -113,7 +113,8 @@ def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> 
     optimizer = make_optimizer(p, {name: v for name, v in codec.named_parameters() if name not in quantiles})
     aux_optimizer = torch.optim.Adam(quantiles.values(), lr=AUX_LR)
     total = min(p.max_epochs * steps_per_epoch, p.max_steps or sys.maxsize)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=max(total, 1))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=max(total, 1), pct_start=p.warmup)
     model, optimizer, aux_optimizer = fabric.setup(torch.compile(codec) if p.compile else codec, optimizer, aux_optimizer)
     detector = HookedDetector(p.detector_weights).to(fabric.device, memory_format=torch.channels_last) if p.uses_detector else None
     alpha, form = (p.alpha, p.loss_form) if p.which == "hyperprior_with_obj_features" else (0.5, "corrected")  # the baselines' loss is the plain one

@@ -133,6 +133,17 @@ def test_max_lr(tiny_parameters):
         assert rates[-1] < rates[0] < max_lr / 10
 
 
+def test_warmup(tiny_parameters):
+    for warmup in (0.1, 0.6):
+        session = start(tiny_parameters(warmup=warmup, max_steps=100), steps_per_epoch=100)
+        rates = []
+        for _ in range(100):
+            rates.append(session.scheduler.get_last_lr()[0])
+            session.optimizer.step()
+            session.scheduler.step()
+        assert rates.index(max(rates)) == pytest.approx(100 * warmup, abs=1)
+
+
 def test_max_epochs(tiny_parameters):
     _, metrics = trained(tiny_parameters(max_epochs=2, max_steps=None))
     assert (len(metrics["history"]), metrics["steps"]) == (2, 4)
@@ -165,6 +176,17 @@ def test_crop(tiny_parameters):
              .permute(1, 2, 0, 3, 4).reshape(-1, 3, 64, 64)]) for image in pictures]  # fmt: skip
     assert any(found)  # its pixels as they are
     assert square.shape == native.shape
+
+
+def test_flip(tiny_parameters):
+    plain, flipped = (tiny_parameters(flip=flip, batch_size=16, train_size_p1=1.0) for flip in (False, True))
+    a, b = first_batch(plain), first_batch(flipped)
+    mirrored = [torch.equal(x.flip(-1), y) and not torch.equal(x, y) for x, y in zip(a["x"], b["x"], strict=True)]
+    assert 0 < sum(mirrored) < len(mirrored)
+    for x, y, is_mirrored in zip(a["roi_mask"], b["roi_mask"], mirrored, strict=True):
+        assert torch.equal(x.flip(-1) if is_mirrored else x, y)
+    tests = [first_batch(tiny_parameters(flip=flip), train=False)["x"] for flip in (False, True)]
+    assert torch.equal(*tests)
 
 
 def test_ema(tiny_parameters):

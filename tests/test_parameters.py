@@ -42,6 +42,8 @@ OTHER = {  # of every parameter a value that is not its default
     "obj_det_img_size": 320,
     "compr_img_size": 128,
     "crop": "native",
+    "flip": True,
+    "warmup": 0.02,
     "optimizer": "muon",
     "fixed_rate": True,
     "unlabelled": "photos",
