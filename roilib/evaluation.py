@@ -7,16 +7,18 @@ One record is one picture under one setting: image, codec, setting, bytes, bpp, 
 errors behind the PSNRs (so that they pool). Times are kept apart, since no two runs share them.
 """
 
+import functools
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from roilib import peers
 from roilib.codec import Codec, load_codec
 from roilib.container import Header
 from roilib.datasets import RoiDataset
@@ -52,22 +54,47 @@ def settings(p: Parameters, lmbdas: Sequence[float] = (), alphas: Sequence[float
 def evaluate(codec: Codec, data: RoiDataset, lmbdas: Sequence[float] = (), alphas: Sequence[float] = ()) -> Iterator[tuple[dict, dict]]:
     """Code every whole picture of `data` at the `settings` of these lists, its labelled boxes being the ROI: (record, times) of each."""
     p = codec.parameters
-    for (lmbda, alpha), (i, sample) in product(settings(p, lmbdas, alphas), enumerate(data.samples)):
-        setting = {"lmbda": lmbda, "alpha": alpha} | {name: getattr(p, name) for name in ("seed", "loss_form", "metric")}
+    for lmbda, alpha in settings(p, lmbdas, alphas):
+        knobs = {"lmbda": lmbda, "alpha": alpha}
+        where = {"codec": codec_name(p), "setting": knobs | {name: getattr(p, name) for name in ("seed", "loss_form", "metric")}, "run": p.name}
+        for image, boxes, measured in _measure(data, functools.partial(codec.encode, **knobs), codec.decode, where):
+            stream = measured[0].pop("stream")
+            container = len(stream) - sum(map(len, Header.unpack(stream)[1]))
+            bits = codec.estimate(image, boxes, **knobs) + 8 * container
+            measured[0]["bpp_estimated"] = bits / (image.shape[0] * image.shape[1])
+            yield measured
+
+
+def evaluate_peer(
+    data: RoiDataset, codec: str, qualities: Sequence[float], qoffsets: Sequence[float] = (0.0,), preset: str = "medium"
+) -> Iterator[tuple[dict, dict]]:
+    """Code every whole picture of `data` by a codec of roilib.peers at all pairs of quality and ROI offset: (record, times) of each."""
+    name = f"{codec} {preset}" if codec in peers.VIDEO else codec
+    for quality, qoffset in product(qualities, qoffsets):
+
+        def encode(image: np.ndarray, boxes: np.ndarray, quality=quality, qoffset=qoffset) -> bytes:
+            return peers.encode(image, codec, quality, boxes, qoffset, preset)
+
+        where = {"codec": name, "setting": {"quality": quality, "qoffset": qoffset}}
+        for _, _, (record, times) in _measure(data, encode, functools.partial(peers.decode, codec=codec), where):
+            del record["stream"]
+            yield record, times
+
+
+def _measure(data: RoiDataset, encode: Callable, decode: Callable, where: dict) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[dict, dict]]]:
+    """Each picture of `data`, its boxes, and (record, times) of coding it; the record still holds the stream."""
+    for i, sample in enumerate(data.samples):
         image, boxes, _ = data[i]
         original, boxes = image.permute(1, 2, 0).numpy(), boxes.numpy()
         height, width = original.shape[:2]
         start = _now()
-        stream = codec.encode(original, boxes, lmbda=lmbda, alpha=alpha)
+        stream = encode(original, boxes)
         encoded = _now()
-        decoded = codec.decode(stream)
+        decoded = decode(stream)
         seconds = {"encode": encoded - start, "decode": _now() - encoded}
-        container = len(stream) - sum(map(len, Header.unpack(stream)[1]))
-        bits = codec.estimate(original, boxes, lmbda=lmbda, alpha=alpha) + 8 * container
-        where = {"image": sample.id, "codec": codec_name(p), "setting": setting, "run": p.name}
-        rate = {"bytes": len(stream), "bpp": 8 * len(stream) / (height * width), "bpp_estimated": bits / (height * width)}
-        mask = roi_mask(boxes, height, width)[0].bool().numpy()
-        yield where | rate | picture_metrics(original, decoded, mask), where | {"seconds": seconds}
+        rate = {"stream": stream, "bytes": len(stream), "bpp": 8 * len(stream) / (height * width)}
+        mask, here = roi_mask(boxes, height, width)[0].bool().numpy(), {"image": sample.id} | where
+        yield original, boxes, (here | rate | picture_metrics(original, decoded, mask), here | {"seconds": seconds})
 
 
 def _now() -> float:
@@ -172,4 +199,4 @@ def refuse_training_pictures(runs: list[Run], data: RoiDataset, dataset: str) ->
 
 def worst_estimate(records: list[dict]) -> float:
     """Largest relative difference between real and estimated bits per pixel."""
-    return max((abs(r["bpp"] / r["bpp_estimated"] - 1) for r in records), default=math.nan)
+    return max((abs(r["bpp"] / r["bpp_estimated"] - 1) for r in records if "bpp_estimated" in r), default=math.nan)

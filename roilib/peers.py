@@ -11,11 +11,11 @@ from fractions import Fraction
 
 import av
 import numpy as np
+import pillow_jxl  # noqa: F401 (teaches PIL the format)
 from av.filter import Graph
 from PIL import Image
 
-QUALITIES = {"x264": range(18, 49, 3), "x265": range(18, 49, 3), "jpeg": (5, 10, 20, 35, 50, 70, 85, 95), "webp": (0, 10, 25, 40, 55, 70, 85, 95)}
-QUALITIES |= {"avif": (10, 20, 30, 40, 50, 60, 70, 80, 90), "jxl": (5, 15, 30, 45, 60, 70, 80, 90, 95)}
+VIDEO, STILL = ("x264", "x265"), ("jpeg", "webp", "avif", "jxl")
 KR, KB = 0.2126, 0.0722  # BT.709
 FAIR = {"x264": "keyint=1:aq-mode=1:aq-strength=0.01:psy=0", "x265": "keyint=1:info=0:aq-mode=1:aq-strength=0.01:psy-rd=0:psy-rdoq=0:log-level=none"}
 SEI = {"x264": lambda header: header & 31 == 6, "x265": lambda header: header >> 1 & 63 in (39, 40)}
@@ -77,6 +77,16 @@ def decode_video(data: bytes, codec: str) -> np.ndarray:
     context = av.CodecContext.create({"x264": "h264", "x265": "hevc"}[codec], "r")
     frames = [*context.decode(av.Packet(data)), *context.decode(None)]
     return to_rgb(frames[0].to_ndarray())
+
+
+def encode(image: np.ndarray, codec: str, quality: float, boxes: Sequence = (), qoffset: float = 0.0, preset: str = "medium") -> bytes:
+    """A picture, uint8 (H, W, 3), by any codec of VIDEO (quality: its crf) or STILL (its quality; neither ROI nor preset)."""
+    return encode_video(image, codec, quality, boxes, qoffset, preset) if codec in VIDEO else encode_still(image, codec, quality)
+
+
+def decode(data: bytes, codec: str) -> np.ndarray:
+    """The picture of what `encode` returned, uint8 (H, W, 3)."""
+    return decode_video(data, codec) if codec in VIDEO else decode_still(data)
 
 
 def encode_still(image: np.ndarray, codec: str, quality: float) -> bytes:

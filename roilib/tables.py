@@ -1,5 +1,7 @@
 """Records and runs as pandas tables."""
 
+import json
+
 import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
@@ -15,27 +17,17 @@ from roilib.runs import Run
 
 def rate_table(records: list[dict]) -> pd.DataFrame:
     """One row a codec and setting: mean bpp, pooled PSNRs (dB over all pictures' pixels together) and mean MS-SSIM."""
-    rows = []
     points: dict[tuple, list[dict]] = {}
     for r in records:
-        points.setdefault((r["run"], r["setting"]["lmbda"], r["setting"]["alpha"]), []).append(r)
-    for (run, *_), group in sorted(points.items()):
+        points.setdefault((r["codec"], r.get("run", ""), json.dumps(r["setting"], sort_keys=True)), []).append(r)
+    rows = []
+    for (codec, run, _), group in sorted(points.items()):
+        means = {name: pd.Series([r.get(name) for r in group], dtype=float).mean() for name in ("bpp", "bpp_estimated", "ms_ssim")}
         psnrs = {f"{part}psnr": pooled_psnr(group, part) for part in ("roi_", "bg_", "")}
-        ms_ssim = pd.Series([r["ms_ssim"] for r in group], dtype=float).mean()
-        bpp = {name: pd.Series([r[name] for r in group]).mean() for name in ("bpp", "bpp_estimated")}
-        rows.append(
-            {
-                "codec": group[0]["codec"],
-                "label": CODEC_NAMES[group[0]["codec"]],
-                **group[0]["setting"],
-                **bpp,
-                **psnrs,
-                "ms_ssim": ms_ssim,
-                "pictures": len(group),
-                "run": run,
-            }
-        )
-    return pd.DataFrame(rows).sort_values(["codec", "lmbda", "alpha"], ignore_index=True)
+        label = CODEC_NAMES.get(codec, codec)
+        rows.append({"codec": codec, "label": label} | group[0]["setting"] | means | psnrs | {"pictures": len(group), "run": run})
+    order = [name for name in ("codec", "lmbda", "alpha", "qoffset", "quality") if any(name in row for row in rows)]
+    return pd.DataFrame(rows).sort_values(order, ignore_index=True)
 
 
 def roi_trade_table(rates: pd.DataFrame, codec: str = "roi_vbr", uniform: float = 0.5) -> pd.DataFrame:

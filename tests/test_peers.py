@@ -1,0 +1,79 @@
+"""roilib.peers: real encoders, whose regions of interest are really better."""
+
+import numpy as np
+import pytest
+
+from roilib import peers
+from roilib.datasets import RoiDataset, kitti_samples
+from roilib.evaluation import evaluate_peer
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """A textured uint8 picture (144, 240, 3) and one box in it."""
+    random = np.random.default_rng(0)
+    coarse = random.uniform(40, 215, (18, 30, 3)).repeat(8, 0).repeat(8, 1)
+    return (coarse + random.normal(0, 12, coarse.shape)).clip(0, 255).astype(np.uint8), np.array([[64.0, 32, 160, 112]])
+
+
+def error(image, decoded, box=None):
+    difference = (image.astype(int) - decoded.astype(int)) ** 2
+    if box is None:
+        return difference.mean()
+    x0, y0, x1, y1 = box.astype(int)
+    inside = np.zeros(image.shape[:2], bool)
+    inside[y0:y1, x0:x1] = True
+    return difference[inside].mean(), difference[~inside].mean()
+
+
+def test_colours_come_back():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    assert np.abs(peers.to_rgb(peers.to_yuv(image)).astype(int) - image).max() <= 2
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
+    assert np.array_equal(peers.to_rgb(peers.to_yuv(grey)), grey)  # full range: 0 and 255 too
+
+
+@pytest.mark.parametrize("codec", peers.VIDEO)
+def test_a_region_gets_the_quality_that_its_offset_says(picture, codec):
+    image, boxes = picture
+    (plain_in, plain_out), (roi_in, roi_out) = (
+        error(image, peers.decode(peers.encode(image, codec, 36, boxes, qoffset), codec), boxes[0]) for qoffset in (0.0, -0.3)
+    )
+    assert roi_in < 0.4 * plain_in  # offsets that are silently ignored fail here
+    assert roi_out == pytest.approx(plain_out, rel=0.1)
+
+
+@pytest.mark.parametrize("codec", peers.VIDEO)
+def test_only_the_picture_is_counted(picture, codec):
+    image, _ = picture
+    flat = np.full_like(image, 128)
+    data = peers.encode(flat, codec, 40)
+    assert len(data) < 200  # the encoder's settings as text alone would be more
+    assert np.abs(peers.decode(data, codec).astype(int) - flat).max() <= 1
+    units = data.split(b"\0\0\1")[1:]
+    assert units
+    assert not any(peers.SEI[codec](unit[0]) for unit in units)
+
+
+@pytest.mark.parametrize("codec", peers.VIDEO + peers.STILL)
+def test_odd_sizes_and_more_quality(picture, codec):
+    image = picture[0][:101, :131]
+    low, high = (48, 20) if codec in peers.VIDEO else (10, 90)
+    streams = [peers.encode(image, codec, quality) for quality in (low, high)]
+    decoded = [peers.decode(stream, codec) for stream in streams]
+    assert decoded[0].shape == image.shape
+    assert len(streams[0]) < len(streams[1])
+    assert error(image, decoded[1]) < 0.5 * error(image, decoded[0])
+    assert error(image, decoded[1]) < (300 if codec == "webp" else 130)  # WebP has half the colour resolution
+
+
+def test_records_are_like_ours(tiny_kitti):
+    data = RoiDataset(kitti_samples(tiny_kitti)[:2])
+    records, times = zip(*evaluate_peer(data, "x264", [30, 40], [0.0, -0.2], "ultrafast"), strict=True)
+    assert {r["codec"] for r in records} == {"x264 ultrafast"}
+    assert [tuple(r["setting"].values()) for r in records[::2]] == [(30, 0.0), (30, -0.2), (40, 0.0), (40, -0.2)]
+    for record, time in zip(records, times, strict=True):
+        assert record["bpp"] == pytest.approx(8 * record["bytes"] / (96 * 160))
+        assert record["psnr"] > 15
+        assert time["image"] == record["image"]
+        assert time["seconds"]["encode"] > 0
