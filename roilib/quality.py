@@ -3,16 +3,17 @@
     boxes ──► importance of each pixel (0–255) ──► its mean over a latent cell ──┐
     λ, α  ──► table: importance → quality index ─────────────────────────────────┴──► quality index of the cell
 
-A quality index q stands for lmbda = LMBDA_MIN * 2^(q / 64), 0 ≤ q ≤ Q_MAX. A pixel of importance m in [0, 1] has
-lmbda * 2 * (alpha * m + (1 - alpha) * (1 - m)), clamped to [0.0004, 0.12]; without boxes every pixel has lmbda, whatever alpha says.
+A quality index q stands for lmbda = LMBDA_LEAST * 2^(q / 64), 0 ≤ q ≤ Q_MAX. A pixel of importance m in [0, 1] has
+lmbda * 2 * (alpha * m + (1 - alpha) * (1 - m)), clamped to [0.0004, 0.12]; without boxes every pixel has lmbda, whatever alpha says. Only where
+a byte cap leaves no choice is lmbda itself below 0.0004; then it is the floor.
 """
 
 import math
 
 import numpy as np
 
-STEPS_PER_OCTAVE, LMBDA_MIN, LMBDA_MAX = 64, 0.0004, 0.12
-Q_MAX = math.floor(STEPS_PER_OCTAVE * math.log2(LMBDA_MAX / LMBDA_MIN))  # 526
+STEPS_PER_OCTAVE, LMBDA_LEAST, LMBDA_MIN, LMBDA_MAX = 64, 0.0001, 0.0004, 0.12
+Q_FLOOR, Q_MAX = 128, math.floor(STEPS_PER_OCTAVE * math.log2(LMBDA_MAX / LMBDA_LEAST))  # of LMBDA_MIN and LMBDA_MAX: 128, 654
 FULL = 255  # importance 1
 ALPHA_ONE = 1 << 15  # alpha 1
 CELL = 16  # pixels a side of a latent's cell
@@ -22,12 +23,12 @@ def quality_index(lmbda: float) -> int:
     """The index nearest to `lmbda`. Raises ValueError outside [0.0004, 0.12]."""
     if not LMBDA_MIN <= lmbda <= LMBDA_MAX:
         raise ValueError(f"lmbda is a number from {LMBDA_MIN} to {LMBDA_MAX}, not {lmbda}")
-    return min(round(STEPS_PER_OCTAVE * math.log2(lmbda / LMBDA_MIN)), Q_MAX)
+    return min(round(STEPS_PER_OCTAVE * math.log2(lmbda / LMBDA_LEAST)), Q_MAX)
 
 
 def lmbda_of(quality: np.ndarray | float) -> np.ndarray:
     """lmbda of quality indices, any shape."""
-    return LMBDA_MIN * 2.0 ** (np.asarray(quality) / STEPS_PER_OCTAVE)
+    return LMBDA_LEAST * 2.0 ** (np.asarray(quality) / STEPS_PER_OCTAVE)
 
 
 def alpha_index(alpha: float) -> int:
@@ -47,7 +48,7 @@ def quality_table(quality: int, alpha: int) -> np.ndarray:
     weights = [alpha * m + (ALPHA_ONE - alpha) * (FULL - m) for m in range(FULL + 1)]
     plain = floor_log2(ALPHA_ONE // 2 * FULL)  # of weight 1
     shifts = [floor_log2(weight) - plain if weight else -Q_MAX for weight in weights]
-    return np.array([min(max(quality + shift, 0), Q_MAX) for shift in shifts], np.int16)
+    return np.array([min(max(quality + shift, min(quality, Q_FLOOR)), Q_MAX) for shift in shifts], np.int16)
 
 
 def importance_map(boxes: np.ndarray, height: int, width: int) -> np.ndarray:

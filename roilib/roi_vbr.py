@@ -20,9 +20,9 @@ from torch.profiler import record_function
 from roilib.dct import dct_basis, spectrum
 from roilib.entropy import TAIL_SHARE, Decoder, Encoder, Tables, frequencies, reach
 from roilib.integer import MAX, IntegerNet
-from roilib.quality import CELL, Q_MAX, STEPS_PER_OCTAVE, floor_log2, quality_index
+from roilib.quality import CELL, STEPS_PER_OCTAVE, floor_log2, quality_index
 
-Q_MIDDLE = quality_index(0.012)
+Q_MIDDLE, Q_SPREAD = quality_index(0.012), 263  # quality indices that 0 and 1 stand for as an input of networks, 1 relative to 0
 STEP = 46.5 / 255  # the DCT quantiser's step that suits lmbda 0.012
 SCALE_MIN, SCALE_LEVELS, LEVELS_PER_OCTAVE = 0.1, 80, 8  # scale of level i: SCALE_MIN * 2^(i / 8), up to 94
 SLICES = (16, 64, 192)  # where the latent's channels, largest scales first, are cut
@@ -154,8 +154,8 @@ class RoiVbr(CompressionModel):
 
     @staticmethod
     def condition(q: Tensor) -> Tensor:
-        """Quality indices as an input of networks, about -1 … 1."""
-        return (q.float() - Q_MIDDLE) / (Q_MAX / 2)
+        """Quality indices as an input of networks, -1.7 … 0.8."""
+        return (q.float() - Q_MIDDLE) / Q_SPREAD
 
     def hyper(self, y: Tensor, q: Tensor) -> Tensor:
         """z (B, N/2, h/4, w/4) of y after its gain."""
@@ -170,7 +170,7 @@ class RoiVbr(CompressionModel):
         return torch.cat([h, self.condition(q), (1 + before.abs()).log2()], 1)
 
     def forward(self, x: Tensor, q: Tensor) -> dict:
-        """x (B, 3, H, W) in [0, 1], sides multiples of 64; q (B, 1, H/16, W/16) quality indices 0 … 526."""
+        """x (B, 3, H, W) in [0, 1], sides multiples of 64; q (B, 1, H/16, W/16) quality indices 0 … 654."""
         gain_a, gain_s = self.gains(q)
         y = self.analysis(x) * gain_a
         z_hat, z_likelihoods = self.entropy_bottleneck(self.hyper(y, q))
@@ -196,7 +196,7 @@ class RoiVbr(CompressionModel):
             h = self.h_s(hyper_latents[-1])
             for k, (start, _) in enumerate(self.slices):
                 contexts[k].append(self.context(h, q, torch.round(y[:, :start])))
-        unit_h, unit_q = self.h_s_integer.quantise(self.h_s, hyper_latents, torch.ones(self.N // 2)), torch.tensor([Q_UNIT / (Q_MAX / 2)])
+        unit_h, unit_q = self.h_s_integer.quantise(self.h_s, hyper_latents, torch.ones(self.N // 2)), torch.tensor([Q_UNIT / Q_SPREAD])
         for k, (start, end) in enumerate(self.slices):
             units = torch.cat([unit_h, unit_q, torch.full((start,), CONTEXT_UNIT)])
             outputs = torch.full((2 * (end - start),), 1 / (OCTAVES * LEVELS_PER_OCTAVE))

@@ -8,8 +8,10 @@ import pytest
 
 from roilib.quality import (
     ALPHA_ONE,
+    LMBDA_LEAST,
     LMBDA_MAX,
     LMBDA_MIN,
+    Q_FLOOR,
     Q_MAX,
     alpha_index,
     cell_means,
@@ -24,8 +26,9 @@ from roilib.quality import (
 
 
 def test_indices_cover_the_range_in_steps_of_a_sixty_fourth_octave():
-    assert quality_index(LMBDA_MIN) == 0
-    assert quality_index(LMBDA_MAX) == Q_MAX == 526
+    assert float(lmbda_of(0)) == LMBDA_LEAST
+    assert quality_index(LMBDA_MIN) == Q_FLOOR == 128
+    assert quality_index(LMBDA_MAX) == Q_MAX == 654
     for lmbda in (0.0004, 0.0013, 0.012, 0.05, 0.12):
         assert float(lmbda_of(quality_index(lmbda))) == pytest.approx(lmbda, rel=2 ** (1 / 128) - 1 + 6e-3)
     for wrong in (0.0003, 0.2, math.nan):
@@ -49,7 +52,13 @@ def test_a_table_holds_contract_5(alpha):
 def test_alpha_one_half_is_uniform_and_alpha_one_keeps_a_floor():
     assert set(quality_table(300, ALPHA_ONE // 2)) == {300}
     table = quality_table(300, ALPHA_ONE)
-    assert (table[0], table[255]) == (0, 364)
+    assert (table[0], table[255]) == (Q_FLOOR, 364)
+
+
+def test_below_the_floor_the_background_keeps_lambda_itself():
+    table = quality_table(50, alpha_index(0.9))
+    assert table[0] == 50
+    assert table[255] == pytest.approx(50 + 64 * math.log2(1.8), abs=1)
 
 
 def test_no_boxes_means_uniform_quality_whatever_alpha_says():

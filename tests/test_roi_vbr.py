@@ -54,7 +54,7 @@ def test_an_untrained_model_is_a_dct_codec(frame):
     torch.manual_seed(0)
     model = RoiVbr(16, 768).eval()
     with torch.no_grad():
-        x_hat = [model(frame, uniform(q, frame))["x_hat"] for q in (100, 314, 500)]
+        x_hat = [model(frame, uniform(q, frame))["x_hat"] for q in (228, 442, 628)]
     assert psnr(x_hat[0], frame) < psnr(x_hat[1], frame) < psnr(x_hat[2], frame)
     assert psnr(x_hat[1], frame) > 26
 
