@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import torch
+from compressai.models import CompressionModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -23,6 +24,7 @@ from roilib.datasets import RoiDataset, batches
 from roilib.distributed import agree, make_fabric
 from roilib.meters import Means, Speed
 from roilib.models import save_weights, update_tables
+from roilib.parameters import Parameters
 from roilib.quality import Q_MAX
 from roilib.roi_vbr import RoiVbr
 from roilib.runs import Run, write_json
@@ -145,25 +147,24 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
             write_json(run.splits, {"dataset": p.dataset, "train": train_data.ids, "test": test_data.ids})
         with Interrupt() as stop, SummaryWriter(run.folder, purge_step=session.step + 1) if fabric.is_global_zero else nullcontext() as writer:
             Training(run, session, train_data, test_data, writer).go(stop)
-        make_tables(session, train_data)
+        make_tables(session.trained, p, train_data, fabric.device)
         return _finish(run, session)
     except OSError as error:
         raise ValueError(f"{run.folder}: cannot be written ({error.strerror or error}); make room, then the same command goes on") from None
 
 
 @torch.no_grad()
-def make_tables(session: Session, train_data: RoiDataset, batches_seen: int = 4) -> None:
+def make_tables(model: CompressionModel, p: Parameters, train_data: RoiDataset, device: torch.device | str = "cpu", batches_seen: int = 4) -> None:
     """What real coding needs beyond the weights: probability tables, and roi_vbr's integer networks, for which it looks at some training crops."""
-    model = session.trained.eval()
+    model.eval()
     if not isinstance(model, RoiVbr):
         update_tables(model)
         return
-    device, seen = session.fabric.device, []
-    loader = batches(train_data, session.p.model_copy(update={"num_workers": 0}), train=True)  # always the same crops
+    seen, ends = [], () if p.fixed_rate else (0, Q_MAX)
+    loader = batches(train_data, p.model_copy(update={"num_workers": 0}), train=True)  # always the same crops
     for step, batch in zip(range(batches_seen), loader, strict=False):
-        q, _, _ = knobs(session.p, batch["boxes"], session.p.compr_img_size, range(len(batch["x"])), step)
+        q, _, _ = knobs(p, batch["boxes"], p.compr_img_size, range(len(batch["x"])), step)
         x, q = batch["x"].to(device).float() / 255, q.to(device)
-        ends = () if session.p.fixed_rate else (0, Q_MAX)
         seen += [(x, quality) for quality in (q, *(torch.full_like(q, end) for end in ends))]
     model.quantise(seen)
 

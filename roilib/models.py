@@ -195,12 +195,14 @@ STRUCTURE = ("which", "N", "M", "zero_hooks", "mask_hooks")  # parameters that w
 PLAIN = ("hyperprior", "hyperprior_eval_with_objs")  # engines of one and the same model
 
 
-def save_weights(path: Path, model: CompressionModel, p: Parameters, step: int) -> None:
-    """Write a safetensors file whose metadata holds the parameters and the step; atomically."""
-    metadata = {"parameters": json.dumps(p.model_dump(), sort_keys=True), "step": str(step)}
+def save_weights(path: Path, model: CompressionModel, p: Parameters, step: int, half: bool = False, **more: str) -> None:
+    """Write a safetensors file whose metadata holds the parameters, the step and `more`; atomically. `half`: floats as fp16."""
+    metadata = {"parameters": json.dumps(p.model_dump(), sort_keys=True), "step": str(step)} | more
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.half() if half and v.is_floating_point() else v for k, v in state.items()}
     temporary = Path(path).with_suffix(".tmp")
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary, metadata)
+        save_file(state, temporary, metadata)
     except SafetensorError as error:  # of a full disk, for example
         temporary.unlink(missing_ok=True)
         raise OSError(str(error)) from None

@@ -1,0 +1,51 @@
+"""Weights of a run, finished or not, as a small file to ship: `python -m roilib.ship RUN_FOLDER OUT.safetensors`.
+
+The newest checkpoint's weights (their moving average where the run has one) in fp16, with what coding needs, and in the metadata the parameters, the
+step and the hours that it took to get there.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from roilib.checkpoints import Checkpoints
+from roilib.datasets import load_splits
+from roilib.engine import make_tables
+from roilib.models import build_model, save_weights
+from roilib.parameters import Parameters
+
+
+@torch.no_grad()
+def ship(folder: Path, out: Path, licence: str = "") -> int:
+    """Write `out` from the newest checkpoint of the run in `folder`; returns its step. Raises ValueError when there is none."""
+    state = Checkpoints(Path(folder) / "checkpoints").newest()
+    if state is None:
+        raise ValueError(f"{folder}: no checkpoint of a run")
+    p = Parameters.parse(state["parameters"])
+    model = build_model(p)
+    average = {name.removeprefix("module."): v for name, v in state.get("ema", {}).items() if name.startswith("module.")}
+    model.load_state_dict(average or state["codec"])
+    for weight in model.parameters():
+        weight.copy_(weight.half())  # the integer networks are made from what is shipped
+    make_tables(model, p, load_splits(p)[0])
+    save_weights(out, model, p, state["step"], half=True, licence=licence, hours=f"{state['seconds'] / 3600:.2f}")
+    return state["step"]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="a run's folder")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--licence", default="", help="what the data that it was trained on allows")
+    options = parser.parse_args()
+    try:
+        print(f"{options.out}: step {ship(options.folder, options.out, options.licence)}, {options.out.stat().st_size / 1e6:.1f} MB")
+    except (ValueError, OSError) as error:
+        sys.exit(f"roilib.ship: {error}")
+
+
+if __name__ == "__main__":
+    main()
