@@ -10,6 +10,7 @@ errors behind the PSNRs (so that they pool). Times are kept apart, since no two 
 import functools
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -25,7 +26,7 @@ from roilib.datasets import RoiDataset
 from roilib.metrics import picture_metrics
 from roilib.parameters import Parameters
 from roilib.roi import roi_mask
-from roilib.runs import Run, write_json
+from roilib.runs import Run, environment, write_json
 
 CODEC_NAMES = {  # what a codec is called in figures, in the order of the paper's
     "hyperprior": "baseline",
@@ -141,6 +142,16 @@ def _parameters(folder: Path) -> dict:
         return json.loads((folder / "metrics.json").read_text())["parameters"]
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: not a finished run ({error})") from None
+
+
+def provenance(runs: list[Run]) -> dict:
+    """Where measured numbers come from: this code, machine and versions, and of each run its parameters, code, steps and time."""
+    found = {}
+    for run in runs:
+        trained, timing = (json.loads((run.folder / name).read_text()) for name in ("hparams.json", "timing.json"))
+        code = {name: trained["environment"][name] for name in ("commit", "dirty")}
+        found[run.folder.name] = {"parameters": trained["parameters"], "steps": run.metrics["steps"]} | code | timing
+    return {"evaluated": environment() | {"cores": os.cpu_count()}, "runs": found}
 
 
 def closest_in_bytes(records: list[dict], image: str, codecs: list[str]) -> list[dict]:

@@ -14,6 +14,7 @@ from roilib.evaluation import (
     evaluate,
     finished_runs,
     largest_box,
+    provenance,
     read_records,
     refuse_training_pictures,
     write_records,
@@ -112,6 +113,16 @@ def test_closest_in_bytes_takes_the_nearest_of_each_codec():
     sizes = {"a": [100, 400], "b": [180, 390, 1000], "c": [50, 420]}
     records = [{"image": "x", "codec": codec, "bytes": size} for codec, all_sizes in sizes.items() for size in all_sizes]
     assert [r["bytes"] for r in closest_in_bytes(records, "x", ["a", "b", "c"])] == [400, 390, 420]
+
+
+def test_provenance_names_code_parameters_and_time(trained):
+    found = provenance(trained)
+    assert found["evaluated"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert set(found["runs"]) == {run.folder.name for run in trained}
+    for about in found["runs"].values():
+        assert about["steps"] == 60
+        assert about["seconds"] > 0
+        assert {"commit", "dirty", "parameters", "precision", "threads"} <= about.keys()
 
 
 def test_largest_box_lies_inside_its_picture(tiny_kitti):
