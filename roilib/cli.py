@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     regions.add_argument("--boxes", type=Path, help="regions of interest: KITTI label text, or JSON [[x0, y0, x1, y1(, importance)], …]")
     regions.add_argument("--detect", action="store_true", help="regions of interest: what the shipped detector finds")
     encode.add_argument("--lmbda", type=float, default=0.012, help="0.0004 (small) to 0.12 (good); default %(default)s")
+    encode.add_argument("--max-bytes", type=int, metavar="N", help="at most N bytes: the largest lmbda that fits is taken, whatever --lmbda says")
     encode.add_argument("--alpha", type=float, default=0.9, help="0.5: all alike, 1: all quality to the regions; default %(default)s")
     encode.set_defaults(run=_encode)
     decode = commands.add_parser("decode", help=".roic to picture")
@@ -56,7 +57,7 @@ def _encode(args: argparse.Namespace) -> None:
     boxes = read_boxes(args.boxes) if args.boxes else _detected(image) if args.detect else ()
     codec = load_codec(args.weights)
     try:
-        data = codec.encode(image, boxes, lmbda=args.lmbda, alpha=args.alpha)
+        data = codec.encode(image, boxes, lmbda=args.lmbda, alpha=args.alpha, max_bytes=args.max_bytes)
     except ValueError as error:
         raise ValueError(f"{args.image}: {error}") from None
     _write(args.out, data)

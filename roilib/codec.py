@@ -8,8 +8,9 @@ Other weights, a damaged file or a diverging entropy model are a ValueError of o
 
 import functools
 import hashlib
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from roilib.parameters import Parameters
 from roilib.roi_vbr import RoiVbr
 
 DEFAULT_LMBDA, DEFAULT_ALPHA = 0.012, 0.9
+PASSES, CODER_BYTES, TOLERANCE = 3, 8, 0.015  # of a byte cap: written at most so often, what two coders add, octaves that may be left
 SHIPPED_WEIGHTS = Path(__file__).parent.parent / "data" / "weights" / "roi_vbr.safetensors"
 
 
@@ -33,7 +35,7 @@ class Codec:
     """A trained model ready to code pictures; make it with `load_codec`."""
 
     def __init__(self, parameters: Parameters, model: CompressionModel, id: bytes, device: torch.device | str = "cpu", precision: str = "auto"):
-        self.parameters, self.id, self.device = parameters, id, torch.device(device)
+        self.parameters, self.id, self.device, self.passes = parameters, id, torch.device(device), 0
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         bf16 = isinstance(model, RoiVbr) and resolve_precision(precision, self.device) == "bf16-mixed"  # the paper's entropy models need fp32
         self.autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
@@ -44,14 +46,44 @@ class Codec:
         return HookedDetector(self.parameters.detector_weights).to(self.device)
 
     @torch.no_grad()
-    def encode(self, image: np.ndarray, boxes: Sequence = (), *, lmbda: float = DEFAULT_LMBDA, alpha: float = DEFAULT_ALPHA) -> bytes:
-        """As `roilib.codec.encode`."""
+    def encode(
+        self, image: np.ndarray, boxes: Sequence = (), *, lmbda: float = DEFAULT_LMBDA, alpha: float = DEFAULT_ALPHA, max_bytes: int | None = None
+    ) -> bytes:
+        """As `roilib.codec.encode`. `self.passes` then says how many times symbols were written to bytes for it."""
         rows, indices = self._knobs(image, boxes, lmbda, alpha)
+        self.passes = 0
         with self.autocast():
-            packed = self.model.compress(*self._inputs(image, rows, indices))
+            if max_bytes is None:
+                return self._pack(image.shape[:2], rows, indices, self.model.compress(*self._inputs(image, rows, indices)))
+            return self._encode_within(image, rows, indices, max_bytes)
+
+    def _pack(self, size: tuple[int, int], rows: np.ndarray, indices: tuple[int, int], packed: dict) -> bytes:
+        """A stream of what a model's `compress` returned."""
+        self.passes += 1
         strings = [s[0] for s in packed["strings"]]
         symbols = packed["symbols"] if "symbols" in packed else decode_latents(self.model, packed["strings"], packed["shape"])[0]
-        return Header(self.id, *image.shape[:2], *indices, rows, tuple(map(len, strings)), _checksum(symbols)).pack(strings)
+        return Header(self.id, *size, *indices, rows, tuple(map(len, strings)), _checksum(symbols)).pack(strings)
+
+    def _encode_within(self, image: np.ndarray, rows: np.ndarray, indices: tuple[int, int], max_bytes: int) -> bytes:
+        """The stream of the highest λ that fits into max_bytes, which the model of the bytes finds without writing them."""
+        size, alpha = image.shape[:2], indices[1]
+        if not isinstance(self.model, RoiVbr):
+            stream = self._pack(size, rows, indices, self.model.compress(*self._inputs(image, rows, indices)))
+            if len(stream) > max_bytes:
+                raise ValueError(f"max_bytes={max_bytes}: this model has one rate, and needs {len(stream)} bytes for this picture")
+            return stream
+        x, _ = self._inputs(image, rows, indices)
+        y, container = self.model.analysis(x), len(Header(self.id, *size, *indices, rows, (0, 0), 0).pack((b"", b"")))
+
+        def maps(quality_index: int) -> Tensor:
+            return self._quality(rows, size, x.shape[-2:], (quality_index, alpha))
+
+        best = highest_within(lambda index: container + self.model.size(y, maps(index)) + CODER_BYTES, max_bytes, indices[0])
+        for index in range(best, max(best - PASSES, -1), -1):
+            stream = self._pack(size, rows, (index, alpha), self.model.write(y, maps(index)))
+            if len(stream) <= max_bytes:
+                return stream
+        raise ValueError(f"max_bytes={max_bytes}: the smallest possible size of this picture is {len(stream)} bytes")
 
     @torch.no_grad()
     def estimate(self, image: np.ndarray, boxes: Sequence = (), *, lmbda: float = DEFAULT_LMBDA, alpha: float = DEFAULT_ALPHA) -> float:
@@ -118,6 +150,24 @@ class Codec:
         return torch.from_numpy(quality.quality_map(rows, size, padded, *indices)).float()[None, None].to(self.device)
 
 
+def highest_within(size: Callable[[int], float], limit: float, start: int) -> int:
+    """The highest quality index whose `size` (bytes, rising with the index) is at most `limit`, or one within 1 % of it; 0 if none is.
+
+    Looks where a line through the logarithms of the sizes seen so far says, beginning at `start`, and never outside what they leave possible.
+    """
+    low, high, index, slope = -1, quality.Q_MAX + 1, start, 0.5 / quality.STEPS_PER_OCTAVE
+    seen: dict[int, float] = {}
+    while high - low > 1:
+        seen[index] = math.log2(limit / size(index))  # octaves to go
+        if 0 <= seen[index] < TOLERANCE:
+            return index
+        low, high = (index, high) if seen[index] >= 0 else (low, index)
+        if low in seen and high in seen:
+            slope = max((seen[low] - seen[high]) / (high - low), 1e-4)
+        index = min(max(index + math.floor((seen[index] - TOLERANCE / 2) / slope), low + 1), high - 1)
+    return max(low, 0)
+
+
 def _checked(image: np.ndarray) -> tuple[int, int]:
     """Height and width of a picture that can be coded."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -174,16 +224,23 @@ def load_codec(weights: str | Path | None = None, device: str = "cpu", precision
 
 
 def encode(
-    image: np.ndarray, boxes: Sequence = (), *, lmbda: float = DEFAULT_LMBDA, alpha: float = DEFAULT_ALPHA, model: Codec | None = None
+    image: np.ndarray,
+    boxes: Sequence = (),
+    *,
+    lmbda: float = DEFAULT_LMBDA,
+    alpha: float = DEFAULT_ALPHA,
+    max_bytes: int | None = None,
+    model: Codec | None = None,
 ) -> bytes:
     """A picture as a `.roic` stream.
 
     image: uint8 (H, W, 3), sides 1 to 8192; boxes: (K, 4) x0, y0, x1, y1 in pixels or (K, 5) with importance in (0, 1], at most 255;
-    lmbda in [0.0004, 0.12]: larger is better and bigger; alpha in [0, 1]: 1 gives all quality to the boxes, 0.5 treats all alike. The paper's
-    models keep the λ and α they were trained with. model: what `load_codec` returns; None: the shipped weights. Raises ValueError with one
-    line for bad input.
+    lmbda in [0.0004, 0.12]: larger is better and bigger; alpha in [0, 1]: 1 gives all quality to the boxes, 0.5 treats all alike. max_bytes: the
+    stream is at most that long, and lmbda as large as that allows, whatever is given. The paper's models keep the λ and α they were trained with.
+    model: what `load_codec` returns; None: the shipped weights. Raises ValueError with one line for bad input, and with the smallest possible
+    size where max_bytes is less.
     """
-    return (model or shipped_codec()).encode(image, boxes, lmbda=lmbda, alpha=alpha)
+    return (model or shipped_codec()).encode(image, boxes, lmbda=lmbda, alpha=alpha, max_bytes=max_bytes)
 
 
 def decode(data: bytes, *, model: Codec | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from roilib.dct import dct_basis, spectrum
-from roilib.entropy import TAIL_SHARE, Decoder, Encoder, Tables, frequencies, reach
+from roilib.entropy import TAIL_SHARE, Counter, Decoder, Encoder, Tables, frequencies, reach
 from roilib.integer import MAX, IntegerNet
 from roilib.quality import CELL, STEPS_PER_OCTAVE, floor_log2, quality_index
 
@@ -244,16 +244,33 @@ class RoiVbr(CompressionModel):
     @torch.no_grad()
     def compress(self, x: Tensor, q: Tensor) -> dict:
         """Bytes of one picture: x (1, 3, H, W), q as in `forward` → strings [[y], [z]], shape of z, and the symbols (y int32, z int32)."""
+        with record_function("analysis"):
+            y = self.analysis(x)
+        return self.write(y, q)
+
+    def write(self, y: Tensor, q: Tensor) -> dict:
+        """What `compress` returns, of the y of `analysis`."""
+        y_coder, z_coder = Encoder(), Encoder()
+        symbols = self._put(y, q, y_coder, z_coder)
+        return {"strings": [[y_coder.data()], [z_coder.data()]], "shape": symbols[1].shape[:2], "symbols": symbols}
+
+    def size(self, y: Tensor, q: Tensor) -> float:
+        """About how many bytes the strings of `write` have, without writing them."""
+        counter = Counter()
+        self._put(y, q, counter, counter)
+        return counter.bits / 8
+
+    @torch.no_grad()
+    def _put(self, y: Tensor, q: Tensor, y_coder: Encoder | Counter, z_coder: Encoder | Counter) -> list[np.ndarray]:
+        """Give all symbols to the coders, and return them: y (h, w, M), z (h/4, w/4, N/2)."""
         with record_function("tables"):
             y_tables, z_tables = self.tables()
-        with record_function("analysis"):
-            y = self.analysis(x) * self.gains(q)[0]
+        y = y * self.gains(q)[0]
         with record_function("hyper analysis"):
             z = _cells_first(torch.round(self.hyper(y, q) - self.medians()))
         z = z.clip(z_tables.low.clip(-MAX), z_tables.high.clip(max=MAX)).astype(np.int32)
-        z_coder, y_coder, y = Encoder(), Encoder(), _cells_first(y)
         z_coder.put(z.ravel(), self.z_levels(z.shape[:2]), z_tables)
-        parts = []
+        y, parts = _cells_first(y), []
 
         def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
             places, symbols = self.coded(part, levels), np.zeros(levels.shape, np.int32)
@@ -265,7 +282,7 @@ class RoiVbr(CompressionModel):
             return symbols
 
         self.scan(z, q, code)
-        return {"strings": [[y_coder.data()], [z_coder.data()]], "shape": z.shape[:2], "symbols": [np.concatenate(parts, -1), z]}
+        return [np.concatenate(parts, -1), z]
 
     @torch.no_grad()
     def decode_symbols(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> tuple[list[np.ndarray], Tensor]:

@@ -53,6 +53,7 @@ def test_kitti_labels_and_the_detector_give_boxes(picture, weights, tmp_path, ti
         (["info", "{picture}"], "street.png: not a .roic stream"),
         (["decode", "{picture}", "{tmp}/out.png", "{weights}"], "street.png: not a .roic stream"),
         (["encode", "{tmp}/none.png", "{tmp}/a.roic", "{weights}"], "none.png"),
+        (["encode", "{picture}", "{tmp}/a.roic", "--max-bytes", "9", "{weights}"], "max_bytes"),
         (["encode", "{picture}", "{tmp}/a.roic", "--lmbda", "3", "{weights}"], "lmbda"),
         (["encode", "{picture}", "{tmp}/no/folder/a.roic", "{weights}"], "a.roic: cannot be written"),
         (["encode", "{picture}", "{tmp}/a.roic", "--boxes", "{tmp}/none.txt", "{weights}"], "none.txt"),

@@ -48,6 +48,51 @@ def test_lmbda_and_alpha_are_knobs(vbr, image):
     assert psnr(strong[inside], image[inside]) > psnr(even[inside], image[inside])
 
 
+@pytest.mark.parametrize("boxes", [(), BOX])
+def test_a_byte_cap_is_kept_and_used(vbr, image, boxes):
+    best = len(codec.encode(image, boxes, lmbda=0.12, model=vbr))
+    assert len(codec.encode(image, boxes, max_bytes=10**6, lmbda=0.0004, model=vbr)) == best
+    for cap in (300, 0.6 * best, 0.9 * best):
+        data = codec.encode(image, boxes, max_bytes=cap, model=vbr)
+        assert len(data) <= cap
+        assert len(data) + 4 >= 0.97 * cap  # streams grow by 4 bytes
+        assert 1 <= vbr.passes <= codec.PASSES
+        assert codec.decode(data, model=vbr).shape == image.shape
+
+
+def test_a_cap_that_nothing_fits_into_names_the_smallest_size(vbr, image):
+    with pytest.raises(ValueError, match="the smallest possible size of this picture is") as error:
+        codec.encode(image, BOX, max_bytes=50, model=vbr)
+    size = int(str(error.value).split()[-2])
+    assert 0.95 * size < len(codec.encode(image, BOX, max_bytes=size, model=vbr)) <= size
+    with pytest.raises(ValueError, match="smallest possible"):
+        codec.encode(image, BOX, max_bytes=round(0.9 * size), model=vbr)
+
+
+def test_sizes_are_known_without_writing_them(vbr, image):
+    x, q = vbr._inputs(image, *vbr._knobs(image, BOX, 0.01, 0.9))
+    y = vbr.model.analysis(x)
+    packed = vbr.model.write(y, q)
+    assert vbr.model.size(y, q) == pytest.approx(sum(len(s[0]) for s in packed["strings"]), abs=8)
+
+
+@pytest.mark.parametrize("bend", [1.0, 0.6])
+def test_the_highest_quality_within_a_limit_is_found_in_few_looks(bend):
+    looks = []
+
+    def size(index):
+        looks.append(index)
+        return 500 * 2 ** (0.6 * (index / 64) ** bend * 4 ** (1 - bend))
+
+    for limit in (700, 3000, 9000):
+        looks.clear()
+        best = codec.highest_within(size, limit, 442)
+        assert limit * 0.98 <= size(best) <= limit
+        assert len(looks) < 11
+    assert codec.highest_within(size, 10, 442) == 0
+    assert codec.highest_within(size, 1e9, 442) == 654
+
+
 def test_without_boxes_everything_is_alike_whatever_alpha_says(vbr, image):
     symbols = [vbr.decode_symbols(codec.encode(image, alpha=alpha, model=vbr))[0] for alpha in (0.1, 0.5, 1.0)]
     assert all(np.array_equal(part, symbols[0]) for part in symbols)

@@ -22,7 +22,7 @@ def profile(name):
     return yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text())
 
 
-@pytest.mark.parametrize(("name", "runs"), [("sample", 6), ("kitti_small", 8), ("kitti", 5), ("coco", 2), ("roi_vbr", 4)])
+@pytest.mark.parametrize(("name", "runs"), [("sample", 6), ("kitti_small", 8), ("kitti", 5), ("coco", 2), ("roi_vbr", 4), ("shipped", 1)])
 def test_profiles_expand_to_different_runs(name, runs):
     points = expand_sweep(profile(name), logdir="runs/x")
     assert len({p.name for p in points}) == len(points) == runs
