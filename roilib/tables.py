@@ -71,11 +71,15 @@ def rate_order_table(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["run", "alpha", "pictures", "not_rising"])
 
 
-def rate_markdown(rates: pd.DataFrame) -> str:
-    """`rate_table` as Markdown, for the README."""
-    columns = {"label": "codec", "lmbda": "λ", "alpha": "α", "bpp": "bpp", "roi_psnr": "ROI dB", "bg_psnr": "background dB", "ms_ssim": "MS-SSIM"}
-    digits = {"lmbda": "g", "alpha": "g", "bpp": ".3f", "roi_psnr": ".2f", "bg_psnr": ".2f", "ms_ssim": ".4f"}
-    rows = [[format(row[name], digits.get(name, "")) for name in columns] for _, row in rates.iterrows()]
+RATE_COLUMNS = {"label": "codec", "lmbda": "λ", "alpha": "α", "bpp": "bpp", "roi_psnr": "ROI dB", "bg_psnr": "background dB", "ms_ssim": "MS-SSIM"}
+TRADE_COLUMNS = {"alpha": "α", "roi_bd_rate": "ROI BD-rate %", "bg_bd_psnr": "background BD-PSNR dB"}
+ONE_RATE_COLUMNS = {"lmbda": "λ of the one", "psnr": "PSNR dB", "bpp": "its bpp", "bpp_roi_vbr": "roi_vbr's bpp", "difference": "difference %"}
+DIGITS = {"lmbda": "g", "alpha": "g", "bpp": ".3f", "bpp_roi_vbr": ".3f", "ms_ssim": ".4f", "label": "", "roi_bd_rate": ".1f"}
+
+
+def markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
+    """Columns (name → heading) of a table of this module as Markdown, for the README."""
+    rows = [[format(row[name], DIGITS.get(name, ".2f")) for name in columns] for _, row in table.iterrows()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(columns.values()), ["---"] * len(columns), *rows])
 
 
