@@ -46,6 +46,38 @@ def roi_trade_table(rates: pd.DataFrame, codec: str = "roi_vbr", uniform: float 
     return pd.DataFrame(rows, columns=["run", "alpha", "roi_bd_rate", "roi_overlap", "bg_bd_psnr", "bg_overlap"])
 
 
+def byte_ratio_table(rates: pd.DataFrame, theirs: str, ours: str = "roi_vbr", bpp: tuple[float, float] = (0.1, 0.5)) -> pd.DataFrame:
+    """How many bytes our codec needs to be at least as good as a peer, inside and outside the ROI; rates: of `rate_table`.
+
+    One row for each point of the peer's hull within a range of bpp: those of which no other has less rate and more of both PSNRs. `bpp_ours` is the
+    least rate at which some α, its curve interpolated in log bpp by PCHIP, reaches its roi_psnr and its bg_psnr (NaN if none does), `ratio` that
+    rate over the peer's.
+    """
+    peer, mine = rates[rates["codec"] == theirs], rates[rates["codec"] == ours]
+    hull = [row for _, row in peer.iterrows() if not _dominated(row, peer) and bpp[0] <= row["bpp"] <= bpp[1]]
+    curves = [curve.sort_values("bpp") for _, curve in mine.groupby("alpha")]
+    table = pd.DataFrame(hull).reindex(columns=["quality", "qoffset", "bpp", "roi_psnr", "bg_psnr"]).sort_values("bpp", ignore_index=True)
+    table["bpp_ours"] = [min((_bpp_reaching(curve, row) for curve in curves), default=np.nan) for _, row in table.iterrows()]
+    table["bpp_ours"] = table["bpp_ours"].replace(np.inf, np.nan)
+    return table.assign(ratio=table["bpp_ours"] / table["bpp"])
+
+
+def _dominated(row: pd.Series, points: pd.DataFrame) -> bool:
+    better = (points["bpp"] <= row["bpp"]) & (points["roi_psnr"] >= row["roi_psnr"]) & (points["bg_psnr"] >= row["bg_psnr"])
+    return bool((better & (points[["bpp", "roi_psnr", "bg_psnr"]] != row[["bpp", "roi_psnr", "bg_psnr"]]).any(axis=1)).any())
+
+
+def _bpp_reaching(curve: pd.DataFrame, goal: pd.Series) -> float:
+    """The least bpp of a curve at which both PSNRs are those of `goal` or more; inf beyond its best."""
+    least = []
+    for name in ("roi_psnr", "bg_psnr"):
+        if goal[name] > curve[name].max():
+            return np.inf
+        below = goal[name] <= curve[name].min()
+        least.append(curve["bpp"].min() if below else np.exp(PchipInterpolator(curve[name], np.log(curve["bpp"]))(goal[name])))
+    return float(max(least))
+
+
 def one_rate_table(rates: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
     """The model for every rate against those of one rate each, at equal PSNR; rates: of `rate_table`.
 

@@ -170,6 +170,22 @@ def test_roi_trade_is_read_from_the_curves():
     assert tables.roi_trade_table(pd.DataFrame(rows[6:])).empty
 
 
+def test_bytes_to_be_as_good_inside_and_outside_are_the_least_of_any_alpha():
+    ours = [
+        {"codec": "roi_vbr", "alpha": alpha, "bpp": 0.1 * 2**i, "roi_psnr": 25 + 3 * i + gain, "bg_psnr": 25 + 3 * i - loss}
+        for alpha, gain, loss in ((0.5, 0, 0), (0.9, 3, 1))
+        for i in range(5)
+    ]
+    theirs = [
+        {"codec": "x265", "quality": quality, "qoffset": 0.0, "bpp": bpp, "roi_psnr": roi, "bg_psnr": bg}
+        for quality, bpp, roi, bg in ((1, 0.2, 28, 28), (2, 0.4, 34, 29), (3, 0.4, 33, 29), (4, 0.45, 50, 50), (5, 0.9, 60, 60), (6, 0.11, 20, 20))
+    ]
+    table = tables.byte_ratio_table(pd.DataFrame(ours + theirs), "x265")
+    assert table["quality"].tolist() == [6, 1, 2, 4]  # 3 is worse than 2, 5 out of range
+    assert table["bpp_ours"][:3].tolist() == pytest.approx([0.1, 0.2, 0.4])  # the last by α 0.9, whose ROI needs 0.4
+    assert np.isnan(table["ratio"][3])
+
+
 def test_one_model_for_every_rate_is_compared_at_equal_psnr():
     curve = [{"codec": "roi_vbr", "alpha": 0.5, "lmbda": 0.01 * i, "psnr": 25 + 3 * i, "bpp": 0.1 * 2**i} for i in range(5)]
     ones = [{"codec": "roi_vbr (fixed_rate)", "alpha": 0.5, "lmbda": i, "psnr": 25 + 3 * i, "bpp": 0.1 * 2**i / 1.02} for i in (0.5, 2, 9)]
