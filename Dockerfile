@@ -17,6 +17,7 @@ WORKDIR /workbook
 
 COPY --chown=researcher pyproject.toml constraints.txt setup.sh run_all.sh README.md LICENSE ./
 COPY --chown=researcher roilib/__init__.py roilib/
+COPY --chown=researcher data/weights/SHA256SUMS data/weights/
 COPY --chown=researcher params params
 RUN ./run_all.sh --setup
 COPY --chown=researcher . .

@@ -25,10 +25,11 @@ from roilib.distributed import resolve_precision
 from roilib.models import HyperpriorWithObjFeatures, build_model, decode_latents, read_weights
 from roilib.parameters import Parameters
 from roilib.roi_vbr import RoiVbr
+from roilib.shipped import shipped
 
 DEFAULT_LMBDA, DEFAULT_ALPHA = 0.012, 0.9
 PASSES, CODER_BYTES, TOLERANCE = 3, 8, 0.015  # of a byte cap: written at most so often, what two coders add, octaves that may be left
-SHIPPED_WEIGHTS = Path(__file__).parent.parent / "data" / "weights" / "roi_vbr.safetensors"
+SHIPPED_WEIGHTS = "roi_vbr.safetensors"
 
 
 class Codec:
@@ -204,7 +205,7 @@ def model_id(state: dict[str, Tensor]) -> bytes:
 @functools.cache
 def shipped_codec() -> Codec:
     """The codec of the weights that ship with this package, loaded once."""
-    return load_codec(SHIPPED_WEIGHTS)
+    return load_codec()
 
 
 def load_codec(weights: str | Path | None = None, device: str = "cpu", precision: str = "auto") -> Codec:
@@ -212,7 +213,7 @@ def load_codec(weights: str | Path | None = None, device: str = "cpu", precision
 
     precision (auto, 32, bf16): of roi_vbr's transforms; it changes no symbol that is decoded, and the picture by rounding.
     """
-    path = Path(weights or SHIPPED_WEIGHTS)
+    path = Path(weights or shipped(SHIPPED_WEIGHTS))
     state, values = read_weights(path)
     parameters = Parameters.parse(values)
     model = build_model(parameters)

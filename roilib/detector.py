@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from ultralytics import YOLO
 from ultralytics.utils.nms import non_max_suppression
 
+from roilib.shipped import shipped
+
 CODEC_LAYERS, CODEC_CHANNELS, CODEC_STRIDES = (15, 18, 21), (64, 128, 256), (8, 16, 32)
-SHIPPED_WEIGHTS = Path(__file__).parent.parent / "data" / "weights" / "yolov8n_kitti.pt"
+SHIPPED_WEIGHTS = "yolov8n_kitti.pt"
 STRIDE, GREY = 32, 114 / 255  # Ultralytics pads with this grey
 
 
@@ -45,7 +47,7 @@ class HookedDetector(nn.Module):
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
-        self.weights = Path(weights or SHIPPED_WEIGHTS)
+        self.weights = Path(weights or shipped(SHIPPED_WEIGHTS))
         self.yolo = load_yolo(self.weights)
         outputs: list = []  # the hooks know this list, not self, so that dropping the detector frees it at once
         self._outputs = outputs

@@ -14,6 +14,7 @@ from roilib.models import build_model, read_weights, save_weights
 from roilib.parameters import Parameters
 from roilib.runs import open_run
 from roilib.session import forward, knobs, start, train_step
+from roilib.shipped import shipped
 
 WITH_FEATURES = {"which": "hyperprior_with_obj_features"}
 
@@ -359,14 +360,14 @@ def test_data_root(tiny_parameters, tmp_path):
 
 
 def test_detector_weights(tiny_parameters, tmp_path):
-    checkpoint = torch.load(SHIPPED_WEIGHTS, map_location="cpu", weights_only=False)
+    checkpoint = torch.load(shipped(SHIPPED_WEIGHTS), map_location="cpu", weights_only=False)
     checkpoint["model"].model[15].cv2.conv.weight.data.mul_(2)
     torch.save(checkpoint, tmp_path / "other.pt")
-    other, shipped, default = (
+    other, named, default = (
         first_output(tiny_parameters(detector_weights=weights, **WITH_FEATURES))
-        for weights in (str(tmp_path / "other.pt"), str(SHIPPED_WEIGHTS), None)
+        for weights in (str(tmp_path / "other.pt"), str(shipped(SHIPPED_WEIGHTS)), None)
     )
-    assert same(shipped, default)
+    assert same(named, default)
     assert differ(other, default)
     with pytest.raises(ValueError, match=r"^[^\n]*missing\.pt[^\n]*$"):
         start(tiny_parameters(detector_weights=str(tmp_path / "missing.pt"), **WITH_FEATURES), 2)
