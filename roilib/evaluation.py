@@ -66,11 +66,11 @@ def evaluate(codec: Codec, data: RoiDataset, lmbdas: Sequence[float] = (), alpha
             yield measured
 
 
-def evaluate_peer(
-    data: RoiDataset, codec: str, qualities: Sequence[float], qoffsets: Sequence[float] = (0.0,), preset: str = "medium"
-) -> Iterator[tuple[dict, dict]]:
-    """Code every whole picture of `data` by a codec of roilib.peers at all pairs of quality and ROI offset: (record, times) of each."""
-    name = f"{codec} {preset}" if codec in peers.VIDEO else codec
+def evaluate_peer(data: RoiDataset, name: str, qualities: Sequence[float], qoffsets: Sequence[float] = (0.0,)) -> Iterator[tuple[dict, dict]]:
+    """Code every whole picture of `data` by a codec of roilib.peers, as "x265 medium" or "jpeg": (record, times) of each picture at each setting."""
+    codec, _, preset = name.partition(" ")
+    if codec not in peers.VIDEO + peers.STILL or bool(preset) != (codec in peers.VIDEO):
+        raise ValueError(f"{name}: a peer is x264 or x265 with a preset, as 'x265 medium', or one of {', '.join(peers.STILL)}")
     for quality, qoffset in product(qualities, qoffsets):
 
         def encode(image: np.ndarray, boxes: np.ndarray, quality=quality, qoffset=qoffset) -> bytes:
@@ -155,24 +155,34 @@ def provenance(runs: list[Run]) -> dict:
 
 
 def closest_in_bytes(records: list[dict], image: str, codecs: list[str]) -> list[dict]:
-    """For each codec its record of `image`, chosen so that the bytes of all are as near to each other as the records allow."""
+    """For each codec its record of `image`, chosen so that the bytes of all are near to each other."""
     choices = [[r for r in records if r["image"] == image and r["codec"] == codec] for codec in codecs]
-    return list(min(product(*choices), key=lambda rs: max(r["bytes"] for r in rs) / min(r["bytes"] for r in rs)))
+    goals = [r["bytes"] for r in min(choices, key=len)]
+    rows = [[min(choice, key=lambda r: abs(math.log(r["bytes"] / goal))) for choice in choices] for goal in goals]
+    return min(rows, key=lambda rs: max(r["bytes"] for r in rs) / min(r["bytes"] for r in rs))
 
 
 def comparison(runs: list[Run], records: list[dict], data: RoiDataset, i: int) -> list[tuple[str, np.ndarray, str]]:
     """Panels for `plots.roi_comparison` of picture i: the original and one decoded picture a codec, at about equal bytes."""
     image, boxes, _ = data[i]
-    original = image.permute(1, 2, 0).numpy()
-    codecs = sorted({r["codec"] for r in records}, key=list(CODEC_NAMES).index)
+    original, boxes = image.permute(1, 2, 0).numpy(), boxes.numpy()
+    names = {r["codec"] for r in records}
+    codecs = [*(name for name in CODEC_NAMES if name in names), *sorted(names - CODEC_NAMES.keys())]
     panels = [("original", original, data.samples[i].id)]
     for record in closest_in_bytes(records, data.samples[i].id, codecs):
-        run = next(run for run in runs if run.folder.name == record["run"])
-        codec = load_codec(run.weights)
-        knobs = {name: record["setting"][name] for name in ("lmbda", "alpha")}
-        decoded = codec.decode(codec.encode(original, boxes.numpy(), **knobs))
-        panels.append((CODEC_NAMES[record["codec"]], decoded, f"{record['bpp']:.3f} bpp, ROI {record['roi_psnr']:.2f} dB"))
+        label = CODEC_NAMES.get(record["codec"], record["codec"])
+        panels.append((label, _decoded(record, runs, original, boxes), f"{record['bpp']:.3f} bpp, ROI {record['roi_psnr']:.2f} dB"))
     return panels
+
+
+def _decoded(record: dict, runs: list[Run], original: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The decoded picture of a record, coded once more."""
+    setting = record["setting"]
+    if "run" not in record:
+        codec, _, preset = record["codec"].partition(" ")
+        return peers.decode(peers.encode(original, codec, setting["quality"], boxes, setting["qoffset"], preset), codec)
+    codec = load_codec(next(run for run in runs if run.folder.name == record["run"]).weights)
+    return codec.decode(codec.encode(original, boxes, lmbda=setting["lmbda"], alpha=setting["alpha"]))
 
 
 def histories(runs: list[Run]) -> dict[str, list[dict]]:

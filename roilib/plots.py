@@ -145,14 +145,18 @@ def before_after(originals: Tensor, decoded: Tensor, boxes: list[Tensor], count:
 
 
 def _codec_lines(table: pd.DataFrame, y: str, ax) -> None:
+    names = [*CODEC_NAMES, *sorted(set(table["codec"]) - CODEC_NAMES.keys())]
     for codec, rows in table.groupby("codec", sort=False):
-        place, groups = list(CODEC_NAMES).index(codec), list(rows.groupby(["alpha", "loss_form", "metric", "seed"]))
-        shades = [f"C{place}"] if len(groups) == 1 else sns.color_palette("flare", len(groups))
-        for ((alpha, *_), group), shade in zip(groups, shades, strict=True):
-            label = CODEC_NAMES[codec] + (f", α {alpha:g}" if place > 1 else "")
+        place, ours = names.index(codec), codec in CODEC_NAMES
+        groups = list(rows.groupby(["alpha", "loss_form", "metric", "seed"] if ours else ["qoffset"]))
+        shades = [f"C{place}"] if len(groups) == 1 else sns.color_palette("flare" if ours else f"light:C{place}", len(groups) + 1)[1:]
+        for ((strength, *_), group), shade in zip(groups, shades, strict=True):
+            label = (f", α {strength:g}" if place > 1 else "") if ours else (f", ROI offset {strength:g}" if strength else "")
             group = group.sort_values("bpp")
-            ax.plot(group["bpp"], group[y], marker=MARKERS[place], markersize=4, color=shade, label=label)
-    ax.set(xlabel="bits per pixel (real bytes)", ylabel=PSNR_NAMES[y], xscale="log" if (table["codec"] == "roi_vbr").any() else "linear")
+            line = {"marker": MARKERS[place % len(MARKERS)], "markersize": 4} if ours else {"linestyle": "--"}
+            ax.plot(group["bpp"], group[y], color=shade, label=CODEC_NAMES.get(codec, codec) + label, **line)
+    wide = table["bpp"].max() > 8 * table["bpp"].min()
+    ax.set(xlabel="bits per pixel (real bytes)", ylabel=PSNR_NAMES[y], xscale="log" if wide else "linear")
 
 
 def rate_curves(table: pd.DataFrame) -> Figure:
@@ -160,7 +164,7 @@ def rate_curves(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
         _codec_lines(table, name, ax)
-    axes[0].legend(fontsize=7)
+    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -103,6 +103,11 @@ def rate_order_table(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["run", "alpha", "pictures", "not_rising"])
 
 
+def rows(table: pd.DataFrame) -> list[dict]:
+    """A table's rows for JSON, None where there is nothing."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
 RATE_COLUMNS = {"label": "codec", "lmbda": "λ", "alpha": "α", "bpp": "bpp", "roi_psnr": "ROI dB", "bg_psnr": "background dB", "ms_ssim": "MS-SSIM"}
 TRADE_COLUMNS = {"alpha": "α", "roi_bd_rate": "ROI BD-rate %", "bg_bd_psnr": "background BD-PSNR dB"}
 ONE_RATE_COLUMNS = {"lmbda": "λ of the one", "psnr": "PSNR dB", "bpp": "its bpp", "bpp_roi_vbr": "roi_vbr's bpp", "difference": "difference %"}

@@ -19,7 +19,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 ROOT = Path(__file__).parent.parent
-TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
+TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 
 
 def enter_repository() -> None:

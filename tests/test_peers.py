@@ -69,7 +69,7 @@ def test_odd_sizes_and_more_quality(picture, codec):
 
 def test_records_are_like_ours(tiny_kitti):
     data = RoiDataset(kitti_samples(tiny_kitti)[:2])
-    records, times = zip(*evaluate_peer(data, "x264", [30, 40], [0.0, -0.2], "ultrafast"), strict=True)
+    records, times = zip(*evaluate_peer(data, "x264 ultrafast", [30, 40], [0.0, -0.2]), strict=True)
     assert {r["codec"] for r in records} == {"x264 ultrafast"}
     assert [tuple(r["setting"].values()) for r in records[::2]] == [(30, 0.0), (30, -0.2), (40, 0.0), (40, -0.2)]
     for record, time in zip(records, times, strict=True):
@@ -77,3 +77,9 @@ def test_records_are_like_ours(tiny_kitti):
         assert record["psnr"] > 15
         assert time["image"] == record["image"]
         assert time["seconds"]["encode"] > 0
+
+
+@pytest.mark.parametrize("name", ["x266 medium", "x265", "jpeg medium"])
+def test_other_names_are_refused(name, tiny_kitti):
+    with pytest.raises(ValueError, match=f"{name}: a peer is"):
+        next(evaluate_peer(RoiDataset(kitti_samples(tiny_kitti)[:1]), name, [30]))

@@ -30,7 +30,7 @@ def executed(tiny_kitti, tmp_path_factory):
         ("04_roi_training", "04-zero", SMALL | {"zero_hooks": True}),
         ("04_roi_training", "04-vbr", SMALL | {"which": "roi_vbr", "N": 16, "M": 48, "lmbda": 0.012, "crop": "native", "ema": 0.9}),
         ("03_baseline_training", "03-two", SMALL | {"devices": 2, "logdir": str(folder / "two")}),
-        ("05_evaluation", "05", results),
+        ("05_evaluation", "05", results | {"peers": {"x264 medium": {"quality": [30, 40], "qoffset": [0, -0.2]}, "jpeg": {"quality": [30]}}}),
         ("06_figures", "06", results | {"figures": str(folder / "figures")}),
     ]
     for notebook, name, values in jobs:
@@ -80,13 +80,16 @@ def test_a_cell_with_two_devices_starts_two_processes_and_shows_their_log(execut
 
 def test_records_are_real_bytes_of_every_run_and_picture(executed):
     records = json.loads((executed / "results" / "records.json").read_text())
-    assert len(records) == 4 * len({r["image"] for r in records})
+    assert len(records) == (4 + 4 + 1) * len({r["image"] for r in records})
     assert {r["codec"] for r in records} == {
         "hyperprior_eval_with_objs",
         "hyperprior_with_obj_features",
         "hyperprior_with_obj_features (zero_hooks)",
         "roi_vbr",
+        "x264 medium",
+        "jpeg",
     }
+    assert finite(json.loads((executed / "runs" / "05_evaluation" / "metrics.json").read_text()))
     assert all(r["bytes"] > 0 and r["bpp"] > 0 and math.isfinite(r["psnr"]) for r in records)
 
 
