@@ -98,7 +98,8 @@ class RoiVbr(CompressionModel):
         cuts = (0, *(cut for cut in SLICES if cut < M), M)
         self.slices = list(itertools.pairwise(cuts))
         low = min(256, M)  # channels that the convolutional analysis adds to
-        self.entropy_bottleneck, self.gaussian_conditional = EntropyBottleneck(N // 2), TailedGaussian(None, scale_bound=SCALE_MIN)
+        self.entropy_bottleneck = EntropyBottleneck(N // 2, init_scale=1)  # of CompressAI's 10 it takes thousands of steps to recover
+        self.gaussian_conditional = TailedGaussian(None, scale_bound=SCALE_MIN)
         self.a_lin = nn.Sequential(nn.PixelUnshuffle(CELL), nn.Conv2d(3 * CELL**2, M, 1, bias=False))
         self.s_lin = nn.Sequential(nn.Conv2d(M, 3 * CELL**2, 1, bias=False), nn.PixelShuffle(CELL))
         self.g_a = nn.Sequential(nn.PixelUnshuffle(8), conv3(192, N), *(Block(N) for _ in range(4)), nn.Conv2d(N, low, 4, 2, 1))
@@ -148,7 +149,9 @@ class RoiVbr(CompressionModel):
 
     def synthesis(self, v: Tensor, q: Tensor) -> Tensor:
         """y_hat after its gain (B, M, h, w) → x_hat (B, 3, 16 h, 16 w)."""
-        x = self.s_lin(v).float()
+        device = v.device.type
+        with torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device)):  # decoders of other precision see the same picture
+            x = self.s_lin(v).float()
         fine = F.interpolate(self.condition(q), scale_factor=2, mode="nearest")
         return x + self.g_s(torch.cat([F.pixel_unshuffle(x, 8), fine], 1)).float() + 0.5
 

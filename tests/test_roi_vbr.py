@@ -125,6 +125,17 @@ def test_symbols_do_not_depend_on_how_the_decoder_computes(trained, frame):
         model.to(memory_format=torch.contiguous_format)
 
 
+def test_pictures_differ_by_at_most_two_grey_levels_in_bf16(trained, frame):
+    _, model = trained
+    for quality in (200, 400, Q_MAX):
+        packed = model.compress(frame, uniform(quality, frame))
+        plain = model.decompress(packed["strings"], packed["shape"], uniform(quality, frame))["x_hat"]
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model.decompress(packed["strings"], packed["shape"], uniform(quality, frame))["x_hat"]
+        assert not torch.equal(plain, rough)
+        assert (plain - rough).abs().max() <= 2 / 255
+
+
 def test_the_loss_is_the_corrected_one_where_it_is_not_balanced(frame):
     m = torch.zeros(1, 1, *frame.shape[-2:])
     m[..., 10:50, 20:90] = 1
