@@ -58,9 +58,9 @@ class TailedGaussian(GaussianConditional):
 
 @functools.cache
 def magnitude_table() -> Tensor:
-    """By |y_hat| in units of MEAN_UNIT: log2(1 + |y_hat|) in units of CONTEXT_UNIT, rounded down; up to the largest that matters."""
-    one, steps = round(1 / MEAN_UNIT), round(1 / CONTEXT_UNIT)
-    return torch.tensor([floor_log2(one + a, steps) - floor_log2(one, steps) for a in range(1 << 16)], dtype=torch.int8)
+    """By |y_hat| in units of MEAN_UNIT: log2(1 + |y_hat|) in units of CONTEXT_UNIT, to the nearest; up to the largest that matters."""
+    one, halves = round(1 / MEAN_UNIT), round(2 / CONTEXT_UNIT)
+    return torch.tensor([(floor_log2(one + a, halves) - floor_log2(one, halves) + 1) // 2 for a in range(1 << 16)], dtype=torch.int8)
 
 
 def conv3(i: int, o: int) -> nn.Conv2d:
@@ -232,7 +232,7 @@ class RoiVbr(CompressionModel):
         gain = q.cpu()[0, 0, :, :, None].int() - Q_MIDDLE
         steps = 2 * STEPS_PER_OCTAVE // LEVELS_PER_OCTAVE  # of quality, that raise the level by 1
         gain_levels = torch.div(gain + steps // 2, steps, rounding_mode="floor")
-        condition = torch.div(gain, Q_UNIT, rounding_mode="floor").to(torch.int8)
+        condition = torch.div(gain + Q_UNIT // 2, Q_UNIT, rounding_mode="floor").to(torch.int8)
         magnitudes, scaled = magnitude_table(), torch.empty(*gain.shape[:2], self.M, dtype=torch.int32)  # y_hat in units of MEAN_UNIT
         for k, (start, end) in enumerate(self.slices):
             with record_function("entropy networks"):
