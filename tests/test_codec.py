@@ -136,8 +136,8 @@ def test_real_bytes_are_what_the_likelihoods_say(vbr):
     image = street(0)[:64, :128]
     for lmbda in (0.002, 0.03):
         _, strings = Header.unpack(codec.encode(image, BOX, lmbda=lmbda, model=vbr))
-        # strings are whole words of 4 bytes, and the model is tiny: real ones are measured on whole frames
-        assert 8 * sum(map(len, strings)) == pytest.approx(vbr.estimate(image, BOX, lmbda=lmbda), rel=0.03, abs=64)
+        # each string ends in up to 6 bytes that no symbol needed, and the model is tiny: real ones are measured on whole frames
+        assert 8 * sum(map(len, strings)) == pytest.approx(vbr.estimate(image, BOX, lmbda=lmbda), rel=0.03, abs=96)
 
 
 @pytest.mark.parametrize("at", [0, 4, 5, 9, 15, 19, 27, 33, 60, -1])
