@@ -52,6 +52,8 @@ class Codec:
     ) -> bytes:
         """As `roilib.codec.encode`. `self.passes` then says how many times symbols were written to bytes for it."""
         rows, indices = self._knobs(image, boxes, lmbda, alpha)
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes is at least 1, not {max_bytes}")
         self.passes = 0
         with self.autocast():
             if max_bytes is None:

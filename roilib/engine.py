@@ -154,7 +154,7 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
 
 
 @torch.no_grad()
-def make_tables(model: CompressionModel, p: Parameters, train_data: RoiDataset, device: torch.device | str = "cpu", batches_seen: int = 16) -> None:
+def make_tables(model: CompressionModel, p: Parameters, train_data: RoiDataset, device: torch.device | str = "cpu", batches_seen: int = 4) -> None:
     """What real coding needs beyond the weights: probability tables, and roi_vbr's integer networks, for which it looks at some training crops."""
     model.eval()
     if not isinstance(model, RoiVbr):

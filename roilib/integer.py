@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX, SUM_MAX, HEADROOM = 127, 2**24 - 1, 2
+MAX, SUM_MAX, HEADROOM = 127, 2**24 - 1, 1.25
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def test_a_network_that_ends_in_a_relu_tells_its_units():
 def test_no_sum_is_too_large_to_be_exact(quantised):
     _, twin, _, _ = quantised
     for layer in (twin.layers[0], twin.layers[2]):
-        assert layer.weight.abs().max() > 63  # the range is used, but for a last layer's powers of two
+        assert layer.weight.abs().max() > 100  # the range is used
         assert (layer.weight.abs().double().sum(0) * MAX + layer.bias.abs()).max() <= SUM_MAX
 
 
