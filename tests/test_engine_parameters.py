@@ -12,6 +12,7 @@ from roilib.detector import SHIPPED_WEIGHTS
 from roilib.distributed import process_count, resolve_device, resolve_precision
 from roilib.models import build_model, read_weights, save_weights
 from roilib.parameters import Parameters
+from roilib.quality import quality_index
 from roilib.runs import open_run
 from roilib.session import forward, knobs, start, train_step
 from roilib.shipped import shipped
@@ -212,7 +213,7 @@ def test_ema(tiny_parameters):
 
 def test_fixed_rate(tiny_parameters):
     one = {"which": "roi_vbr", "N": 16, "lmbda": 0.02, "alpha": 0.5}
-    for fixed, indices in ((True, {361}), (False, None)):
+    for fixed, indices in ((True, {quality_index(0.02)}), (False, None)):
         p = tiny_parameters(fixed_rate=fixed, **one)
         drawn = [knobs(p, [torch.tensor([[8.0, 8.0, 40.0, 40.0]])] * 2, 64, range(2), step)[0] for step in range(3)]
         found = {int(q) for maps in drawn for q in maps.unique()}
