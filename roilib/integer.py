@@ -4,7 +4,9 @@ A float network of convolutions, ReLUs and pixel shuffles becomes one whose inpu
 where fp32 adds integers exactly in any order, and its factors are exact in bf16, fp16 and TF32 too. So neither threads, memory layout,
 instruction set, library nor reduced-precision matrix units can change a result; where int8 matrix products keep every bit they are used.
 
-    a ──► W · a + b ──► floor(· 2^-shift) ──► clamp to 0 … 127 ──► next layer, which undoes the scale of its inputs
+    a ──► W · a + b ──► floor(· 2^-shift) ──► clamp to 0 … 255 ──► next layer, which undoes the scale of its inputs
+
+What is never negative is stored as a - 128, so that it has all eight bits; the biases make up for it.
 
 ReLUs pass positive factors on, so each channel has its own scale; only the outputs of the last layer have a unit that the caller chooses.
 """
@@ -15,10 +17,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX, SUM_MAX, HEADROOM = 127, 2**24 - 1, 1.25
+MAX, SUM_MAX, BIAS_MAX, HEADROOM = 127, 2**24 - 1, 2**29, 1.25
+ZERO, LARGEST = -128, 255  # how 0 is stored of what is never negative, and its largest value
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -36,25 +38,27 @@ def int8_products_are_exact() -> bool:
     return bool((torch._int_mm(rows.to(torch.int8), rows.T.contiguous().to(torch.int8)) == exact).all())
 
 
-def patches(a: Tensor, side: int) -> Tensor:
-    """(B, H, W, C) → (B, H, W, side² C): of each cell the values that a convolution sees, zeros beyond the border."""
-    a = F.pad(a, (0, 0, *(side // 2,) * 4))
-    return a.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
+def patches(a: Tensor, side: int, zero: Tensor) -> Tensor:
+    """(B, H, W, C) → (B, H, W, side² C): of each cell the values that a convolution sees, the zero (C,) of each channel beyond the border."""
+    edge, (batch, height, width, _) = side // 2, a.shape
+    padded = zero.expand(batch, height + 2 * edge, width + 2 * edge, -1).contiguous()
+    padded[:, edge : edge + height, edge : edge + width] = a
+    return padded.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
 class IntegerConv(nn.Module):
-    """The nn.Conv2d of an odd kernel that keeps the size, on integers, its sums shifted right."""
+    """The nn.Conv2d of an odd kernel that keeps the size, on integers, its sums shifted right. zero (in,): int8 that stands for 0 in its inputs."""
 
-    def __init__(self, conv: nn.Conv2d):
+    def __init__(self, conv: nn.Conv2d, zero: Tensor):
         super().__init__()
-        self.side = conv.kernel_size[0]
+        self.side, self.zero = conv.kernel_size[0], zero
         self.register_buffer("weight", torch.zeros(self.side**2 * conv.in_channels, conv.out_channels, dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(conv.out_channels, dtype=torch.int32))
         self.register_buffer("shift", torch.zeros(conv.out_channels, dtype=torch.int32))
 
     def forward(self, a: Tensor) -> Tensor:
         """a (B, H, W, in) int8 → (B, H, W, out) int32."""
-        a = patches(a, self.side) if self.side > 1 else a
+        a = patches(a, self.side, self.zero) if self.side > 1 else a
         sums = product(a.flatten(0, 2), self.weight).add_(self.bias)
         return sums.bitwise_right_shift_(self.shift).unflatten(0, a.shape[:3])
 
@@ -67,40 +71,50 @@ class IntegerConv(nn.Module):
         """
         weight, bias = (conv.weight * unit_in[:, None, None]).double(), conv.bias.double()
         largest, total = weight.abs().amax((1, 2, 3)).clamp(min=1e-12), weight.abs().sum((1, 2, 3)).clamp(min=1e-12)
-        room = (SUM_MAX // 2) / (total * MAX)
+        room = (SUM_MAX // 2) / (total * -ZERO)
         finest = torch.minimum(MAX / largest, room)  # steps a unit of the sum, at most
         finest = finest.reshape(-1, group).amin(1, keepdim=True).expand(-1, group).reshape(-1)
         if unit_out is None:
             a_max = a_max.double().reshape(-1, group).amax(1, keepdim=True).expand(-1, group).reshape(-1).clamp(min=1e-6)
-            shift = torch.ceil(torch.log2(a_max * finest / MAX)).clamp(min=0)
-            steps = torch.minimum(finest, MAX * 2**shift / a_max)
+            shift = torch.ceil(torch.log2(a_max * finest / LARGEST)).clamp(min=0)
+            steps = torch.minimum(finest, LARGEST * 2**shift / a_max)
             unit_out = 2**shift / steps
         else:
             shift = torch.floor(torch.log2(finest * unit_out.double())).clamp(min=0)
             steps = 2**shift / unit_out.double()
         self.weight.copy_((weight * steps[:, None, None, None]).round().permute(2, 3, 1, 0).flatten(0, 2))
-        limit = SUM_MAX // 2
-        self.bias.copy_(((bias * steps).round() + torch.where(shift > 0, 2 ** (shift - 1), 0)).clamp(-limit, limit))  # half a step: to nearest
+        of_zeros = (self.weight.double().unflatten(0, (-1, conv.in_channels)) * self.zero[:, None]).sum((0, 1))
+        half = torch.where(shift > 0, 2 ** (shift - 1), 0)  # of a step: to nearest
+        self.bias.copy_(((bias * steps).round() + half - of_zeros).clamp(-BIAS_MAX, BIAS_MAX))
         self.shift.copy_(shift)
         self.check()
         return unit_out.float()
 
     def check(self) -> None:
         """Raise ValueError unless every sum this layer can make is exact."""
-        largest = self.weight.abs().double().sum(0) * MAX + self.bias.abs().double()
-        if largest.max() > SUM_MAX or not ((self.shift >= 0) & (self.shift < 32)).all():
+        sums, bias = self.weight.double().abs().sum(0) * -ZERO, self.bias.double().abs()
+        if sums.max() > SUM_MAX or bias.max() > BIAS_MAX or not ((self.shift >= 0) & (self.shift < 32)).all():
             raise ValueError("an integer network whose sums are not exact")
 
 
 class IntegerNet(nn.Module):
     """The integer twin of a float nn.Sequential of Conv2d, ReLU and PixelShuffle; empty until `quantise`.
 
-    It stays on the CPU, and the integers that it is, wherever the model that it is part of goes.
+    It stays on the CPU, and the integers that it is, wherever the model that it is part of goes. signed: the input channels that can be negative;
+    of the others, and of outputs behind a ReLU, 0 is stored as ZERO.
     """
 
-    def __init__(self, net: nn.Sequential):
+    def __init__(self, net: nn.Sequential, signed: Sequence[int] = ()):
         super().__init__()
-        self.layers = nn.ModuleList(IntegerConv(layer) if isinstance(layer, nn.Conv2d) else layer for layer in net)
+        zero = torch.full((net[0].in_channels,), ZERO, dtype=torch.int8)
+        zero[list(signed)] = 0
+        self.layers = nn.ModuleList()
+        for layer in net:
+            self.layers.append(IntegerConv(layer, zero) if isinstance(layer, nn.Conv2d) else layer)
+            if isinstance(layer, nn.Conv2d):
+                zero = torch.full((layer.out_channels,), ZERO, dtype=torch.int8)
+            elif isinstance(layer, nn.PixelShuffle):
+                zero = zero[:: layer.upscale_factor**2]
         self.last = max(i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d))
         self.ends_in_relu = any(isinstance(layer, nn.ReLU) for layer in net[self.last :])
 
@@ -109,14 +123,14 @@ class IntegerNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, a: Tensor) -> Tensor:
-        """a (B, H, W, C) int8 of magnitude ≤ 127 on the CPU → (B, H', W', out): int8 of a network that ends in a ReLU, else int32."""
+        """a (B, H, W, C) int8 on the CPU → (B, H', W', out): int8 of a network that ends in a ReLU, else int32."""
         with torch.autocast(a.device.type, enabled=False):  # it would round the sums to bf16
             for i, layer in enumerate(self.layers):
                 if isinstance(layer, nn.PixelShuffle):
                     a = layer(a.movedim(-1, 1)).movedim(1, -1).contiguous()
                 elif isinstance(layer, IntegerConv):
                     a = layer(a)
-                    a = a.clamp_(0, MAX).to(torch.int8) if i != self.last or self.ends_in_relu else a
+                    a = a.clamp_(0, LARGEST).add_(ZERO).to(torch.int8) if i != self.last or self.ends_in_relu else a
         return a
 
     @torch.no_grad()
@@ -124,7 +138,8 @@ class IntegerNet(nn.Module):
         """Take over the float network; returns the units of its outputs.
 
         inputs: float inputs (B, C, H, W) that show how large activations become; unit_in (in,): value of 1 of each input channel, so that the
-        integer input is input / unit_in; unit_out (out,): powers of two, units of the outputs, or None where the network ends in a ReLU.
+        integer input is input / unit_in, stored as `signed` says; unit_out (out,): powers of two, units of the outputs, or None where the network
+        ends in a ReLU.
         """
         if (unit_out is None) != self.ends_in_relu:
             raise ValueError("unit_out belongs to a network that does not end in a ReLU")

@@ -19,15 +19,16 @@ from torch.profiler import record_function
 
 from roilib.dct import dct_basis, spectrum
 from roilib.entropy import TAIL_SHARE, Counter, Decoder, Encoder, Tables, frequencies, reach
-from roilib.integer import MAX, IntegerNet
+from roilib.integer import MAX, ZERO, IntegerNet
 from roilib.quality import CELL, STEPS_PER_OCTAVE, floor_log2, quality_index
 
 Q_MIDDLE, Q_SPREAD = quality_index(0.012), 263  # quality indices that 0 and 1 stand for as an input of networks, 1 relative to 0
 STEP = 46.5 / 255  # the DCT quantiser's step that suits lmbda 0.012
 SCALE_MIN, SCALE_LEVELS, LEVELS_PER_OCTAVE = 0.1, 80, 8  # scale of level i: SCALE_MIN * 2^(i / 8), up to 94
 SLICES = (16, 64, 192)  # where the latent's channels, largest scales first, are cut
-MEAN_UNIT, CONTEXT_UNIT, Q_UNIT = 1 / 64, 1 / 8, 4  # what 1 stands for in the integer networks
+MEAN_UNIT, CONTEXT_UNIT, Q_UNIT = 1 / 64, 1 / 16, 4  # what 1 stands for in the integer networks
 SCALES = tuple(SCALE_MIN * 2 ** (i / LEVELS_PER_OCTAVE) for i in range(SCALE_LEVELS))
+LEVEL_SHIFT = (2 * STEPS_PER_OCTAVE // LEVELS_PER_OCTAVE).bit_length() - 1  # 2 to its power: steps of quality that raise the scale by a level
 OCTAVES = 4  # of scale that 1 in an entropy network's output stands for
 
 
@@ -58,9 +59,9 @@ class TailedGaussian(GaussianConditional):
 
 @functools.cache
 def magnitude_table() -> Tensor:
-    """By |y_hat| in units of MEAN_UNIT: log2(1 + |y_hat|) in units of CONTEXT_UNIT, to the nearest; up to the largest that matters."""
+    """By |y_hat| in units of MEAN_UNIT: log2(1 + |y_hat|) in units of CONTEXT_UNIT, to the nearest, as integer networks store it."""
     one, halves = round(1 / MEAN_UNIT), round(2 / CONTEXT_UNIT)
-    return torch.tensor([(floor_log2(one + a, halves) - floor_log2(one, halves) + 1) // 2 for a in range(1 << 16)], dtype=torch.int8)
+    return torch.tensor([ZERO + (floor_log2(one + a, halves) - floor_log2(one, halves) + 1) // 2 for a in range(1 << 16)], dtype=torch.int8)
 
 
 def conv3(i: int, o: int) -> nn.Conv2d:
@@ -109,7 +110,8 @@ class RoiVbr(CompressionModel):
         shuffle = nn.PixelShuffle(2)
         self.h_s = nn.Sequential(conv3(N // 2, 4 * N), shuffle, nn.ReLU(), conv3(N, 4 * N), shuffle, nn.ReLU())
         self.e = nn.ModuleList(entropy_parameters(N + 1 + start, N, 2 * (end - start)) for start, end in self.slices)
-        self.h_s_integer, self.e_integer = IntegerNet(self.h_s), nn.ModuleList(IntegerNet(net) for net in self.e)
+        self.h_s_integer = IntegerNet(self.h_s, signed=range(N // 2))
+        self.e_integer = nn.ModuleList(IntegerNet(net, signed=[N]) for net in self.e)
         self.register_buffer("y_counts", torch.from_numpy(np.concatenate([frequencies(scale) for scale in SCALES])))
         self._start()
 
@@ -202,7 +204,7 @@ class RoiVbr(CompressionModel):
         unit_h, unit_q = self.h_s_integer.quantise(self.h_s, hyper_latents, torch.ones(self.N // 2)), torch.tensor([Q_UNIT / Q_SPREAD])
         for k, (start, end) in enumerate(self.slices):
             units = torch.cat([unit_h, unit_q, torch.full((start,), CONTEXT_UNIT)])
-            outputs = torch.full((2 * (end - start),), 1 / (OCTAVES * LEVELS_PER_OCTAVE))
+            outputs = torch.full((2 * (end - start),), 1 / (OCTAVES * 2 * STEPS_PER_OCTAVE))  # a step of quality moves the scale by as much
             outputs[end - start :] = MEAN_UNIT
             self.e_integer[k].quantise(self.e[k], contexts[k], units, outputs)
         self.entropy_bottleneck.update(force=True)
@@ -230,15 +232,14 @@ class RoiVbr(CompressionModel):
         with record_function("hyper synthesis"):
             h = self.h_s_integer(torch.from_numpy(z.astype(np.int8))[None])[0]
         gain = q.cpu()[0, 0, :, :, None].int() - Q_MIDDLE
-        steps = 2 * STEPS_PER_OCTAVE // LEVELS_PER_OCTAVE  # of quality, that raise the level by 1
-        gain_levels = torch.div(gain + steps // 2, steps, rounding_mode="floor")
+        nearest = gain + (1 << LEVEL_SHIFT - 1)
         condition = torch.div(gain + Q_UNIT // 2, Q_UNIT, rounding_mode="floor").to(torch.int8)
         magnitudes, scaled = magnitude_table(), torch.empty(*gain.shape[:2], self.M, dtype=torch.int32)  # y_hat in units of MEAN_UNIT
         for k, (start, end) in enumerate(self.slices):
             with record_function("entropy networks"):
                 context = magnitudes[scaled[..., :start].abs().clamp_(max=len(magnitudes) - 1)]
-                levels, means = self.e_integer[k](torch.cat([h, condition, context], -1)[None])[0].chunk(2, -1)
-                levels = (levels + gain_levels).clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
+                scales, means = self.e_integer[k](torch.cat([h, condition, context], -1)[None])[0].chunk(2, -1)
+                levels = (scales + nearest).bitwise_right_shift_(LEVEL_SHIFT).clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
             with record_function("entropy coding"):
                 symbols = code(slice(start, end), levels.numpy(), means.numpy())
             scaled[..., start:end] = torch.from_numpy(symbols) * round(1 / MEAN_UNIT) + means

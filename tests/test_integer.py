@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from roilib import integer
-from roilib.integer import MAX, SUM_MAX, IntegerConv, IntegerNet, int8_products_are_exact, patches, product
+from roilib.integer import BIAS_MAX, LARGEST, MAX, SUM_MAX, ZERO, IntegerConv, IntegerNet, int8_products_are_exact, patches, product
 
 
 def hyper_like():
@@ -36,7 +36,7 @@ def integers(a):
 def quantised():
     """A network that ends without a ReLU, its twin, the units of its inputs, and its outputs' unit."""
     net, units = head_like(), torch.tensor([0.5] * 5 + [0.01] * 5)
-    twin = IntegerNet(net)
+    twin = IntegerNet(net, signed=range(10))
     twin.quantise(net, [symbols(4, 10, 9, 9) * units[:, None, None]], units, torch.full((8,), 1 / 64))
     return net, twin, units, 1 / 64
 
@@ -50,10 +50,10 @@ def test_it_follows_the_float_network(quantised):
 
 def test_a_network_that_ends_in_a_relu_tells_its_units():
     net = hyper_like()
-    twin, a = IntegerNet(net), symbols(4, 6, 5, 6)
+    twin, a = IntegerNet(net, signed=range(6)), symbols(4, 6, 5, 6)
     units = twin.quantise(net, [a], torch.ones(6))
     assert units.shape == (16,)
-    wanted, got = net(a), twin(integers(a)).movedim(-1, 1) * units[:, None, None]
+    wanted, got = net(a), (twin(integers(a)).movedim(-1, 1).float() - ZERO) * units[:, None, None]
     assert got.shape == (4, 16, 10, 12)
     assert (wanted - got).abs().max() < 0.03 * wanted.max()
     assert twin(integers(a)).dtype == torch.int8
@@ -63,20 +63,21 @@ def test_no_sum_is_too_large_to_be_exact(quantised):
     _, twin, _, _ = quantised
     for layer in (twin.layers[0], twin.layers[2]):
         assert layer.weight.abs().max() > 100  # the range is used
-        assert (layer.weight.abs().double().sum(0) * MAX + layer.bias.abs()).max() <= SUM_MAX
+        assert layer.weight.abs().double().sum(0).max() * -ZERO <= SUM_MAX
+        assert layer.bias.abs().max() <= BIAS_MAX < 2**31 - SUM_MAX
 
 
 def test_patches_are_what_a_convolution_sees():
     torch.manual_seed(0)
     a, conv = torch.randint(-5, 6, (2, 6, 7, 4), dtype=torch.int8), nn.Conv2d(4, 3, 3, padding=1, bias=False)
     conv.weight.data.round_()
-    got = patches(a, 3).float() @ conv.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    got = patches(a, 3, torch.zeros(4, dtype=torch.int8)).float() @ conv.weight.permute(2, 3, 1, 0).flatten(0, 2)
     assert torch.allclose(got.movedim(-1, 1), conv(a.movedim(-1, 1).float()), atol=1e-5)
 
 
 def test_no_order_of_sums_changes_a_result(quantised, monkeypatch):
     _, twin, _, _ = quantised
-    a = torch.randint(-MAX, MAX + 1, (1, 33, 65, 10), generator=torch.Generator().manual_seed(3), dtype=torch.int8)
+    a = torch.randint(ZERO, MAX + 1, (1, 33, 65, 10), generator=torch.Generator().manual_seed(3), dtype=torch.int8)
     wanted = a.movedim(-1, 1).double()  # exact by its 53 bits
     for layer in twin.layers:
         if isinstance(layer, IntegerConv):
@@ -84,7 +85,7 @@ def test_no_order_of_sums_changes_a_result(quantised, monkeypatch):
             sums = F.conv2d(wanted, weight, layer.bias.double(), padding=layer.side // 2)
             wanted = torch.floor(sums * 2.0 ** -layer.shift[:, None, None].double())
         else:
-            wanted = wanted.clamp(0, MAX)
+            wanted = wanted.clamp(0, LARGEST) + ZERO
     variants = {
         "plain": twin(a),
         "strided": twin(a.movedim(-1, 1).contiguous().movedim(1, -1)),
@@ -114,13 +115,13 @@ def test_int8_products_are_used_only_where_they_keep_every_bit():
 def test_products_of_narrow_pictures_are_exact():
     for width in (1, 2):
         a, b = (torch.randint(-MAX, MAX + 1, shape, dtype=torch.int8) for shape in ((1, 5, width, 10), (90, 7)))
-        rows = patches(a, 3).flatten(0, 2)
+        rows = patches(a, 3, torch.zeros(10, dtype=torch.int8)).flatten(0, 2)
         assert torch.equal(product(rows, b).double(), rows.double() @ b.double())
 
 
 def test_a_layer_whose_sums_could_round_is_refused(quantised):
     _, twin, _, _ = quantised
-    twin.layers[0].bias.fill_(2**24 - 1)
+    twin.layers[0].bias.fill_(2**30)
     with pytest.raises(ValueError, match="not exact"):
         twin.layers[0].check()
     twin.layers[2].shift.fill_(-1)
@@ -143,7 +144,7 @@ def test_units_must_fit_the_network():
 
 def test_it_keeps_its_numbers_in_a_state_dict(quantised):
     net, twin, _, _ = quantised
-    again = IntegerNet(net)
+    again = IntegerNet(net, signed=range(10))
     again.load_state_dict(twin.state_dict())
     a = integers(symbols(1, 10, 4, 4))
     assert torch.equal(again(a), twin(a))

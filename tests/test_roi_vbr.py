@@ -10,11 +10,22 @@ from conftest import VBR
 from roilib.datasets import RoiDataset, kitti_samples
 from roilib.dct import dct_basis, spectrum
 from roilib.entropy import TOTAL, frequencies
-from roilib.integer import MAX
+from roilib.integer import MAX, ZERO
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
 from roilib.models import build_model, read_weights
-from roilib.quality import Q_MAX, quality_index
-from roilib.roi_vbr import CONTEXT_UNIT, MEAN_UNIT, SCALE_MIN, RoiVbr, TailedGaussian, magnitude_table
+from roilib.quality import Q_MAX, STEPS_PER_OCTAVE, quality_index
+from roilib.roi_vbr import (
+    CONTEXT_UNIT,
+    LEVELS_PER_OCTAVE,
+    MEAN_UNIT,
+    OCTAVES,
+    Q_MIDDLE,
+    SCALE_LEVELS,
+    SCALE_MIN,
+    RoiVbr,
+    TailedGaussian,
+    magnitude_table,
+)
 from roilib.session import knobs
 
 
@@ -175,5 +186,25 @@ def test_likelihoods_are_those_of_the_coders_tables():
 def test_magnitudes_are_exact_logarithms():
     table, one = magnitude_table(), round(1 / MEAN_UNIT)
     exact = torch.log2(1 + torch.arange(len(table), dtype=torch.float64) / one) / CONTEXT_UNIT
-    assert (exact - table).abs().max() <= 0.5
+    assert (exact - (table.double() - ZERO)).abs().max() <= 0.5
     assert table.max() <= MAX
+
+
+def test_a_scale_is_rounded_to_the_nearest_level_once(trained, frame):
+    """Also where the quality is no whole number of levels: its rounding must not add to the network's."""
+    _, model = trained
+    for quality in (300, 307, 308, 313):
+        q, levels = uniform(quality, frame), []
+        z = np.zeros((1, 2, model.N // 2), np.int32)
+
+        def zeros(part, found, means, levels=levels):
+            levels.append(found.astype(np.float32))
+            return np.zeros(found.shape, np.int32)
+
+        model.scan(z, q, zeros)
+        with torch.no_grad():
+            h = model.h_s(torch.zeros(1, model.N // 2, 1, 2))
+            octaves = OCTAVES * model.e[0](model.context(h, q, h[:, :0])).chunk(2, 1)[0] + (q - Q_MIDDLE) / (2 * STEPS_PER_OCTAVE)
+        exact = (octaves[0].movedim(0, -1) * LEVELS_PER_OCTAVE).clamp(0, SCALE_LEVELS - 1).numpy()
+        assert np.abs(levels[0] - exact).max() < 1
+        assert abs((levels[0] - exact).mean()) < 0.1, quality
