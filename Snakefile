@@ -1,5 +1,5 @@
 # The workbook as a DAG of papermill runs: one job a notebook, one training job a point of the profile's sweep.
-# ./run_all.sh starts it; --config profile=NAME and data_root=DIR choose what runs. Done jobs are not repeated.
+# ./run_all.sh starts it; --config profile=NAME and data_root=DIR choose what runs, second_detector=FILE who looks too. Done jobs are not repeated.
 import json
 from pathlib import Path
 
@@ -16,7 +16,9 @@ FIRST = next(iter(POINTS.values()))
 DATA = {"dataset": FIRST.dataset, "data_root": FIRST.data_root, "train_size_p1": FIRST.train_size_p1}
 TRAINED = [f"{LOGDIR}/{name}/metrics.json" for name in POINTS]
 STEPS = ["01_dataset_exploration", "02_detector_hooks"]
-EVALUATE = SETTINGS.get("evaluate", {})  # at which lmbda and alpha a roi_vbr is measured; false: nothing is
+EVALUATE = SETTINGS.get("evaluate", {})  # at which lmbda and alpha a roi_vbr is measured, and which peers (a file of params/peers); false: nothing is
+PEERS = {"peers": yaml.safe_load(Path(f"params/peers/{EVALUATE['peers']}.yaml").read_text())} if EVALUATE and "peers" in EVALUATE else {}
+DETECTORS = {"detectors": ["shipped", config["second_detector"]]} if "second_detector" in config else {}
 REPORT = ["report/report.pdf"] if EVALUATE is not False else []
 
 
@@ -110,7 +112,7 @@ rule evaluate:
         f"{LOGDIR}/05_evaluation/05_evaluation.ipynb",
     threads: workflow.cores
     params:
-        values=json.dumps(DATA | {"logdir": LOGDIR, "runs": list(POINTS), "results": RESULTS} | (EVALUATE or {})),
+        values=json.dumps(DATA | {"logdir": LOGDIR, "runs": list(POINTS), "results": RESULTS} | (EVALUATE or {}) | PEERS | DETECTORS),
     shell:
         RUN
 

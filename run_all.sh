@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# Run the whole workbook headless:  ./run_all.sh [--profile sample|kitti_small|kitti|coco] [--data-root DIR] [--cores N] [-- Snakemake arguments]
+# Run the whole workbook headless:  ./run_all.sh [--profile sample|kitti_small|kitti|coco] [--data-root DIR] [--second-detector FILE] [--cores N] [-- Snakemake arguments]
 # Only install: --setup.  Open the notebooks in JupyterLab: --lab [-- JupyterLab arguments].
 set -euo pipefail
 usage() { sed -n '2,3s/^# //p' "$0"; }
 here=$(cd "$(dirname "$0")" && pwd)
-profile=sample data_root='' cores=$(nproc) action=run
+profile=sample data_root='' second_detector='' cores=$(nproc) action=run
 while [ $# -gt 0 ]; do
   case $1 in
-    --profile | --data-root | --cores) [ $# -gt 1 ] || { echo "run_all.sh: $1 needs a value" >&2; exit 2; } ;;&
+    --profile | --data-root | --second-detector | --cores) [ $# -gt 1 ] || { echo "run_all.sh: $1 needs a value" >&2; exit 2; } ;;&
     --profile) profile=$2; shift 2 ;;
     --data-root)
       [ -d "$2" ] || { echo "run_all.sh: --data-root $2: no such folder" >&2; exit 2; }
       data_root=$(realpath --relative-to="$here" "$2"); shift 2 ;;
+    --second-detector)
+      [ -f "$2" ] || { echo "run_all.sh: --second-detector $2: no such file" >&2; exit 2; }
+      second_detector=$(realpath --relative-to="$here" "$2"); shift 2 ;;
     --cores) cores=$2; shift 2 ;;
     --setup) action=setup; shift ;;
     --lab) action=lab; shift ;;
@@ -31,6 +34,7 @@ esac
 
 config=("profile=$profile")
 [ -z "$data_root" ] || config+=("data_root=$data_root")
+[ -z "$second_detector" ] || config+=("second_detector=$second_detector")
 mkdir -p runs
 exec 9>runs/lock
 flock -n 9 || { echo "run_all.sh: another run_all.sh is at work here" >&2; exit 2; }

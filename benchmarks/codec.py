@@ -1,85 +1,167 @@
-"""Time of encoding and decoding a frame, beside CompressAI's bmshj2018-hyperprior (N=128) in fp32, frame by frame in turn.
+"""Time of encoding and decoding frames: roi_vbr by stage, with and without the detector, beside CompressAI's hyperprior, x264 and x265, in turns.
 
-    python benchmarks/codec.py PICTURE [--weights FILE] [--lmbda λ] [--alpha α] [--pairs 10] [--json FILE]
+    python benchmarks/codec.py PICTURE [PICTURE …] [--weights FILE] [--lmbda λ] [--alpha α] [--rounds 10] [--json FILE]
 
-The baseline's weights are random (its time hardly depends on them; it codes few bits, so its entropy coding is at its fastest). Medians.
+Every round codes every picture with every codec, one after the other, so that whatever else the machine does meets them all; the first WARM_UP rounds
+are not counted. The baseline is CompressAI's bmshj2018-hyperprior (N=128, fp32) with random weights: its time hardly depends on them, but it codes
+few bits, so its entropy coding is at its fastest. x264 has one thread, as in the evaluation; x265 takes what it likes. Where there is a GPU all but
+these two run on it too. Median, 95th and 99th percentile.
 """
 
 import argparse
-import statistics
+import os
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from compressai.zoo import bmshj2018_hyperprior
-from torch.profiler import ProfilerActivity, profile
 
+from roilib import peers, roi_vbr
 from roilib.codec import Codec, load_codec
 from roilib.datasets import read_picture
-from roilib.detector import pad
-from roilib.runs import write_json
+from roilib.detector import HookedDetector, pad
+from roilib.runs import environment, write_json
 
+WARM_UP = 3
 BOXES = ((300, 150, 420, 250), (600, 170, 660, 220))
-STAGES = ("tables", "analysis", "hyper analysis", "hyper synthesis", "entropy networks", "entropy coding", "synthesis")
+PEERS, CRF, QOFFSET = ("x264 medium", "x264 ultrafast", "x265 medium", "x265 ultrafast"), 34, -0.2
+STAGES = {  # roi_vbr's own names → what they are part of
+    "tables": "tables",
+    "analysis": "transforms",
+    "synthesis": "transforms",
+    "hyper analysis": "entropy networks",
+    "hyper synthesis": "entropy networks",
+    "entropy networks": "entropy networks",
+    "entropy coding": "entropy coding",
+}
+BASELINE = "bmshj2018-hyperprior"
+Times = dict[tuple[str, str, str, str], list[float]]  # codec, device, operation, stage → seconds of each frame
+
+
+def now() -> float:
+    """Seconds, after what was queued on the GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def seconds(call: Callable) -> tuple[float, object]:
     """How long a call took, and its result."""
-    start = time.perf_counter()
+    start = now()
     result = call()
-    return time.perf_counter() - start, result
+    return now() - start, result
+
+
+@contextmanager
+def stage_times() -> Iterator[dict[str, float]]:
+    """While it is open, seconds spent in each of roi_vbr's stages, which mark themselves by `record_function`."""
+    spent: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = now()
+        yield
+        spent[STAGES[name]] += now() - start
+
+    marking, roi_vbr.record_function = roi_vbr.record_function, stage
+    try:
+        yield spent
+    finally:
+        roi_vbr.record_function = marking
+
+
+def ours(times: Times, codec: Codec, detector: HookedDetector, frame: np.ndarray, knobs: dict[str, float]) -> None:
+    """roi_vbr with given boxes, by stage, and with the detector. What no stage takes is the container: checks, header, checksums, colours, copies."""
+    device = codec.device.type
+    look, found = seconds(lambda: detector.detect(torch.from_numpy(frame).to(codec.device).permute(2, 0, 1)[None].float() / 255)[0].cpu().numpy())
+    with stage_times() as encoding:
+        encode, stream = seconds(lambda: codec.encode(frame, BOXES, **knobs))
+    with stage_times() as decoding:
+        decode, _ = seconds(lambda: codec.decode(stream))
+    for operation, total, stages in (("encode", encode, encoding), ("decode", decode, decoding)):
+        for stage, spent in {"total": total, **stages, "container": total - sum(stages.values())}.items():
+            times["roi_vbr", device, operation, stage].append(spent)
+    with_boxes, _ = seconds(lambda: codec.encode(frame, found[:, :4], **knobs))
+    times["roi_vbr", device, "encode", "detector"].append(look)
+    times["roi_vbr + detector", device, "encode", "total"].append(look + with_boxes)
 
 
 @torch.no_grad()
-def baseline(model: torch.nn.Module, frame: np.ndarray) -> dict[str, float]:
-    """Seconds of CompressAI's model for one frame."""
-    x = pad(torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255, 64)
+def baseline(times: Times, model: torch.nn.Module, frame: np.ndarray) -> None:
+    """CompressAI's model for one frame, as CompressAI does it."""
+    device = next(model.parameters()).device
+    x = pad(torch.from_numpy(frame).to(device).permute(2, 0, 1)[None].float() / 255, 64)
     encode, packed = seconds(lambda: model.compress(x))
     decode, _ = seconds(lambda: model.decompress(packed["strings"], packed["shape"]))
-    return {"baseline encode": encode, "baseline decode": decode}
+    times[BASELINE, device.type, "encode", "total"].append(encode)
+    times[BASELINE, device.type, "decode", "total"].append(decode)
 
 
-def ours(codec: Codec, frame: np.ndarray, lmbda: float, alpha: float) -> dict[str, float]:
-    """Seconds of roi_vbr for the same frame, boxes given, container included."""
-    encode, stream = seconds(lambda: codec.encode(frame, BOXES, lmbda=lmbda, alpha=alpha))
-    decode, _ = seconds(lambda: codec.decode(stream))
-    return {"encode": encode, "decode": decode}
+def peer(times: Times, name: str, frame: np.ndarray) -> None:
+    """A video codec for one frame with the same boxes, opened anew for each as a still picture needs."""
+    codec, preset = name.split()
+    encode, stream = seconds(lambda: peers.encode(frame, codec, CRF, BOXES, QOFFSET, preset))
+    decode, _ = seconds(lambda: peers.decode(stream, codec))
+    times[name, "cpu", "encode", "total"].append(encode)
+    times[name, "cpu", "decode", "total"].append(decode)
 
 
-def stages(codec: Codec, frame: np.ndarray, lmbda: float, alpha: float, count: int) -> dict[str, float]:
-    """Mean seconds of each stage, encoder and decoder together; the profiler that tells them apart slows them a little."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in range(count):
-            ours(codec, frame, lmbda, alpha)
-    found = {event.key: event.cpu_time_total / 1e6 / count for event in profiler.key_averages() if event.key in STAGES}
-    return {name: found[name] for name in STAGES}
+def measure(frames: list[np.ndarray], weights: Path | None, rounds: int, knobs: dict[str, float], devices: list[str]) -> tuple[Times, str]:
+    """Seconds of every counted frame, and the model's id."""
+    models = {}
+    for device in devices:
+        model = bmshj2018_hyperprior(1).eval().to(device)
+        model.update()
+        models[device] = load_codec(weights, device), HookedDetector().to(device), model
+    times: Times = {}
+    for number in range(WARM_UP + rounds):
+        times = defaultdict(list) if number in (0, WARM_UP) else times
+        for frame in frames:
+            for codec, detector, model in models.values():
+                ours(times, codec, detector, frame, knobs)
+                baseline(times, model, frame)
+            for name in PEERS:
+                peer(times, name, frame)
+    return times, models[devices[0]][0].id.hex()
+
+
+def summary(times: Times) -> list[dict]:
+    """A row a codec, device, operation and stage."""
+    rows = []
+    for (codec, device, operation, stage), values in times.items():
+        quantiles = dict(zip(("median", "p95", "p99"), np.quantile(values, (0.5, 0.95, 0.99)).tolist(), strict=True))
+        rows.append({"codec": codec, "device": device, "operation": operation, "stage": stage} | quantiles)
+    return sorted(rows, key=lambda row: (row["device"], row["codec"], row["operation"], row["stage"]))
 
 
 def main() -> None:
     """Print and, with --json, write the times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("pictures", type=Path, nargs="+")
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--lmbda", type=float, default=0.012)
     parser.add_argument("--alpha", type=float, default=0.9)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    frame = read_picture(options.picture).permute(1, 2, 0).numpy()
-    codec, model = load_codec(options.weights), bmshj2018_hyperprior(1).eval()
-    model.update()
-    runs = [baseline(model, frame) | ours(codec, frame, options.lmbda, options.alpha) for _ in range(options.pairs + 1)][1:]
-    times = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    ratio = statistics.median((run["baseline encode"] + run["baseline decode"]) / (run["encode"] + run["decode"]) for run in runs)
-    parts = stages(codec, frame, options.lmbda, options.alpha, options.pairs)
-    for name, value in (times | parts).items():
-        print(f"{name:18} {1000 * value:7.1f} ms")
-    print(f"ratio (median of {options.pairs} pairs) {ratio:.1f}; {torch.get_num_threads()} threads, frame {frame.shape[1]}x{frame.shape[0]}")
+    frames = [read_picture(path).permute(1, 2, 0).numpy() for path in options.pictures]
+    knobs = {"lmbda": options.lmbda, "alpha": options.alpha}
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    times, model = measure(frames, options.weights, options.rounds, knobs, devices)
+    rows = summary(times)
+    for row in rows:
+        numbers = "".join(f"{1000 * row[name]:9.1f}" for name in ("median", "p95", "p99"))
+        print(f"{row['device']:5} {row['codec']:22} {row['operation']:7} {row['stage']:18}{numbers} ms")
+    size, threads = list(frames[0].shape[:2]), torch.get_num_threads()
+    print(f"{options.rounds} rounds of {len(frames)} frames, the first {size[1]}x{size[0]}; {threads} threads")
     if options.json:
-        result = {"seconds": times, "stages": parts, "ratio": ratio, "pairs": options.pairs, "threads": torch.get_num_threads()}
-        write_json(options.json, result | {"lmbda": options.lmbda, "alpha": options.alpha, "size": frame.shape[:2], "model": codec.id.hex()})
+        about = {"machine": environment() | {"cores": os.cpu_count()}, "threads": threads, "frame": size, "frames": options.rounds * len(frames)}
+        about |= {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "warm_up": WARM_UP, "model": model}
+        write_json(options.json, about | knobs | {"crf": CRF, "qoffset": QOFFSET, "rows": rows})
 
 
 if __name__ == "__main__":

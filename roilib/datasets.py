@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 
 from roilib.checkpoints import leave_signals_to_parent
 from roilib.parameters import Parameters
-from roilib.roi import read_kitti_label, read_text, roi_mask
+from roilib.roi import read_boxes, read_kitti_label, read_text, roi_mask
 from roilib.sample_set import make_sample_set
 
 KITTI_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
@@ -125,6 +125,39 @@ def unlabelled_samples(folders: str) -> list[Sample]:
             raise ValueError(f"{folder}: no pictures here")
         samples += [Sample(path.relative_to(folder.parent).as_posix(), path) for path in found]
     return samples
+
+
+def folder_samples(folder: str | Path) -> tuple[list[Sample], tuple[str, ...]]:
+    """The pictures of a folder, sorted by name, with the boxes of the file beside each, and the names of the objects' classes.
+
+    A box file has its picture's name: KITTI label text `.txt` (any type but DontCare) or `.json` as `roi.read_boxes` has it, whose boxes are of the
+    class "object" and whose importance is not used. A picture without one has no boxes. Raises ValueError naming the file that is wrong.
+    """
+    files = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in (*PICTURES, ".txt", ".json"))
+    images: dict[str, Path] = {}
+    named: dict[str, tuple[list[str], np.ndarray]] = {}
+    for path in files:
+        kind = images if path.suffix.lower() in PICTURES else named
+        if path.stem in kind:
+            raise ValueError(f"{path}: the second {'picture' if kind is images else 'box file'} of the name {path.stem}")
+        kind[path.stem] = path if kind is images else _named_boxes(path)
+    if not images:
+        raise ValueError(f"{folder}: no pictures here")
+    for path in files:
+        if path.stem not in images:
+            raise ValueError(f"{path}: boxes for no picture in {folder}")
+    classes = tuple(sorted({name for names, _ in named.values() for name in names}))
+    nothing = ([], np.zeros((0, 4), np.float32))
+    found = [(id, images[id], *named.get(id, nothing)) for id in sorted(images)]
+    return [Sample(id, path, boxes, np.array([classes.index(name) for name in names], np.int64)) for id, path, names, boxes in found], classes
+
+
+def _named_boxes(path: Path) -> tuple[list[str], np.ndarray]:
+    """Class names and boxes (K, 4) of a box file."""
+    if path.suffix.lower() == ".txt":
+        return read_kitti_label(path)
+    boxes = read_boxes(path)[:, :4]
+    return ["object"] * len(boxes), boxes
 
 
 def split(samples: list[Sample], train_size_p1: float | None, root: Path) -> tuple[list[Sample], list[Sample]]:
@@ -287,6 +320,11 @@ def load_splits(p: Parameters) -> tuple[RoiDataset, RoiDataset]:
     if p.unlabelled:
         parts[0].extend(unlabelled_samples(p.unlabelled))
     return tuple(RoiDataset(part, classes) for part in parts)
+
+
+def evaluation_pictures(p: Parameters, folder: str | None = None) -> RoiDataset:
+    """What to evaluate on: the pictures of a folder of one's own, or the test pictures of p's data set."""
+    return RoiDataset(*folder_samples(folder)) if folder else load_splits(p)[1]
 
 
 def coco_splits(root: Path, train_size_p1: float | None) -> tuple[tuple[list[Sample], list[Sample]], tuple[str, ...]]:

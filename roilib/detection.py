@@ -1,4 +1,6 @@
-"""How well a detector finds labelled objects: AP50, by class and class-agnostic.
+"""How well a detector finds labelled objects: AP at IoU 0.50 and 0.50–0.95, by class and class-agnostic, of the pictures and of resamples of them.
+
+    picture ──► detector ──► found (K, 6) ──► scored: a row a detection with its score, group and the IoU thresholds it hits ──► average_precisions
 
     python -m roilib.detection --data-root DIR --out FILE.json DETECTOR.pt [DETECTOR.pt …]
 
@@ -7,13 +9,13 @@ Classes are compared as KITTI's benchmark names them, so that detectors with COC
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
-from ultralytics.utils.metrics import ap_per_class
 
 from roilib.datasets import RoiDataset, kitti_samples, split
 from roilib.detector import HookedDetector
@@ -27,6 +29,8 @@ GROUPS = {  # KITTI's and COCO's class names → what they count as; other class
     **dict.fromkeys(("Truck", "Tram", "Misc", "truck", "bus", "train"), "other"),
 }
 GROUP_NAMES = (*BENCHMARK, "other")
+THRESHOLDS = tuple(n / 100 for n in range(50, 100, 5))  # of IoU
+SCORE_UNIT = 1e-6
 
 
 def grouped(classes: Tensor, names: dict[int, str] | tuple[str, ...]) -> Tensor:
@@ -35,45 +39,89 @@ def grouped(classes: Tensor, names: dict[int, str] | tuple[str, ...]) -> Tensor:
     return torch.tensor([GROUP_NAMES.index(g) if g else -1 for g in groups], dtype=torch.int64)
 
 
-def detect_all(detector: HookedDetector, data: RoiDataset, confidence: float = 0.001, iou: float = 0.7) -> list[Tensor]:
-    """Detections of every whole picture, (K, 6) each with the class column as index into GROUP_NAMES; other classes are left out."""
-    found = []
-    for image, _, _ in data:
-        boxes = detector.detect(image[None].float() / 255, confidence, iou)[0].cpu()
-        boxes[:, 5] = grouped(boxes[:, 5], detector.names)
-        found.append(boxes[boxes[:, 5] >= 0])
-    return found
+def detect(detector: HookedDetector, image: Tensor, confidence: float = 0.001, iou: float = 0.7) -> Tensor:
+    """Detections of a picture, uint8 (3, H, W): (K, 6) with the class column as index into GROUP_NAMES; other classes are left out."""
+    device = next(detector.parameters()).device
+    boxes = detector.detect(image[None].to(device).float() / 255, confidence, iou)[0].cpu()
+    boxes[:, 5] = grouped(boxes[:, 5], detector.names)
+    return boxes[boxes[:, 5] >= 0]
+
+
+def detect_all(detector: HookedDetector, data: RoiDataset) -> list[Tensor]:
+    """Detections of every whole picture, as of `detect`."""
+    return [detect(detector, image) for image, _, _ in data]
 
 
 def matches(found: Tensor, boxes: Tensor, same_class: Tensor, threshold: float) -> np.ndarray:
     """Which detections (K, ≥4), best first, hit a box (n, 4) that no better one has hit; same_class: (K, n) bool."""
-    overlap = torch.where(same_class, box_iou(found[:, :4], boxes), 0.0)
     hit = np.zeros(len(found), bool)
-    for i, row in enumerate(overlap):
-        if len(row) and row.max() >= threshold:
-            hit[i], overlap[:, row.argmax()] = True, 0
+    if not len(boxes):
+        return hit
+    overlap = torch.where(same_class, box_iou(found[:, :4], boxes), 0.0).numpy()
+    for i in np.flatnonzero(overlap.max(1) >= threshold):
+        if overlap[i].max() >= threshold:
+            hit[i], overlap[:, overlap[i].argmax()] = True, 0
     return hit
 
 
-def average_precision(found: list[Tensor], data: RoiDataset, threshold: float = 0.5) -> dict[str, float]:
-    """`agnostic` AP over all objects and AP of every BENCHMARK class with objects, with `mAP` their mean, at one IoU threshold."""
-    truth = [(boxes.as_subclass(Tensor), grouped(labels, data.classes)) for _, boxes, labels in data]
-    found = [f[f[:, 4].argsort(descending=True)] for f in found]
-    anything = [torch.ones(len(f), len(b), dtype=torch.bool) for f, (b, _) in zip(found, truth, strict=True)]
-    result = {"agnostic": _ap(anything, found, truth, None, threshold)}
+def scored(found: Tensor, boxes: Tensor, groups: Tensor) -> list[list[int]]:
+    """What AP needs of a picture's detections (K, 6), best first: score in SCORE_UNIT, group, and as bits which THRESHOLDS it hits, of any box and of
+    one of its own group. boxes (n, 4) and groups (n,) are the labelled objects.
+    """
+    found = found[found[:, 4].argsort(descending=True, stable=True)]
+    same = (found[:, 5:6] == groups[None]) & (groups[None] >= 0)
+    bits = [sum(matches(found, boxes, may, t).astype(int) << k for k, t in enumerate(THRESHOLDS)) for may in (torch.ones_like(same), same)]
+    return np.stack([(found[:, 4].double() / SCORE_UNIT).round().long().numpy(), found[:, 5].long().numpy(), *bits], 1).tolist()
+
+
+def objects(groups: Tensor) -> list[int]:
+    """How many objects a picture has: all, and of each BENCHMARK class."""
+    return [len(groups), *(int((groups == i).sum()) for i in range(len(BENCHMARK)))]
+
+
+def average_precisions(pictures: Sequence[list[list[int]]], counts: Sequence[list[int]], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """APs, (R,) each, of R ways to count the pictures.
+
+    pictures: `scored` rows of each; counts: its `objects`; weights (R, pictures): how often each counts. agnostic_ap50 is over all objects,
+    car_ap50 … of the BENCHMARK classes with objects, map50 and map50_95 means over them (in a resample over those that it has).
+    """
+    rows = np.concatenate([np.array(found, int).reshape(-1, 4) for found in pictures])
+    picture = np.repeat(np.arange(len(pictures)), [len(found) for found in pictures])
+    order = np.argsort(-rows[:, 0], kind="stable")
+    rows, picture, counts = rows[order], picture[order], np.array(counts)
+    result = {"agnostic_ap50": _average_precision(rows[:, 2] & 1 > 0, picture, counts[:, 0], weights)}
+    by_class = []
     for i, name in enumerate(BENCHMARK):
-        if any((groups == i).any() for _, groups in truth):
-            same = [(f[:, 5:6] == i) & (groups == i)[None] for f, (_, groups) in zip(found, truth, strict=True)]
-            result[name] = _ap(same, found, truth, i, threshold)
-    return result | {"mAP": float(np.mean([v for k, v in result.items() if k in BENCHMARK]))}
+        if counts[:, 1 + i].any():
+            own = rows[:, 1] == i
+            bits = rows[own, 3]
+            by_class.append([_average_precision(bits >> k & 1 > 0, picture[own], counts[:, 1 + i], weights) for k in range(len(THRESHOLDS))])
+            result[f"{name.lower()}_ap50"] = by_class[-1][0]
+    if by_class:
+        known = np.isfinite(np.array(by_class))
+        means = np.where(known, by_class, 0).sum(0) / np.maximum(known.sum(0), 1)
+        result |= {"map50": np.where(known.any((0, 1)), means[0], np.nan), "map50_95": np.where(known.any((0, 1)), means.mean(0), np.nan)}
+    return result
 
 
-def _ap(same: list[Tensor], found: list[Tensor], truth: list[tuple[Tensor, Tensor]], group: int | None, threshold: float) -> float:
-    chosen = [slice(None) if group is None else f[:, 5] == group for f in found]
-    hits = np.concatenate([matches(f[c], b, s[c], threshold) for f, c, s, (b, _) in zip(found, chosen, same, truth, strict=True)])
-    confidence = torch.cat([f[c][:, 4] for f, c in zip(found, chosen, strict=True)]).numpy()
-    objects = sum(len(b) if group is None else int((g == group).sum()) for b, g in truth)
-    return float(ap_per_class(hits[:, None], confidence, np.zeros(len(hits)), np.zeros(objects))[5].mean()) if len(hits) else 0.0
+def _average_precision(hit: np.ndarray, picture: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(R,) area under the best precision at a higher recall, on a grid of 101 recalls, by trapezoids. hit, picture: of detections, best first."""
+    number = np.cumsum(weights[:, picture], 1)[:, hit]
+    true = np.cumsum(weights[:, picture[hit]], 1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # resamples without objects, or before their first detection
+        precision, recall = np.where(number > 0, true / number, 0), true / (weights @ counts)[:, None]
+    best = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+    area = np.concatenate([[0.0], np.cumsum([0.005, *[0.01] * 99, 0.005])])  # of the recalls below
+    reached = area[np.searchsorted(np.linspace(0, 1, 101), recall)]
+    return np.where(weights @ counts > 0, (best * np.diff(reached, prepend=0, axis=1)).sum(1), np.nan)
+
+
+def average_precision(found: list[Tensor], data: RoiDataset) -> dict[str, float]:
+    """`average_precisions` of detections of whole pictures, each counted once."""
+    truth = [(boxes.as_subclass(Tensor), grouped(labels, data.classes)) for _, boxes, labels in data]
+    rows = [scored(f, boxes, groups) for f, (boxes, groups) in zip(found, truth, strict=True)]
+    values = average_precisions(rows, [objects(groups) for _, groups in truth], np.ones((1, len(rows))))
+    return {name: float(value[0]) for name, value in values.items()}
 
 
 def main() -> None:
@@ -83,7 +131,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     test = RoiDataset(split(kitti_samples(args.data_root), None, args.data_root)[1])
-    result = {path.name: average_precision(detect_all(HookedDetector(path), test), test) for path in args.detectors}
+    result = {}
+    for path in args.detectors:
+        values = average_precision(detect_all(HookedDetector(path), test), test)
+        by_class = {name: values[f"{name.lower()}_ap50"] for name in BENCHMARK if f"{name.lower()}_ap50" in values}
+        result[path.name] = {"agnostic": values["agnostic_ap50"], "mAP": values["map50"]} | by_class
     write_json(args.out, {"AP50": result, "pictures": len(test), "data": "KITTI 2D object, test split"})
     print(args.out.read_text())
 

@@ -3,30 +3,34 @@
     run folder ──► codec ─┐
     frame, boxes ─────────┴─► encode ──► bytes ──► decode ──► record
 
-One record is one picture under one setting: image, codec, setting, bytes, bpp, bpp_estimated, psnr, roi_psnr, bg_psnr, ms_ssim and the squared
-errors behind the PSNRs (so that they pool). Times are kept apart, since no two runs share them.
+One record is one picture under one setting: image, codec, setting, bytes, bpp, bpp_estimated, psnr, roi_psnr, bg_psnr, car_psnr … (of the objects of
+each class), ms_ssim, the squared errors behind the PSNRs (so that they pool), a hash of the stream, and what detectors find on the decoded picture,
+where some are given. Times are kept apart, since no two runs share them.
 """
 
 import functools
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from roilib import peers
-from roilib.codec import Codec, load_codec
+from roilib import detection, peers
+from roilib.codec import SHIPPED_WEIGHTS, Codec, load_codec
 from roilib.container import Header
 from roilib.datasets import RoiDataset
+from roilib.detector import HookedDetector
 from roilib.metrics import picture_metrics
 from roilib.parameters import Parameters
 from roilib.roi import roi_mask
 from roilib.runs import Run, environment, write_json
+from roilib.shipped import shipped
 
 CODEC_NAMES = {  # what a codec is called in figures, in the order of the paper's
     "hyperprior": "baseline",
@@ -37,6 +41,8 @@ CODEC_NAMES = {  # what a codec is called in figures, in the order of the paper'
     "roi_vbr": "roi_vbr",
     "roi_vbr (fixed_rate)": "roi_vbr, one rate each",
 }
+UNCOMPRESSED, SHIPPED = "uncompressed", "shipped"
+Detectors = Mapping[str, HookedDetector]
 
 
 def codec_name(p: Parameters) -> str:
@@ -52,13 +58,15 @@ def settings(p: Parameters, lmbdas: Sequence[float] = (), alphas: Sequence[float
     return list(product(lmbdas or [p.lmbda], alphas or [p.alpha]))
 
 
-def evaluate(codec: Codec, data: RoiDataset, lmbdas: Sequence[float] = (), alphas: Sequence[float] = ()) -> Iterator[tuple[dict, dict]]:
+def evaluate(
+    codec: Codec, data: RoiDataset, lmbdas: Sequence[float] = (), alphas: Sequence[float] = (), detectors: Detectors | None = None
+) -> Iterator[tuple[dict, dict]]:
     """Code every whole picture of `data` at the `settings` of these lists, its labelled boxes being the ROI: (record, times) of each."""
     p = codec.parameters
     for lmbda, alpha in settings(p, lmbdas, alphas):
         knobs = {"lmbda": lmbda, "alpha": alpha}
         where = {"codec": codec_name(p), "setting": knobs | {name: getattr(p, name) for name in ("seed", "loss_form", "metric")}, "run": p.name}
-        for image, boxes, measured in _measure(data, functools.partial(codec.encode, **knobs), codec.decode, where):
+        for image, boxes, measured in _measure(data, functools.partial(codec.encode, **knobs), codec.decode, where, detectors):
             stream = measured[0].pop("stream")
             container = len(stream) - sum(map(len, Header.unpack(stream)[1]))
             bits = codec.estimate(image, boxes, **knobs) + 8 * container
@@ -66,7 +74,9 @@ def evaluate(codec: Codec, data: RoiDataset, lmbdas: Sequence[float] = (), alpha
             yield measured
 
 
-def evaluate_peer(data: RoiDataset, name: str, qualities: Sequence[float], qoffsets: Sequence[float] = (0.0,)) -> Iterator[tuple[dict, dict]]:
+def evaluate_peer(
+    data: RoiDataset, name: str, qualities: Sequence[float], qoffsets: Sequence[float] = (0.0,), detectors: Detectors | None = None
+) -> Iterator[tuple[dict, dict]]:
     """Code every whole picture of `data` by a codec of roilib.peers, as "x265 medium" or "jpeg": (record, times) of each picture at each setting."""
     codec, _, preset = name.partition(" ")
     if codec not in peers.VIDEO + peers.STILL or bool(preset) != (codec in peers.VIDEO):
@@ -77,25 +87,44 @@ def evaluate_peer(data: RoiDataset, name: str, qualities: Sequence[float], qoffs
             return peers.encode(image, codec, quality, boxes, qoffset, preset)
 
         where = {"codec": name, "setting": {"quality": quality, "qoffset": qoffset}}
-        for _, _, (record, times) in _measure(data, encode, functools.partial(peers.decode, codec=codec), where):
+        for _, _, (record, times) in _measure(data, encode, functools.partial(peers.decode, codec=codec), where, detectors):
             del record["stream"]
             yield record, times
 
 
-def _measure(data: RoiDataset, encode: Callable, decode: Callable, where: dict) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[dict, dict]]]:
+def uncompressed(data: RoiDataset, detectors: Detectors) -> Iterator[tuple[dict, dict]]:
+    """What detectors find on the pictures as they are: (record without bytes but with the numbers of `objects`, no times) of each."""
+    for sample, (image, boxes, labels) in zip(data.samples, data, strict=True):
+        groups = detection.grouped(labels, data.classes)
+        record = {"image": sample.id, "codec": UNCOMPRESSED, "setting": {}, "objects": detection.objects(groups)}
+        yield record | _detections(image.permute(1, 2, 0).numpy(), boxes.as_subclass(torch.Tensor), groups, detectors), {}
+
+
+def _measure(
+    data: RoiDataset, encode: Callable, decode: Callable, where: dict, detectors: Detectors | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[dict, dict]]]:
     """Each picture of `data`, its boxes, and (record, times) of coding it; the record still holds the stream."""
     for i, sample in enumerate(data.samples):
-        image, boxes, _ = data[i]
-        original, boxes = image.permute(1, 2, 0).numpy(), boxes.numpy()
+        image, boxes, labels = data[i]
+        original, boxes, groups = image.permute(1, 2, 0).numpy(), boxes.numpy(), detection.grouped(labels, data.classes)
         height, width = original.shape[:2]
         start = _now()
         stream = encode(original, boxes)
         encoded = _now()
         decoded = decode(stream)
         seconds = {"encode": encoded - start, "decode": _now() - encoded}
-        rate = {"stream": stream, "bytes": len(stream), "bpp": 8 * len(stream) / (height * width)}
+        rate = {"stream": stream, "bytes": len(stream), "bpp": 8 * len(stream) / (height * width), "sha256": hashlib.sha256(stream).hexdigest()[:16]}
         mask, here = roi_mask(boxes, height, width)[0].bool().numpy(), {"image": sample.id} | where
-        yield original, boxes, (here | rate | picture_metrics(original, decoded, mask), here | {"seconds": seconds})
+        classes = {name.lower(): roi_mask(boxes[groups.numpy() == k], height, width)[0].bool().numpy() for k, name in enumerate(detection.BENCHMARK)}
+        measured = picture_metrics(original, decoded, mask, classes) | _detections(decoded, torch.from_numpy(boxes), groups, detectors)
+        yield original, boxes, (here | rate | measured, here | {"seconds": seconds})
+
+
+def _detections(image: np.ndarray, boxes: torch.Tensor, groups: torch.Tensor, detectors: Detectors | None) -> dict:
+    """`detections`, the rows of `detection.scored` by detector, where there is one."""
+    frame = torch.from_numpy(image).permute(2, 0, 1)
+    found = {name: detection.scored(detection.detect(detector, frame), boxes, groups) for name, detector in (detectors or {}).items()}
+    return {"detections": found} if found else {}
 
 
 def _now() -> float:
@@ -123,12 +152,17 @@ def read_records(folder: Path, name: str = "records") -> list[dict]:
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 
-def finished_runs(logdir: str | Path, names: list[str] | None = None) -> list[Run]:
-    """Finished training runs below `logdir`, all or those in `names`. Raises ValueError when there is none or one is missing."""
+def weights_file(name: str) -> Path:
+    """The weights file that `name` is the path of, or "shipped" stands for."""
+    return shipped(SHIPPED_WEIGHTS) if name == SHIPPED else Path(name)
+
+
+def finished_runs(logdir: str | Path, names: list[str] | None = None, needed: bool = True) -> list[Run]:
+    """Finished training runs below `logdir`, all or those in `names`. Raises ValueError when one is missing, or there is none though `needed`."""
     folders = [Path(logdir) / name for name in names or _finished_names(Path(logdir))]
     runs = [Run(folder, Parameters.parse(_parameters(folder))) for folder in folders]
     runs = [run for run in runs if run.parameters.what == "train"]
-    if not runs:
+    if not runs and needed:
         raise ValueError(f"{logdir}: no finished training run; run notebooks 03 and 04 first")
     return runs
 
@@ -144,14 +178,16 @@ def _parameters(folder: Path) -> dict:
         raise ValueError(f"{folder}: not a finished run ({error})") from None
 
 
-def provenance(runs: list[Run]) -> dict:
-    """Where measured numbers come from: this code, machine and versions, and of each run its parameters, code, steps and time."""
+def provenance(runs: list[Run], weights: Sequence[str] = ()) -> dict:
+    """Where measured numbers come from: this code, machine and versions, each run's parameters, code, steps and time, weights files' parameters."""
     found = {}
     for run in runs:
         trained, timing = (json.loads((run.folder / name).read_text()) for name in ("hparams.json", "timing.json"))
         code = {name: trained["environment"][name] for name in ("commit", "dirty")}
         found[run.folder.name] = {"parameters": trained["parameters"], "steps": run.metrics["steps"]} | code | timing
-    return {"evaluated": environment() | {"cores": os.cpu_count()}, "runs": found}
+    codecs = {name: load_codec(weights_file(name)) for name in weights}
+    files = {name: {"parameters": codec.parameters.model_dump(), "model": codec.id.hex()} for name, codec in codecs.items()}
+    return {"evaluated": environment() | {"cores": os.cpu_count()}, "runs": found, "weights": files}
 
 
 def closest_in_bytes(records: list[dict], image: str, codecs: list[str]) -> list[dict]:
@@ -178,10 +214,13 @@ def comparison(runs: list[Run], records: list[dict], data: RoiDataset, i: int) -
 def _decoded(record: dict, runs: list[Run], original: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """The decoded picture of a record, coded once more."""
     setting = record["setting"]
-    if "run" not in record:
+    if "weights" in record:
+        codec = load_codec(weights_file(record["weights"]))
+    elif "run" in record:
+        codec = load_codec(next(run for run in runs if run.folder.name == record["run"]).weights)
+    else:
         codec, _, preset = record["codec"].partition(" ")
         return peers.decode(peers.encode(original, codec, setting["quality"], boxes, setting["qoffset"], preset), codec)
-    codec = load_codec(next(run for run in runs if run.folder.name == record["run"]).weights)
     return codec.decode(codec.encode(original, boxes, lmbda=setting["lmbda"], alpha=setting["alpha"]))
 
 

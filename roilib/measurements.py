@@ -1,10 +1,11 @@
 """All points of an evaluation, in parallel processes, each kept by its content so that a stopped evaluation goes on.
 
-    runs × (λ, α) ┐
-                  ├─► tasks, one a picture and setting ──► processes ──► cache/<hash>.json ──► records, times
-    peers × grid ─┘
+    runs, weights × (λ, α) ┐
+    peers × grid           ├─► tasks, one a picture and setting ──► processes ──► cache/<hash>.json ──► records, times
+    uncompressed pictures  ┘
 
-A point's hash is of the model's weights (or the peer's libraries), the setting, the picture's bytes and its boxes, so nothing stale is found.
+A point's hash is of the model's weights (or the peer's libraries), the setting, the picture's bytes and its objects, so nothing stale is found.
+What a detector found is kept with the point, by the hash of the detector's file: a new detector measures it again, without one it is read as it is.
 """
 
 import functools
@@ -23,42 +24,72 @@ import torch
 
 from roilib.codec import Codec, load_codec
 from roilib.datasets import RoiDataset, Sample
-from roilib.evaluation import evaluate, evaluate_peer, settings
+from roilib.detector import SHIPPED_WEIGHTS, HookedDetector
+from roilib.evaluation import SHIPPED, evaluate, evaluate_peer, settings, uncompressed, weights_file
 from roilib.runs import Run, write_json
+from roilib.shipped import shipped
 
 LIBRARIES = ("av", "pillow", "pillow-jxl-plugin")  # which make the peers' bytes
-FORM = 1  # of the cached files; another one makes them all anew
+FORM = 2  # of the cached files; another one makes them all anew
 
 
 @dataclass(frozen=True)
 class Task:
-    """One picture under one setting: of a trained run's `weights` (knobs lmbda, alpha), or of a `peer` (quality, qoffset)."""
+    """One picture under one setting: of trained `weights` (knobs lmbda, alpha), of a `peer` (quality, qoffset), or as it is, and who looks at it.
+
+    source: what the record says that the weights are, {"run": name} or {"weights": name} as items.
+    """
 
     sample: Sample
     classes: tuple[str, ...]
-    knobs: tuple[float, float]
+    knobs: tuple[float, ...] = ()
     weights: Path | None = None
     peer: str = ""
     device: str = "cpu"
+    detectors: tuple[Path, ...] = ()
+    source: tuple[tuple[str, str], ...] = ()
 
     def measure(self) -> tuple[dict, dict]:
         """(record, times)."""
         data = RoiDataset([self.sample], self.classes)
-        first, second = ([knob] for knob in self.knobs)
-        return next(
-            evaluate(_codec(self.weights, self.device), data, first, second) if self.weights else evaluate_peer(data, self.peer, first, second)
-        )
+        detectors = {path.stem: _detector(path, self.device) for path in self.detectors}
+        knobs = [[knob] for knob in self.knobs]
+        if self.weights:
+            return next(evaluate(_codec(self.weights, self.device), data, *knobs, detectors))
+        return next(evaluate_peer(data, self.peer, *knobs, detectors) if self.peer else uncompressed(data, detectors))
 
     def key(self) -> str:
         """What stands for this point's content."""
         codec = _codec(self.weights, self.device).id.hex() if self.weights else [self.peer, *map(version, LIBRARIES)]
-        content = [FORM, codec, self.knobs, self.sample.id, self.sample.boxes.tolist(), hashlib.sha256(self.sample.path.read_bytes()).hexdigest()]
+        objects = [self.sample.boxes.tolist(), [self.classes[i] for i in self.sample.labels]]
+        content = [FORM, codec, self.knobs, self.sample.id, objects, hashlib.sha256(self.sample.path.read_bytes()).hexdigest()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 @functools.lru_cache(4)
 def _codec(weights: Path, device: str) -> Codec:
     return load_codec(weights, device)
+
+
+@functools.lru_cache(4)
+def _detector(weights: Path, device: str) -> HookedDetector:
+    return HookedDetector(weights).to(device)
+
+
+@functools.lru_cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def detector_files(names: Sequence[str]) -> tuple[Path, ...]:
+    """Paths of detectors' weights, "shipped" being ours. Raises ValueError naming one that is missing or has the name of another."""
+    files = tuple(shipped(SHIPPED_WEIGHTS) if name == SHIPPED else Path(name) for name in names)
+    for i, path in enumerate(files):
+        if not path.is_file():
+            raise ValueError(f"{path}: no such detector weights")
+        if path.stem in {other.stem for other in files[:i]}:
+            raise ValueError(f"{path}: a second detector of this name, which the tables could not tell apart")
+    return files
 
 
 def tasks(
@@ -68,12 +99,20 @@ def tasks(
     alphas: Sequence[float] = (),
     peers: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     device: str = "cpu",
+    weights: Sequence[str] = (),
+    detectors: Sequence[Path] = (),
 ) -> list[Task]:
-    """Every picture of `data` by every run at the `evaluation.settings` of these lists, and by every peer at its grid of `quality` and `qoffset`."""
+    """Every picture of `data` by every run and weights file ("shipped": ours) at the `evaluation.settings` of these lists, and by every peer at its
+    grid of `quality` and `qoffset`; with detectors also as it is.
+    """
     grids = {name: list(product(grid["quality"], grid.get("qoffset", [0.0]))) for name, grid in (peers or {}).items()}
-    ours = [(knobs, {"weights": run.weights, "device": device}) for run in runs for knobs in settings(run.parameters, lmbdas, alphas)]
+    models = [(run.weights, run.parameters, ("run", run.parameters.name)) for run in runs]
+    models += [(weights_file(name), load_codec(weights_file(name)).parameters, ("weights", name)) for name in weights]
+    ours = [(knobs, {"weights": path, "source": (source,)}) for path, p, source in models for knobs in settings(p, lmbdas, alphas)]
     theirs = [(knobs, {"peer": name}) for name, grid in grids.items() for knobs in grid]
-    return [Task(sample, data.classes, knobs, **codec) for knobs, codec in ours + theirs for sample in data.samples]
+    plain = [((), {})] if detectors else []
+    options = {"device": device, "detectors": tuple(detectors)}
+    return [Task(sample, data.classes, knobs, **codec, **options) for knobs, codec in ours + theirs + plain for sample in data.samples]
 
 
 def measure(points: Sequence[Task], cache: Path, workers: int | None = None) -> Iterator[tuple[dict, dict]]:
@@ -90,12 +129,18 @@ def measure(points: Sequence[Task], cache: Path, workers: int | None = None) -> 
 
 
 def _look(cache: Path, point: Task) -> tuple[dict, dict]:
-    """What the cache has of this point; measured first if it has nothing readable."""
-    path = cache / f"{point.key()}.json"
+    """What the cache has of this point; measured first if it has nothing readable, or not what these detectors find."""
+    path, wanted = cache / f"{point.key()}.json", {_digest(file): file.stem for file in point.detectors}
     try:
         found = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
+        found = None
+    if found is None or not wanted.keys() <= found["detections"].keys():
         record, times = point.measure()
-        found = {"record": record, "times": times}
+        rows = record.pop("detections", {})
+        known = found["detections"] if found else {}
+        found = {"record": record, "times": times, "detections": known | {digest: rows[name] for digest, name in wanted.items()}}
         write_json(path, found)
-    return found["record"], found["times"]
+    seen = {"detections": {name: found["detections"][digest] for digest, name in wanted.items()}} if wanted else {}
+    record, times = ({k: v for k, v in part.items() if k != "run"} | dict(point.source) for part in (found["record"], found["times"]))
+    return record | seen, times

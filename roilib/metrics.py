@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import bjontegaard
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 from pytorch_msssim import ms_ssim
 
 MS_SSIM_MIN_SIDE = 161
-MIN_POINTS, MIN_OVERLAP = 5, 0.5  # of two curves that can be compared
+MIN_POINTS, MIN_OVERLAP = 6, 0.5  # of two curves that can be compared
+LEAST_RISE = 0.05  # dB; a point that costs more and is no better than that is where a codec's scale has ended
 
 
 def psnr_from_mse(mse: float, peak: float = 1.0) -> float:
@@ -20,20 +21,25 @@ def psnr_from_mse(mse: float, peak: float = 1.0) -> float:
     return math.inf if mse <= 0 else 10 * math.log10(peak**2 / mse)
 
 
-def squared_errors(image: np.ndarray, decoded: np.ndarray, mask: np.ndarray) -> dict[str, tuple[float, int]]:
-    """Sum of squared errors and number of values in all, inside and outside the mask.
+def squared_errors(image: np.ndarray, decoded: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, tuple[float, int]]:
+    """Sum of squared errors and number of values in each part.
 
-    image, decoded: uint8 (H, W, 3); mask: bool (H, W). Sums of several pictures give the pooled PSNR.
+    image, decoded: uint8 (H, W, 3); parts: masks, bool (H, W). Sums of several pictures give the pooled PSNR.
     """
-    error = (image.astype(np.int32) - decoded.astype(np.int32)) ** 2
-    parts = {"": np.ones_like(mask), "roi_": mask, "bg_": ~mask}
-    return {name: (float(error[part].sum()), 3 * int(part.sum())) for name, part in parts.items()}
+    error = ((image.astype(np.int32) - decoded.astype(np.int32)) ** 2).sum(2)
+    return {name: (float(error[mask].sum()), 3 * int(mask.sum())) for name, mask in parts.items()}
 
 
-def picture_metrics(image: np.ndarray, decoded: np.ndarray, mask: np.ndarray) -> dict[str, float | None]:
-    """psnr, roi_psnr, bg_psnr (dB; None where a set is empty), their squared errors and counts, and ms_ssim (None below 161 pixels a side)."""
+def picture_metrics(
+    image: np.ndarray, decoded: np.ndarray, mask: np.ndarray, classes: Mapping[str, np.ndarray] | None = None
+) -> dict[str, float | None]:
+    """psnr, roi_psnr, bg_psnr (dB; None where a set is empty), their squared errors and counts, and ms_ssim (None below 161 pixels a side).
+
+    classes: masks of classes of objects by name, of each of which `name_psnr`, `name_sse` and `name_count` are given too.
+    """
+    parts = {"": np.ones_like(mask), "roi_": mask, "bg_": ~mask} | {f"{name}_": m for name, m in (classes or {}).items()}
     values: dict[str, float | None] = {}
-    for name, (total, count) in squared_errors(image, decoded, mask).items():
+    for name, (total, count) in squared_errors(image, decoded, parts).items():
         values |= {f"{name}psnr": psnr_from_mse(total / count, 255) if count else None, f"{name}sse": total, f"{name}count": count}
     return values | {"ms_ssim": _ms_ssim(image, decoded)}
 
@@ -46,16 +52,25 @@ def _ms_ssim(image: np.ndarray, decoded: np.ndarray) -> float | None:
 
 
 def pooled_psnr(records: list[dict], name: str = "") -> float | None:
-    """PSNR of all records' pixels together; name is "", "roi_" or "bg_". None without such pixels."""
+    """PSNR of all records' pixels together; name is "", "roi_", "bg_" or a class's. None without such pixels."""
     total, count = (sum(r[f"{name}{part}"] for r in records) for part in ("sse", "count"))
     return psnr_from_mse(total / count, 255) if count else None
+
+
+def rising(quality: Sequence[float]) -> list[int]:
+    """Which points of a curve, by rising rate, are better than every cheaper one by at least LEAST_RISE."""
+    best, kept = -math.inf, []
+    for i, value in enumerate(quality):
+        if value >= best + LEAST_RISE:
+            best, kept = value, [*kept, i]
+    return kept
 
 
 def bd_rate(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]) -> tuple[float | None, float]:
     """Bjøntegaard's mean difference of rate at equal quality, in per cent (negative: `test` needs less), and the overlap of the qualities.
 
     Both curves are (bpp, dB) points; Akima interpolation (Herglotz et al. 2022). The overlap is the shared range of dB as a share of the shorter
-    one. None for curves of fewer than 5 points or that overlap by less than half, of which it would say nothing.
+    one. None for curves of fewer than 6 points or that overlap by less than half, of which it would say nothing.
     """
     return _bjontegaard(bjontegaard.bd_rate, anchor, test, 1)
 
@@ -72,7 +87,7 @@ def _bjontegaard(difference, anchor: Sequence, test: Sequence, shared: int) -> t
     overlap = max(0.0, common) / max(min(r[1] - r[0] for r in ranges), 1e-12)
     if min(curve.shape[1] for curve in curves) < MIN_POINTS or overlap < MIN_OVERLAP:
         return None, float(overlap)
-    if not all((np.diff(curve[1]) > 0).all() for curve in curves):
+    if not all((np.diff(curve[shared]) > 0).all() for curve in curves):
         raise ValueError("a rate-distortion curve whose quality does not rise with its rate")
     value = difference(*curves[0], *curves[1], method="akima", require_matching_points=False, min_overlap=0)
     return float(value), float(overlap)

@@ -2,7 +2,7 @@
 
 The video codecs get the picture as full-range BT.709 4:4:4, converted here, and the boxes as ffmpeg's `addroi` side data; what is counted is the
 coded picture, so SEI messages (encoder settings as text) are cut out. Adaptive quantisation stays on, at next to no strength, since with it
-off both encoders silently ignore regions of interest.
+off both encoders silently ignore regions of interest. A preset is one of theirs, or one with the tune of a live link: "ultrafast+zerolatency".
 """
 
 import io
@@ -16,6 +16,8 @@ from av.filter import Graph
 from PIL import Image
 
 VIDEO, STILL = ("x264", "x265"), ("jpeg", "webp", "avif", "jxl")
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+TUNES = ("", "zerolatency")  # of the others, psnr and ssim turn regions of interest off
 KR, KB = 0.2126, 0.0722  # BT.709
 FAIR = {"x264": "keyint=1:aq-mode=1:aq-strength=0.01:psy=0", "x265": "keyint=1:info=0:aq-mode=1:aq-strength=0.01:psy-rd=0:psy-rdoq=0:log-level=none"}
 SEI = {"x264": lambda header: header & 31 == 6, "x265": lambda header: header >> 1 & 63 in (39, 40)}
@@ -55,13 +57,17 @@ def with_regions(frame: av.VideoFrame, boxes: Sequence, qoffset: float) -> av.Vi
 
 
 def encode_video(image: np.ndarray, codec: str, crf: float, boxes: Sequence = (), qoffset: float = 0.0, preset: str = "medium") -> bytes:
-    """One picture, uint8 (H, W, 3), as an intra frame of x264 or x265: Annex B bytes without SEI."""
+    """One picture, uint8 (H, W, 3), as an intra frame of x264 or x265: Annex B bytes without SEI. Raises ValueError for an unknown preset."""
+    preset, _, tune = preset.partition("+")
+    if preset not in PRESETS or tune not in TUNES:
+        raise ValueError(f"{codec} {preset}{tune and '+' + tune}: a preset is one of {', '.join(PRESETS)}, or one with +zerolatency")
     frame = av.VideoFrame.from_ndarray(to_yuv(image), "yuv444p")
     frame.pts, frame.time_base = 0, Fraction(1, 25)
     context = av.CodecContext.create(f"lib{codec}", "w")
     context.width, context.height, context.pix_fmt, context.time_base = frame.width, frame.height, "yuv444p", Fraction(1, 25)
     context.color_range = av.video.reformatter.ColorRange.JPEG
-    context.options = {"preset": preset, "crf": str(crf), f"{codec}-params": FAIR[codec]}
+    context.thread_count = 1  # zerolatency cuts the picture into as many slices as there are threads
+    context.options = ({"tune": tune} if tune else {}) | {"preset": preset, "crf": str(crf), f"{codec}-params": FAIR[codec]}
     packets = [*context.encode(with_regions(frame, boxes, qoffset)), *context.encode(None)]
     return without_sei(b"".join(map(bytes, packets)), codec)
 

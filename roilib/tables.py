@@ -1,29 +1,38 @@
 """Records and runs as pandas tables."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
+from roilib.bootstrap import run_name
 from roilib.datasets import RoiDataset
+from roilib.detection import BENCHMARK
 from roilib.detector import HookedDetector
 from roilib.evaluation import CODEC_NAMES
-from roilib.metrics import bd_psnr, bd_rate, pooled_psnr
+from roilib.metrics import bd_psnr, bd_rate, pooled_psnr, rising
 from roilib.parameters import WITHOUT_EFFECT
 from roilib.roi import roi_mask
 from roilib.runs import Run
 
 
 def rate_table(records: list[dict]) -> pd.DataFrame:
-    """One row a codec and setting: mean bpp, pooled PSNRs (dB over all pictures' pixels together) and mean MS-SSIM."""
+    """One row a codec and setting: mean bpp and MS-SSIM, PSNRs pooled (dB over all pictures' pixels together) and as means over the pictures.
+
+    `car_psnr`, `pedestrian_psnr`, `cyclist_psnr` and their means are over the pixels of that class's boxes, where any picture has some.
+    """
     points: dict[tuple, list[dict]] = {}
     for r in records:
-        points.setdefault((r["codec"], r.get("run", ""), json.dumps(r["setting"], sort_keys=True)), []).append(r)
+        points.setdefault((r["codec"], run_name(r), json.dumps(r["setting"], sort_keys=True)), []).append(r)
     rows = []
     for (codec, run, _), group in sorted(points.items()):
         means = {name: pd.Series([r.get(name) for r in group], dtype=float).mean() for name in ("bpp", "bpp_estimated", "ms_ssim")}
-        psnrs = {f"{part}psnr": pooled_psnr(group, part) for part in ("roi_", "bg_", "")}
+        classes = [f"{name.lower()}_" for name in BENCHMARK if any(r.get(f"{name.lower()}_count") for r in group)]
+        psnrs = {f"{part}psnr": pooled_psnr(group, part) for part in ("roi_", "bg_", "", *classes)}
+        psnrs |= {f"{part}psnr_mean": pd.Series([r[f"{part}psnr"] for r in group], dtype=float).mean() for part in ("roi_", "bg_", "", *classes)}
         label = CODEC_NAMES.get(codec, codec)
         rows.append({"codec": codec, "label": label} | group[0]["setting"] | means | psnrs | {"pictures": len(group), "run": run})
     order = [name for name in ("codec", "lmbda", "alpha", "qoffset", "quality") if any(name in row for row in rows)]
@@ -40,42 +49,10 @@ def roi_trade_table(rates: pd.DataFrame, codec: str = "roi_vbr", uniform: float 
         curves = {alpha: points.sort_values("bpp") for alpha, points in group.groupby("alpha")}
         for alpha in sorted(curves.keys() - {uniform}) if uniform in curves else ():
             pair = [{part: list(zip(c["bpp"], c[f"{part}psnr"], strict=True)) for part in ("roi_", "bg_")} for c in (curves[uniform], curves[alpha])]
-            roi, roi_overlap = bd_rate(pair[0]["roi_"], pair[1]["roi_"])
+            roi, roi_overlap = bd_rate(*([points[i] for i in rising([dB for _, dB in points])] for points in (pair[0]["roi_"], pair[1]["roi_"])))
             bg, bg_overlap = bd_psnr(pair[0]["bg_"], pair[1]["bg_"])
             rows.append({"run": run, "alpha": alpha, "roi_bd_rate": roi, "roi_overlap": roi_overlap, "bg_bd_psnr": bg, "bg_overlap": bg_overlap})
     return pd.DataFrame(rows, columns=["run", "alpha", "roi_bd_rate", "roi_overlap", "bg_bd_psnr", "bg_overlap"])
-
-
-def byte_ratio_table(rates: pd.DataFrame, theirs: str, ours: str = "roi_vbr", bpp: tuple[float, float] = (0.1, 0.5)) -> pd.DataFrame:
-    """How many bytes our codec needs to be at least as good as a peer, inside and outside the ROI; rates: of `rate_table`.
-
-    One row for each point of the peer's hull within a range of bpp: those of which no other has less rate and more of both PSNRs. `bpp_ours` is the
-    least rate at which some α, its curve interpolated in log bpp by PCHIP, reaches its roi_psnr and its bg_psnr (NaN if none does), `ratio` that
-    rate over the peer's.
-    """
-    peer, mine = rates[rates["codec"] == theirs], rates[rates["codec"] == ours]
-    hull = [row for _, row in peer.iterrows() if not _dominated(row, peer) and bpp[0] <= row["bpp"] <= bpp[1]]
-    curves = [curve.sort_values("bpp") for _, curve in mine.groupby("alpha")]
-    table = pd.DataFrame(hull).reindex(columns=["quality", "qoffset", "bpp", "roi_psnr", "bg_psnr"]).sort_values("bpp", ignore_index=True)
-    table["bpp_ours"] = [min((_bpp_reaching(curve, row) for curve in curves), default=np.nan) for _, row in table.iterrows()]
-    table["bpp_ours"] = table["bpp_ours"].replace(np.inf, np.nan)
-    return table.assign(ratio=table["bpp_ours"] / table["bpp"])
-
-
-def _dominated(row: pd.Series, points: pd.DataFrame) -> bool:
-    better = (points["bpp"] <= row["bpp"]) & (points["roi_psnr"] >= row["roi_psnr"]) & (points["bg_psnr"] >= row["bg_psnr"])
-    return bool((better & (points[["bpp", "roi_psnr", "bg_psnr"]] != row[["bpp", "roi_psnr", "bg_psnr"]]).any(axis=1)).any())
-
-
-def _bpp_reaching(curve: pd.DataFrame, goal: pd.Series) -> float:
-    """The least bpp of a curve at which both PSNRs are those of `goal` or more; inf beyond its best."""
-    least = []
-    for name in ("roi_psnr", "bg_psnr"):
-        if goal[name] > curve[name].max():
-            return np.inf
-        below = goal[name] <= curve[name].min()
-        least.append(curve["bpp"].min() if below else np.exp(PchipInterpolator(curve[name], np.log(curve["bpp"]))(goal[name])))
-    return float(max(least))
 
 
 def one_rate_table(rates: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
@@ -94,13 +71,25 @@ def one_rate_table(rates: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
 
 def rate_order_table(records: list[dict]) -> pd.DataFrame:
     """By run and α: how many pictures a roi_vbr coded at more than one λ (pictures), and how many of them do not get more bytes with every λ."""
-    rows = pd.DataFrame([{"run": r["run"], "image": r["image"], "bytes": r["bytes"]} | r["setting"] for r in records if r["codec"] == "roi_vbr"])
+    rows = pd.DataFrame([{"run": run_name(r), "image": r["image"], "bytes": r["bytes"]} | r["setting"] for r in records if r["codec"] == "roi_vbr"])
     found = []
     for (run, alpha), group in rows.groupby(["run", "alpha"]) if len(rows) else ():
         steps = group.sort_values("lmbda").groupby("image")["bytes"].diff()
         worst = steps.groupby(group["image"]).min()
         found.append({"run": run, "alpha": alpha, "pictures": len(worst), "not_rising": int((worst <= 0).sum())})
     return pd.DataFrame(found, columns=["run", "alpha", "pictures", "not_rising"])
+
+
+def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write every table that has rows as `folder/name.csv`; of an empty one no file of an earlier evaluation stays either."""
+    for name, table in tables.items():
+        path = Path(folder) / f"{name}.csv"
+        if len(table):
+            temporary = path.with_suffix(".tmp")
+            table.to_csv(temporary, index=False)
+            temporary.replace(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def rows(table: pd.DataFrame) -> list[dict]:

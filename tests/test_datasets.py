@@ -1,6 +1,7 @@
 """roilib.datasets: readers, splits and crops, on made-up folders and on the real ones where they are."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -18,6 +19,8 @@ from roilib.datasets import (
     batches,
     coco_samples,
     coco_splits,
+    evaluation_pictures,
+    folder_samples,
     kitti_samples,
     load_splits,
     read_picture,
@@ -404,3 +407,46 @@ def test_the_detectors_input_only_where_it_is_needed(tiny_kitti, tiny_parameters
     plain = next(iter(batches(data, tiny_parameters(), train=False)))
     assert set(plain) == {"x", "boxes", "roi_mask"}
     assert plain["x"].dtype == torch.uint8
+
+
+def own_folder(folder):
+    """Three pictures: with a KITTI label, with JSON boxes, with none."""
+    folder.mkdir()
+    for i, name in enumerate(("a.png", "b.jpg", "c.png")):
+        Image.fromarray(street(i)).save(folder / name)
+    write_kitti_label(folder / "a.txt", ["Car", "DontCare", "tractor"], np.array([[1, 2, 30, 40], [0, 0, 9, 9], [50, 20, 90, 60]]))
+    (folder / "b.json").write_text("[[10, 20, 50, 60, 0.5]]")
+    return folder
+
+
+def test_a_folder_of_ones_own(tmp_path, tiny_parameters):
+    data = evaluation_pictures(tiny_parameters(), str(own_folder(tmp_path / "own")))
+    assert data.ids == ["a", "b", "c"]
+    assert data.classes == ("Car", "object", "tractor")
+    assert [sample.labels.tolist() for sample in data.samples] == [[0, 2], [1], []]
+    assert [sample.boxes.tolist() for sample in data.samples] == [[[1, 2, 30, 40], [50, 20, 90, 60]], [[10, 20, 50, 60]], []]
+    assert [tuple(boxes.shape) for _, boxes, _ in data] == [(2, 4), (1, 4), (0, 4)]
+    assert evaluation_pictures(tiny_parameters()).ids == ["000004", "000005"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.json", "[]", "d.json: boxes for no picture"),
+        ("a.json", "[]", "a.txt: the second box file of the name a"),
+        ("a.jpeg", "", "a.png: the second picture of the name a"),
+        ("b.json", "[[1, 2]]", "b.json: not a list of"),
+        ("a.txt", "Car 1 2", "a.txt: line 1 has 3 fields"),
+    ],
+)
+def test_a_folder_with_a_mistake_names_the_file(tmp_path, name, content, message):
+    folder = own_folder(tmp_path / "own")
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        folder_samples(folder)
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=re.escape(f"{folder}: no pictures here")):
+            folder_samples(folder)

@@ -68,6 +68,10 @@ def test_records_measure_what_was_decoded(trained, tiny_kitti):
     assert record["psnr"] == pytest.approx(psnr_from_mse(error.mean(), 255))
     assert record["roi_psnr"] == pytest.approx(psnr_from_mse(error[inside].mean(), 255))
     assert record["bg_psnr"] == pytest.approx(psnr_from_mse(error[~inside].mean(), 255))
+    car = roi_mask(boxes[:1], 96, 160)[0].bool().numpy()  # the first box of each of these pictures
+    assert record["car_psnr"] == pytest.approx(psnr_from_mse(error[car].mean(), 255))
+    assert record["car_count"] + record["pedestrian_count"] >= record["roi_count"]
+    assert (record["cyclist_psnr"], record["cyclist_count"]) == (None, 0)
     assert all(value > 0 for value in times["seconds"].values())
 
 
@@ -99,6 +103,7 @@ def test_finished_runs_are_found_and_missing_ones_named(trained, tmp_path):
         finished_runs(logdir, ["hyperprior-none"])
     with pytest.raises(ValueError, match="no finished training run"):
         finished_runs(tmp_path)
+    assert finished_runs(tmp_path, needed=False) == []
 
 
 def test_pictures_that_a_run_trained_on_are_refused(trained, tiny_kitti):
@@ -143,6 +148,18 @@ def test_rate_table_pools_over_pictures(trained, tiny_kitti):
         assert row["bpp"] == pytest.approx(np.mean([r["bpp"] for r in mine]))
         pooled = sum(r["roi_sse"] for r in mine) / sum(r["roi_count"] for r in mine)
         assert row["roi_psnr"] == pytest.approx(psnr_from_mse(pooled, 255))
+        assert row["psnr_mean"] == pytest.approx(np.mean([r["psnr"] for r in mine]))
+        assert row["roi_psnr_mean"] == pytest.approx(np.mean([r["roi_psnr"] for r in mine if r["roi_psnr"]]))
+        cars = sum(r["car_sse"] for r in mine) / sum(r["car_count"] for r in mine)
+        assert row["car_psnr"] == pytest.approx(psnr_from_mse(cars, 255))
+    assert "cyclist_psnr" not in table
+
+
+def test_empty_tables_leave_no_file_of_an_earlier_evaluation(tmp_path):
+    table = pd.DataFrame({"a": [1, 2]})
+    tables.write_tables(tmp_path, {"one": table, "two": table})
+    tables.write_tables(tmp_path, {"one": table[:1], "two": table[:0]})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one.csv": "a\n1\n"}
 
 
 def test_one_model_is_measured_at_every_pair_of_knobs(vbr_run, trained, tiny_kitti):
@@ -167,23 +184,9 @@ def test_roi_trade_is_read_from_the_curves():
     assert table["alpha"].tolist() == [0.9]
     assert table["roi_bd_rate"][0] == pytest.approx(100 / 1.5 - 100, abs=0.1)
     assert table["bg_bd_psnr"][0] == pytest.approx(-0.4, abs=1e-6)
+    ended = {**rows[-1], "bpp": 1.01 * rows[-1]["bpp"], "roi_psnr": rows[-1]["roi_psnr"] - 0.001}  # λ has reached its end in the ROI
+    assert tables.roi_trade_table(pd.DataFrame([*rows, ended]))["roi_bd_rate"][0] == table["roi_bd_rate"][0]
     assert tables.roi_trade_table(pd.DataFrame(rows[6:])).empty
-
-
-def test_bytes_to_be_as_good_inside_and_outside_are_the_least_of_any_alpha():
-    ours = [
-        {"codec": "roi_vbr", "alpha": alpha, "bpp": 0.1 * 2**i, "roi_psnr": 25 + 3 * i + gain, "bg_psnr": 25 + 3 * i - loss}
-        for alpha, gain, loss in ((0.5, 0, 0), (0.9, 3, 1))
-        for i in range(5)
-    ]
-    theirs = [
-        {"codec": "x265", "quality": quality, "qoffset": 0.0, "bpp": bpp, "roi_psnr": roi, "bg_psnr": bg}
-        for quality, bpp, roi, bg in ((1, 0.2, 28, 28), (2, 0.4, 34, 29), (3, 0.4, 33, 29), (4, 0.45, 50, 50), (5, 0.9, 60, 60), (6, 0.11, 20, 20))
-    ]
-    table = tables.byte_ratio_table(pd.DataFrame(ours + theirs), "x265")
-    assert table["quality"].tolist() == [6, 1, 2, 4]  # 3 is worse than 2, 5 out of range
-    assert table["bpp_ours"][:3].tolist() == pytest.approx([0.1, 0.2, 0.4])  # the last by α 0.9, whose ROI needs 0.4
-    assert np.isnan(table["ratio"][3])
 
 
 def test_one_model_for_every_rate_is_compared_at_equal_psnr():

@@ -1,14 +1,18 @@
 """roilib.measurements: every point once, in order, and again after an interruption without measuring what is known."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
 from roilib import measurements
 from roilib.codec import load_codec
 from roilib.datasets import RoiDataset, kitti_samples
+from roilib.detector import SHIPPED_WEIGHTS
 from roilib.evaluation import evaluate
-from roilib.measurements import measure, tasks
+from roilib.measurements import detector_files, measure, tasks
+from roilib.shipped import shipped
 
 PEERS = {"x264 ultrafast": {"quality": [30, 40], "qoffset": [0.0, -0.2]}, "jpeg": {"quality": [50]}}
 
@@ -51,3 +55,45 @@ def test_other_content_is_another_point(points, vbr_run, tiny_kitti):
     sample = points[0].sample
     moved = type(sample)(sample.id, sample.path, sample.boxes + 1, sample.labels)
     assert measurements.Task(moved, points[0].classes, points[0].knobs, points[0].weights).key() not in keys
+    renamed = type(sample)(sample.id, sample.path, sample.boxes, sample.labels + 1)
+    assert measurements.Task(renamed, points[0].classes, points[0].knobs, points[0].weights).key() not in keys
+
+
+@pytest.fixture(scope="module")
+def data(tiny_kitti):
+    return RoiDataset(kitti_samples(tiny_kitti)[:2])
+
+
+def test_what_detectors_find_is_kept_with_the_point(data, tmp_path, monkeypatch):
+    measured, original = [], measurements.Task.measure
+    monkeypatch.setattr(measurements.Task, "measure", lambda task: measured.append(task) or original(task))
+    plain, looking = (tasks([], data, peers={"jpeg": {"quality": [90]}}, detectors=d) for d in ((), detector_files(["shipped"])))
+    assert [(point.peer, point.key()) for point in looking[:2]] == [(point.peer, point.key()) for point in plain]
+    assert "detections" not in next(measure(plain, tmp_path, 1))[0]
+    assert len(measured) == 1
+    seen = [record for record, _ in measure(looking, tmp_path, 1)]
+    assert [r["codec"] for r in seen] == ["jpeg"] * 2 + ["uncompressed"] * 2
+    assert all(list(r["detections"]) == ["yolov8n_kitti"] for r in seen)
+    assert seen[2]["objects"] == [2, 1, 1, 0]
+    assert len(measured) == 1 + 4
+    assert [record for record, _ in measure(looking, tmp_path, 1)] == seen
+    (again, *_) = (record for record, _ in measure(plain, tmp_path, 1))  # turned off again: nothing to do
+    assert again == {k: v for k, v in seen[0].items() if k != "detections"}
+    assert len(measured) == 1 + 4
+
+
+def test_detectors_that_are_missing_or_have_one_name_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.pt: no such detector"):
+        detector_files(["shipped", "nowhere.pt"])
+    shutil.copy(shipped(SHIPPED_WEIGHTS), tmp_path)
+    with pytest.raises(ValueError, match=r"yolov8n_kitti\.pt: a second detector"):
+        detector_files(["shipped", str(tmp_path / "yolov8n_kitti.pt")])
+
+
+def test_weights_files_are_measured_beside_runs(vbr_run, data, tmp_path):
+    points = tasks([vbr_run], data, [0.012], [0.9], weights=[str(vbr_run.weights)])
+    records = [record for record, _ in measure(points, tmp_path, 1)]
+    assert [(r.get("run"), r.get("weights")) for r in records[::2]] == [(vbr_run.parameters.name, None), (None, str(vbr_run.weights))]
+    assert len(list(tmp_path.iterdir())) == 2  # the same content
+    assert [r["sha256"] for r in records[:2]] == [r["sha256"] for r in records[2:]]
+    assert all(r["car_count"] > 0 and np.isfinite(r["car_psnr"]) and r["cyclist_psnr"] is None for r in records)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from roilib.metrics import bd_psnr, bd_rate, picture_metrics, pooled_psnr, psnr_from_mse, squared_errors
+from roilib.metrics import bd_psnr, bd_rate, picture_metrics, pooled_psnr, psnr_from_mse, rising, squared_errors
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_errors_outside_do_not_touch_the_roi(pair):
 
 def test_bytes_do_not_wrap_around():
     black, white = np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 3), 255, np.uint8)
-    assert squared_errors(black, white, np.ones((1, 1), bool))[""] == (3 * 255.0**2, 3)
+    assert squared_errors(black, white, {"": np.ones((1, 1), bool)}) == {"": (3 * 255.0**2, 3)}
 
 
 def test_empty_parts_have_no_psnr(pair):
@@ -52,6 +52,17 @@ def test_empty_parts_have_no_psnr(pair):
     assert nothing["roi_psnr"] is None
     assert everything["bg_psnr"] is None
     assert nothing["bg_psnr"] == everything["roi_psnr"] == nothing["psnr"]
+
+
+def test_a_class_is_measured_over_its_own_boxes(pair):
+    image, decoded, mask = pair
+    car = np.zeros_like(mask)
+    car[20:50, 30:40] = True
+    values = picture_metrics(image, decoded, mask, {"car": car, "cyclist": np.zeros_like(mask)})
+    assert values["car_psnr"] == pytest.approx(10 * math.log10(255**2 / ((image.astype(float) - decoded) ** 2)[car].mean()))
+    assert values["car_count"] == 3 * 300
+    assert values["cyclist_psnr"] is None
+    assert pooled_psnr([values, values | {"car_count": 0, "car_sse": 0.0}], "car_") == values["car_psnr"]
 
 
 def test_pooled_psnr_is_that_of_one_big_picture(pair):
@@ -86,6 +97,18 @@ def test_bd_rate_of_a_scaled_curve_is_its_factor():
 
 def test_bd_psnr_of_a_shifted_curve_is_its_shift():
     assert bd_psnr(curve(), curve(shift=-0.5))[0] == pytest.approx(-0.5, abs=1e-6)
+
+
+def test_bd_psnr_of_a_quality_that_hardly_moves_with_the_rate():
+    flat = [(bpp, 24.0 - i / 100) for i, (bpp, _) in enumerate(curve())]  # a background at its floor, all bits going to the ROI
+    assert bd_psnr(curve(), flat)[0] == pytest.approx(-15 - 0.025, abs=1e-3)
+    with pytest.raises(ValueError, match="does not rise"):
+        bd_rate(flat, flat)
+
+
+def test_points_that_cost_more_and_are_no_better_are_left_out():
+    assert rising([20, 24, 24.02, 23, 26, 26.06]) == [0, 1, 4, 5]
+    assert rising([]) == rising([math.nan]) == []
 
 
 def test_no_bd_number_without_overlap_or_points():

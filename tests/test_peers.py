@@ -33,11 +33,12 @@ def test_colours_come_back():
     assert np.array_equal(peers.to_rgb(peers.to_yuv(grey)), grey)  # full range: 0 and 255 too
 
 
+@pytest.mark.parametrize("preset", ["medium", "slow", "ultrafast", "ultrafast+zerolatency"])
 @pytest.mark.parametrize("codec", peers.VIDEO)
-def test_a_region_gets_the_quality_that_its_offset_says(picture, codec):
+def test_a_region_gets_the_quality_that_its_offset_says(picture, codec, preset):
     image, boxes = picture
     (plain_in, plain_out), (roi_in, roi_out) = (
-        error(image, peers.decode(peers.encode(image, codec, 36, boxes, qoffset), codec), boxes[0]) for qoffset in (0.0, -0.3)
+        error(image, peers.decode(peers.encode(image, codec, 36, boxes, qoffset, preset), codec), boxes[0]) for qoffset in (0.0, -0.3)
     )
     assert roi_in < 0.4 * plain_in  # offsets that are silently ignored fail here
     assert roi_out == pytest.approx(plain_out, rel=0.1)
@@ -77,6 +78,12 @@ def test_records_are_like_ours(tiny_kitti):
         assert record["psnr"] > 15
         assert time["image"] == record["image"]
         assert time["seconds"]["encode"] > 0
+
+
+@pytest.mark.parametrize("preset", ["quick", "medium+psnr", "+zerolatency"])
+def test_presets_that_would_hide_regions_or_do_not_exist_are_refused(picture, preset):
+    with pytest.raises(ValueError, match=r"x264 .*a preset is one of"):
+        peers.encode(picture[0], "x264", 30, preset=preset)
 
 
 @pytest.mark.parametrize("name", ["x266 medium", "x265", "jpeg medium"])

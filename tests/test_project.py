@@ -7,11 +7,13 @@ import sys
 from importlib.metadata import requires
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from roilib import tables
+from roilib import peers, tables
+from roilib.metrics import MIN_POINTS
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +30,18 @@ def profile(name):
 def test_profiles_expand_to_different_runs(name, runs):
     points = expand_sweep(profile(name), logdir="runs/x")
     assert len({p.name for p in points}) == len(points) == runs
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params" / "peers").glob("*.yaml")), ids=lambda path: path.stem)
+def test_peers_have_points_for_bd_rates_and_budgets(path):
+    grids = yaml.safe_load(path.read_text())
+    for name, grid in grids.items():
+        codec, _, preset = name.partition(" ")
+        assert len(set(grid["quality"])) >= MIN_POINTS
+        assert codec in peers.STILL or (0 in grid["qoffset"] and min(grid["qoffset"]) < 0)
+        assert codec in peers.STILL or peers.encode(np.full((16, 16, 3), 128, np.uint8), codec, 30, preset=preset)
+    if path.stem == "all":
+        assert grids.keys() == {f"{c} {p}" for c in peers.VIDEO for p in ("medium", "slow", "ultrafast+zerolatency")} | set(peers.STILL)
 
 
 def test_kitti_small_is_what_it_promises():
@@ -68,6 +82,7 @@ def test_the_dag_holds_one_job_a_run(name, tmp_path):
     [
         (["--profile", "nonsense"], "no profile params/nonsense.yaml"),
         (["--data-root", "nowhere"], "--data-root nowhere: no such folder"),
+        (["--second-detector", "nowhere.pt"], "--second-detector nowhere.pt: no such file"),
         (["--cores"], "--cores needs a value"),
         (["--verbose"], "unknown argument --verbose"),
     ],

@@ -2,18 +2,36 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
-from roilib import workbook
+from roilib import comparisons, detection_rates, workbook
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {"N": 8, "M": 12, "max_steps": 4, "batch_size": 2, "compr_img_size": 64, "obj_det_img_size": 64}
+
+
+OWN = {"weights": ["shipped"], "lmbda": [0.0004, 0.0012, 0.004, 0.012, 0.03, 0.06], "alpha": [0.5, 0.8], "workers": 1}
+OWN |= {"peers": {"x265 ultrafast+zerolatency": {"quality": [24, 29, 34, 38, 42, 46], "qoffset": [0, -0.1, -0.3]}}, "at_bpp": [0.5, 99]}
+OWN |= {"published": "report/results/reference/published/bmshj2018-hyperprior_kodak.json"}
+
+
+def own_pictures(folder, root):
+    """Parameters of notebook 05 for a folder of three pictures: with labels, with JSON boxes, with none."""
+    own = folder / "own"
+    own.mkdir()
+    for i, name in enumerate(("left", "middle", "right")):
+        shutil.copy(root / "training" / "image_2" / f"{i:06d}.png", own / f"{name}.png")
+    shutil.copy(root / "training" / "label_2" / "000000.txt", own / "left.txt")
+    (own / "middle.json").write_text("[[18, 50, 66, 80]]")
+    return {"pictures": str(own), "logdir": str(folder / "own_runs"), "results": str(folder / "own_results")}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +49,7 @@ def executed(tiny_kitti, tmp_path_factory):
         ("04_roi_training", "04-vbr", SMALL | {"which": "roi_vbr", "N": 16, "M": 48, "lmbda": 0.012, "crop": "native", "ema": 0.9}),
         ("03_baseline_training", "03-two", SMALL | {"devices": 2, "logdir": str(folder / "two")}),
         ("05_evaluation", "05", results | {"peers": {"x264 medium": {"quality": [30, 40], "qoffset": [0, -0.2]}, "jpeg": {"quality": [30]}}}),
+        ("05_evaluation", "05-own", own_pictures(folder, tiny_kitti) | OWN),
         ("06_figures", "06", results | {"figures": str(folder / "figures")}),
     ]
     for notebook, name, values in jobs:
@@ -53,7 +72,8 @@ def finite(value):
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures"), [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("04-vbr", 3), ("03-two", 3), ("05", 1), ("06", 4)]
+    ("name", "pictures"),
+    [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("04-vbr", 3), ("03-two", 3), ("05", 1), ("05-own", 2), ("06", 4)],
 )
 def test_notebooks_show_their_figures(executed, name, pictures):
     assert shown(executed / f"{name}.ipynb") == pictures
@@ -91,6 +111,32 @@ def test_records_are_real_bytes_of_every_run_and_picture(executed):
     }
     assert finite(json.loads((executed / "runs" / "05_evaluation" / "metrics.json").read_text()))
     assert all(r["bytes"] > 0 and r["bpp"] > 0 and math.isfinite(r["psnr"]) for r in records)
+
+
+def test_a_folder_of_ones_own_is_one_parameter_away(executed):
+    records = json.loads((executed / "own_results" / "records.json").read_text())
+    assert {r["image"] for r in records} == {"left", "middle", "right"}
+    assert {r.get("weights", r["codec"]) for r in records} == {"shipped", "x265 ultrafast+zerolatency"}
+    assert len(records) == 3 * (6 * 2 + 6 * 3)
+    assert all((r["roi_count"] > 0) == (r["image"] != "right") for r in records)
+    assert all((r["car_count"] > 0) == (r["image"] == "left") for r in records)
+
+
+def test_tables_are_those_of_their_files(executed):
+    folder = executed / "own_results"
+    table = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
+    assert table.keys() >= {"rates", "bd_rates", "budgets", "byte_ratios", "byte_ratio_points", "detection", "detection_at_bpp", "published"}
+    codecs = comparisons.families(json.loads((folder / "records.json").read_text()))
+    assert (folder / "budgets.csv").read_text() == comparisons.budget_table(codecs).to_csv(index=False)
+    seen = detection_rates.points(detection_rates.read_detections(folder))
+    assert (folder / "detection.csv").read_text() == detection_rates.detection_table(seen).to_csv(index=False)
+    assert set(table["budgets"]["budget"]) == {0.3, 0.5, 1.0}
+    assert len(table["budgets"]) == 2 * 3
+    uniform = table["bd_rates"][table["bd_rates"]["budget"].isna()]
+    assert uniform["metric"].tolist() == ["psnr", "roi_psnr", "bg_psnr"]
+    assert (uniform["low"] <= uniform["bd_rate"]).all()
+    assert set(table["detection"]["codec"]) == {"uncompressed", "roi_vbr", "x265 ultrafast+zerolatency"}
+    assert set(table["detection_at_bpp"]["at_bpp"]) <= {0.5}
 
 
 def test_figures_are_pdf_and_png(executed):

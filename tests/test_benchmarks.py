@@ -1,0 +1,32 @@
+"""benchmarks/codec.py on a small frame: every codec, and stages that add up to the whole."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, street
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("codec_benchmark", REPOSITORY / "benchmarks" / "codec.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch):
+    monkeypatch.setattr(benchmark, "BOXES", ((20, 20, 60, 60),))
+    frames, marking = [street(0), street(1)], benchmark.roi_vbr.record_function
+    times, model = benchmark.measure(frames, vbr_run.weights, 2, {"lmbda": 0.012, "alpha": 0.9}, ["cpu"])
+    assert benchmark.roi_vbr.record_function is marking
+    assert len(model) == 8
+    assert {len(values) for values in times.values()} == {4}  # rounds x frames, none of the warm-up
+    for operation in ("encode", "decode"):
+        stages = {key[3]: np.array(values) for key, values in times.items() if key[0] == "roi_vbr" and key[2] == operation and key[3] != "detector"}
+        assert stages.keys() == {"total", "container", *benchmark.STAGES.values()}
+        assert sum(v for name, v in stages.items() if name != "total") == pytest.approx(stages["total"])
+        assert all((values > 0).all() for values in stages.values())
+    rows = benchmark.summary(times)
+    assert {row["codec"] for row in rows} == {"roi_vbr", "roi_vbr + detector", benchmark.BASELINE, *benchmark.PEERS}
+    assert all(0 < row["median"] <= row["p95"] <= row["p99"] for row in rows)
