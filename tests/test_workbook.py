@@ -18,7 +18,7 @@ SMALL = {"N": 8, "M": 12, "max_steps": 4, "batch_size": 2, "compr_img_size": 64,
 
 @pytest.fixture(scope="module")
 def executed(tiny_kitti, tmp_path_factory):
-    """Run notebooks 01–06 once; the folder with `NN.ipynb`, runs, results and figures."""
+    """Run notebooks 01–07 once; the folder with `NN.ipynb`, runs, results and figures."""
     folder = tmp_path_factory.mktemp("workbook")
     data = {"dataset": "kitti", "data_root": str(tiny_kitti), "train_size_p1": 0.5, "logdir": str(folder / "runs")}
     results = {"results": str(folder / "results")}
@@ -32,6 +32,7 @@ def executed(tiny_kitti, tmp_path_factory):
         ("03_baseline_training", "03-two", SMALL | {"devices": 2, "logdir": str(folder / "two")}),
         ("05_evaluation", "05", results | {"peers": {"x264 medium": {"quality": [30, 40], "qoffset": [0, -0.2]}, "jpeg": {"quality": [30]}}}),
         ("06_figures", "06", results | {"figures": str(folder / "figures")}),
+        ("07_playground", "07", {}),
     ]
     for notebook, name, values in jobs:
         workbook.execute(ROOT / "notebooks" / f"{notebook}.ipynb", folder / f"{name}.ipynb", data | values)
@@ -53,7 +54,7 @@ def finite(value):
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures"), [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("04-vbr", 3), ("03-two", 3), ("05", 1), ("06", 4)]
+    ("name", "pictures"), [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("04-vbr", 3), ("03-two", 3), ("05", 1), ("06", 4), ("07", 1)]
 )
 def test_notebooks_show_their_figures(executed, name, pictures):
     assert shown(executed / f"{name}.ipynb") == pictures
@@ -91,6 +92,13 @@ def test_records_are_real_bytes_of_every_run_and_picture(executed):
     }
     assert finite(json.loads((executed / "runs" / "05_evaluation" / "metrics.json").read_text()))
     assert all(r["bytes"] > 0 and r["bpp"] > 0 and math.isfinite(r["psnr"]) for r in records)
+
+
+def test_the_playgrounds_metrics_hold_every_codec_at_about_the_same_bytes(executed):
+    records = json.loads((executed / "runs" / "07_playground" / "metrics.json").read_text())["records"]
+    assert [r["codec"] for r in records] == ["roi_vbr", "JPEG", "x264 + ROI", "x265 + ROI"]
+    assert all(0.8 * records[0]["bytes"] < r["bytes"] <= records[0]["bytes"] for r in records)
+    assert "widgets" not in nbformat.read(executed / "07.ipynb", 4).metadata  # a figure stands in
 
 
 def test_figures_are_pdf_and_png(executed):
