@@ -15,7 +15,7 @@ POINTS = {p.name: p for p in expand_sweep(SETTINGS, **OVERRIDES)}
 FIRST = next(iter(POINTS.values()))
 DATA = {"dataset": FIRST.dataset, "data_root": FIRST.data_root, "train_size_p1": FIRST.train_size_p1}
 TRAINED = [f"{LOGDIR}/{name}/metrics.json" for name in POINTS]
-STEPS = ["01_dataset_exploration", "02_detector_hooks"]
+STEPS = ["01_dataset_exploration", "02_detector_hooks", "07_playground"]
 EVALUATE = SETTINGS.get("evaluate", {})  # at which lmbda and alpha a roi_vbr is measured, and which peers (a file of params/peers); false: nothing is
 PEERS = {"peers": yaml.safe_load(Path(f"params/peers/{EVALUATE['peers']}.yaml").read_text())} if EVALUATE and "peers" in EVALUATE else {}
 DETECTORS = {"detectors": ["shipped", config["second_detector"]]} if "second_detector" in config else {}
@@ -79,7 +79,7 @@ rule explore:
     log:
         f"{LOGDIR}/{{step}}/{{step}}.ipynb",
     wildcard_constraints:
-        step="0[12]_[a-z_]+",
+        step="0[127]_[a-z_]+",
     params:
         values=json.dumps(DATA | {"logdir": LOGDIR}),
     shell:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from roilib.container import MAX_BOXES, Header
+from roilib.container import Header
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,13 +64,9 @@ def _encode(args: argparse.Namespace) -> None:
 
 
 def _detected(image: np.ndarray) -> np.ndarray:
-    import torch
-
     from roilib.detector import HookedDetector
 
-    x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-    found = HookedDetector().detect(x)[0][:MAX_BOXES, :4]  # most confident first
-    return found[(found[:, 2:] > found[:, :2]).all(1)].numpy()
+    return HookedDetector().regions(image)
 
 
 def _decode(args: argparse.Namespace) -> None:

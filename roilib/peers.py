@@ -6,7 +6,8 @@ off both encoders silently ignore regions of interest. A preset is one of theirs
 """
 
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import av
@@ -15,11 +16,14 @@ import pillow_jxl  # noqa: F401 (teaches PIL the format)
 from av.filter import Graph
 from PIL import Image
 
+from roilib.codec import highest_within
+
 VIDEO, STILL = ("x264", "x265"), ("jpeg", "webp", "avif", "jxl")
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 TUNES = ("", "zerolatency")  # of the others, psnr and ssim turn regions of interest off
 KR, KB = 0.2126, 0.0722  # BT.709
 FAIR = {"x264": "keyint=1:aq-mode=1:aq-strength=0.01:psy=0", "x265": "keyint=1:info=0:aq-mode=1:aq-strength=0.01:psy-rd=0:psy-rdoq=0:log-level=none"}
+CRFS, QUALITIES = [51 - i / 4 for i in range(201)], range(1, 101)  # of VIDEO and STILL, worst first; x264's crf 0 is another codec: lossless
 SEI = {"x264": lambda header: header & 31 == 6, "x265": lambda header: header >> 1 & 63 in (39, 40)}
 
 
@@ -105,3 +109,29 @@ def encode_still(image: np.ndarray, codec: str, quality: float) -> bytes:
 def decode_still(data: bytes) -> np.ndarray:
     """The picture of what `encode_still` returned."""
     return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def encode_within(
+    image: np.ndarray,
+    codec: str,
+    max_bytes: int,
+    boxes: Sequence = (),
+    qoffset: float = 0.0,
+    preset: str = "medium",
+    check: Callable[[], None] = lambda: None,
+) -> tuple[float, bytes, float]:
+    """(quality, stream, seconds) of `encode` at the best quality that takes at most max_bytes, or next to it; at the worst one where none does.
+
+    check: called before each try; what it raises ends the search.
+    """
+    qualities, tries = CRFS if codec in VIDEO else QUALITIES, {}
+
+    def size(i: int) -> int:
+        check()
+        start = time.perf_counter()
+        stream = encode(image, codec, qualities[i], boxes, qoffset, preset)
+        tries[i] = stream, time.perf_counter() - start
+        return len(stream)
+
+    best = highest_within(size, max_bytes, len(qualities) // 2, len(qualities) - 1, slope=0.04)
+    return qualities[best], *tries[best]

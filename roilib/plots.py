@@ -12,6 +12,8 @@ from torch import Tensor
 
 from roilib.datasets import RoiDataset
 from roilib.evaluation import CODEC_NAMES
+from roilib.playground import Coded, Result
+from roilib.quality import CELL
 
 ROI_COLOUR = "#f0c000"
 MARKERS = "oosD^vP"  # one a codec of CODEC_NAMES, the same in all figures
@@ -201,3 +203,31 @@ def roi_comparison(panels: list[tuple[str, np.ndarray, str]], box: np.ndarray) -
         ax.imshow(picture[y0:y1, x0:x1], interpolation="nearest")
         ax.set(title=title, xticks=[], yticks=[], xlabel=caption)
     return figure
+
+
+def playground(result: Result) -> Figure:
+    """A result as the playground shows it: whole pictures with their boxes, and beside each the ROI that counts most, enlarged."""
+    panels = [("original", result.image), (_caption(result.ours), result.ours.picture)]
+    panels += [(_caption(result.peer), result.peer.picture)] if result.peer else []
+    height, width = result.image.shape[:2]
+    box = max(result.boxes, key=lambda b: (b[4], (b[2] - b[0]) * (b[3] - b[1])), default=(0, 0, width, height, 1))
+    rows, ratio = len(panels) + (result.bits is not None), width / height
+    size = 2.4 * (ratio + 1.6), 2.7 * rows
+    figure, axes = plt.subplots(rows, 2, figsize=size, width_ratios=[ratio, 1.6], squeeze=False, layout="constrained")
+    for (whole, part), (title, picture) in zip(axes, panels, strict=False):
+        show_picture(whole, picture, title)
+        show_picture(part, picture)
+        part.set(xlim=(box[0], box[2]), ylim=(box[3], box[1]), adjustable="box")
+    draw_boxes(axes[0, 0], np.reshape(result.boxes, (-1, 5)))
+    if result.bits is not None:
+        show_picture(axes[-1, 0], result.image, "where the bits went")
+        cells = axes[-1, 0].imshow(result.bits, cmap="inferno", alpha=0.75, extent=(0, CELL * result.bits.shape[1], CELL * result.bits.shape[0], 0))
+        axes[-1, 0].set(xlim=(0, width), ylim=(height, 0))
+        axes[-1, 1].set_axis_off()
+        figure.colorbar(cells, ax=axes[-1, 1], location="left", label="bits a 16×16 cell", fraction=0.3)
+    return figure
+
+
+def _caption(coded: Coded) -> str:
+    psnrs = [f"{name} {value:.2f} dB" for name, value in (("ROI", coded.roi_psnr), ("background", coded.bg_psnr)) if value is not None]
+    return ", ".join([f"{coded.codec} ({coded.setting})", f"{coded.bytes:,} bytes", f"{coded.bpp:.3f} bpp", *psnrs])

@@ -94,6 +94,7 @@ def test_the_highest_quality_within_a_limit_is_found_in_few_looks(bend):
         assert len(looks) < 11
     assert codec.highest_within(size, 10, 442) == 0
     assert codec.highest_within(size, 1e9, 442) == 654
+    assert codec.highest_within(size, 1e9, 10, top=99) == 99
 
 
 def test_without_boxes_everything_is_alike_whatever_alpha_says(vbr, image):
@@ -144,6 +145,21 @@ def test_real_bytes_are_what_the_likelihoods_say(vbr):
             counted = 8 * vbr.model.size(vbr.model.analysis(x), q)
         assert counted == pytest.approx(vbr.estimate(image, BOX, lmbda=lmbda), rel=0.03)  # the model is tiny: whole frames are measured in records
         assert 0 <= 8 * sum(map(len, strings)) - counted <= 64  # two strings of whole words of 32 bits
+
+
+def test_bits_of_the_cells_are_those_of_the_stream(vbr, image):
+    image = image[:90, :150]
+    data = codec.encode(image, BOX, lmbda=0.02, alpha=0.97, model=vbr)
+    cells = vbr.cell_bits(image, data)
+    assert cells.shape == (8, 12)  # of 128x192 pixels
+    assert cells.sum() == pytest.approx(vbr.estimate(image, BOX, lmbda=0.02, alpha=0.97), rel=1e-6)
+    strings = Header.unpack(data)[1]
+    assert cells.sum() == pytest.approx(8 * sum(map(len, strings)), rel=0.05)
+    assert cells[2:3, 2:5].mean() > 1.5 * cells[:, 6:9].mean()  # inside the box, and outside
+    capped = codec.encode(image, BOX, max_bytes=len(data) // 2, model=vbr)
+    assert vbr.cell_bits(image, capped).sum() == pytest.approx(8 * sum(map(len, Header.unpack(capped)[1])), rel=0.05)
+    with pytest.raises(ValueError, match="not a stream of this picture"):
+        vbr.cell_bits(image[1:], data)
 
 
 @pytest.mark.parametrize("at", [0, 4, 5, 9, 15, 19, 27, 33, 60, -1])
@@ -225,6 +241,7 @@ def test_the_papers_models_are_coded_too(tiny_parameters, image, options):
     assert len(data) - sum(map(len, strings)) <= 40 + 8
     assert len(strings) == len(trained.decode_symbols(data)) == (3 if "obj" in options["which"] else 2)
     assert header.describe()["lmbda"] == pytest.approx(run.parameters.lmbda, rel=0.01)  # what it was trained with
+    assert trained.cell_bits(image[:70, :150], data).sum() == pytest.approx(trained.estimate(image[:70, :150], BOX), rel=1e-6)
     trained.__dict__.pop("detector", None)
     assert codec.decode(data, model=trained).shape == (70, 150, 3)
     assert "detector" not in trained.__dict__  # a decoder needs none

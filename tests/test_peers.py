@@ -68,6 +68,20 @@ def test_odd_sizes_and_more_quality(picture, codec):
     assert error(image, decoded[1]) < (300 if codec == "webp" else 130)  # WebP has half the colour resolution
 
 
+@pytest.mark.parametrize("codec", ["x264", "jpeg", "webp"])
+def test_the_best_within_a_number_of_bytes(picture, codec):
+    image, boxes = picture
+    quality, stream, seconds = peers.encode_within(image, codec, 6000, boxes, -0.1 if codec in peers.VIDEO else 0.0)
+    assert len(stream) <= 6000
+    better = peers.encode(image, codec, quality + (-1 if codec in peers.VIDEO else 1), boxes, -0.1)
+    assert len(better) > 0.98 * 6000
+    assert stream == peers.encode(image, codec, quality, boxes, -0.1)
+    assert seconds > 0
+    worst, smallest, _ = peers.encode_within(image, codec, 10)
+    assert worst == (51 if codec in peers.VIDEO else 1)
+    assert len(smallest) > 10
+
+
 def test_records_are_like_ours(tiny_kitti):
     data = RoiDataset(kitti_samples(tiny_kitti)[:2])
     records, times = zip(*evaluate_peer(data, "x264 ultrafast", [30, 40], [0.0, -0.2]), strict=True)

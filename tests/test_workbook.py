@@ -36,7 +36,7 @@ def own_pictures(folder, root):
 
 @pytest.fixture(scope="module")
 def executed(tiny_kitti, tmp_path_factory):
-    """Run notebooks 01–06 once; the folder with `NN.ipynb`, runs, results and figures."""
+    """Run notebooks 01–07 once; the folder with `NN.ipynb`, runs, results and figures."""
     folder = tmp_path_factory.mktemp("workbook")
     data = {"dataset": "kitti", "data_root": str(tiny_kitti), "train_size_p1": 0.5, "logdir": str(folder / "runs")}
     results = {"results": str(folder / "results")}
@@ -51,6 +51,7 @@ def executed(tiny_kitti, tmp_path_factory):
         ("05_evaluation", "05", results | {"peers": {"x264 medium": {"quality": [30, 40], "qoffset": [0, -0.2]}, "jpeg": {"quality": [30]}}}),
         ("05_evaluation", "05-own", own_pictures(folder, tiny_kitti) | OWN),
         ("06_figures", "06", results | {"figures": str(folder / "figures")}),
+        ("07_playground", "07", {}),
     ]
     for notebook, name, values in jobs:
         workbook.execute(ROOT / "notebooks" / f"{notebook}.ipynb", folder / f"{name}.ipynb", data | values)
@@ -73,7 +74,7 @@ def finite(value):
 
 @pytest.mark.parametrize(
     ("name", "pictures"),
-    [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("04-vbr", 3), ("03-two", 3), ("05", 1), ("05-own", 2), ("06", 4)],
+    [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("04-vbr", 3), ("03-two", 3), ("05", 1), ("05-own", 2), ("06", 4), ("07", 1)],
 )
 def test_notebooks_show_their_figures(executed, name, pictures):
     assert shown(executed / f"{name}.ipynb") == pictures
@@ -137,6 +138,13 @@ def test_tables_are_those_of_their_files(executed):
     assert (uniform["low"] <= uniform["bd_rate"]).all()
     assert set(table["detection"]["codec"]) == {"uncompressed", "roi_vbr", "x265 ultrafast+zerolatency"}
     assert set(table["detection_at_bpp"]["at_bpp"]) <= {0.5}
+
+
+def test_the_playgrounds_metrics_hold_every_codec_at_about_the_same_bytes(executed):
+    records = json.loads((executed / "runs" / "07_playground" / "metrics.json").read_text())["records"]
+    assert [r["codec"] for r in records] == ["roi_vbr", "JPEG", "x264 + ROI", "x265 + ROI"]
+    assert all(0.8 * records[0]["bytes"] < r["bytes"] <= records[0]["bytes"] for r in records)
+    assert "widgets" not in nbformat.read(executed / "07.ipynb", 4).metadata  # a figure stands in
 
 
 def test_figures_are_pdf_and_png(executed):

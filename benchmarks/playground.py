@@ -1,0 +1,33 @@
+"""From a slider's move to the picture on screen: the playground of notebook 07 in JupyterLab and headless Chromium on this machine.
+
+python benchmarks/playground.py --pictures FOLDER
+
+The browser takes the time, from the change of the slider to the frame that shows what was coded with it.
+"""
+
+import argparse
+import functools
+import json
+
+import numpy as np
+
+from roilib import screenshot
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", help="a folder of pictures, the first of which is coded; default: the sample set's test pictures")
+    parser.add_argument("--moves", type=int, default=20)
+    args = parser.parse_args()
+    result = {}
+    for peer in ("", "x265"):
+        with screenshot.playground(pictures=args.pictures, peer=peer) as page:
+            for move in range(args.moves):
+                screenshot.answered(page, functools.partial(screenshot.slide, page, move // 2 % 2, 1 - 2 * (move % 2)))
+            times = [int(time) for time in page.locator(".roi-clock").get_attribute("title").split(", ")]
+        result[peer or "original"] = {"median": float(np.median(times)), "p95": float(np.quantile(times, 0.95)), "moves": len(times)}
+    print(json.dumps({"slider to picture, ms, beside": result}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
