@@ -88,11 +88,26 @@ class Codec:
                 return stream
         raise ValueError(f"max_bytes={max_bytes}: the smallest possible size of this picture is {len(stream)} bytes")
 
-    @torch.no_grad()
     def estimate(self, image: np.ndarray, boxes: Sequence = (), *, lmbda: float = DEFAULT_LMBDA, alpha: float = DEFAULT_ALPHA) -> float:
         """Bits that the strings of `encode` should take, by the model's likelihoods."""
-        output = self.model(*self._inputs(image, *self._knobs(image, boxes, lmbda, alpha)))
-        return sum(-v.double().log2().sum().item() for v in output["likelihoods"].values())
+        return float(self._cell_bits(image, *self._knobs(image, boxes, lmbda, alpha)).sum())
+
+    def cell_bits(self, image: np.ndarray, stream: bytes) -> np.ndarray:
+        """Where the bits of a stream went, by the model's likelihoods: (h, w) float64 of the 16x16 cells of the padded picture, from the top left.
+
+        image: what the stream was made of. A hyper-latent's symbol counts evenly for all cells under it.
+        """
+        header, _ = Header.unpack(stream)
+        if (header.model, header.height, header.width) != (self.id, *image.shape[:2]):
+            raise ValueError("not a stream of this picture by these weights")
+        return self._cell_bits(image, header.boxes, (header.lmbda, header.alpha))
+
+    @torch.no_grad()
+    def _cell_bits(self, image: np.ndarray, rows: np.ndarray, indices: tuple[int, int]) -> np.ndarray:
+        likelihoods = self.model(*self._inputs(image, rows, indices))["likelihoods"]
+        bits = {name: -v[0].double().log2().sum(0).cpu().numpy() for name, v in likelihoods.items()}
+        spread = {name: np.kron(v, np.full(np.floor_divide(bits["y"].shape, v.shape), v.size / bits["y"].size)) for name, v in bits.items()}
+        return sum(spread.values())
 
     def _knobs(self, image: np.ndarray, boxes: Sequence, lmbda: float, alpha: float) -> tuple[np.ndarray, tuple[int, int]]:
         """Checked: integer boxes, and the indices of λ and α; of the paper's models those of their training."""
