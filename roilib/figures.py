@@ -14,7 +14,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from roilib.comparisons import BUDGETS
 from roilib.evaluation import CODEC_NAMES
-from roilib.results import LOOKS, codec_label, curve_label, curves, look, strength_label, trades, uniform_strength, within_budget
+from roilib.results import LOOKS, codec_label, curve_label, curves, drawn, look, strength_label, trades, uniform_strength, within_budget
 
 AXES = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)", "psnr": "PSNR (dB)"}
 RATE = "bits per pixel"
@@ -30,7 +30,7 @@ def rate_curves(rates: pd.DataFrame) -> Figure | None:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.9), sharex=True, layout="constrained")
     handles = []
-    for codec, by_strength in curves(rates):
+    for codec, by_strength in curves(drawn(rates)):
         uniform, chosen, (colour, marker) = uniform_strength(codec), within_budget(codec, by_strength), look(codec)
         for strength, points in by_strength.items():
             style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.4}
@@ -52,7 +52,7 @@ def rate_curves(rates: pd.DataFrame) -> Figure | None:
 
 def roi_plane(rates: pd.DataFrame) -> Figure | None:
     """What ROI strengths save in the ROI against what they cost outside, each codec against its own uniform mode; a rates table's BD figures."""
-    table = trades(rates) if len(rates) else pd.DataFrame()
+    table = trades(drawn(rates)) if len(rates) else pd.DataFrame()
     if table.empty:
         return None
     figure, ax = plt.subplots(figsize=(6.2, 3.9), layout="constrained")
@@ -124,7 +124,7 @@ def detection_curves(detection: pd.DataFrame, rates: pd.DataFrame) -> Figure | N
     for ax, (detector, rows) in zip(axes.flat, detectors, strict=True):
         whole, coded = rows[rows["codec"] == "uncompressed"]["agnostic_ap50"].iloc[0], rows[rows["codec"] != "uncompressed"]
         handles["uncompressed"] = ax.axhline(whole, color="0.3", linewidth=0.9, linestyle="--", label="uncompressed")
-        for codec, by_strength in curves(coded):
+        for codec, by_strength in curves(drawn(coded)):
             for strength, points in _shown(codec, by_strength, chosen.get(codec)).items():
                 line = _detection_line(ax, codec, strength, points, whole, len(by_strength) > 1)
                 handles.setdefault(line.get_label(), line)

@@ -30,12 +30,15 @@ LOOKS = {  # colour (Okabe and Ito's, which colour-blind people tell apart) and 
     "x265 slow": ("#993300", "D"),
     "x264 medium": ("#E69F00", "h"),
     "x264 slow": ("#B07500", "H"),
+    "x265 ultrafast+zerolatency": ("#FF9E66", "1"),
+    "x264 ultrafast+zerolatency": ("#F5C96B", "2"),
     "jpeg": ("#999999", "*"),
     "webp": ("#A6761D", "p"),
     "avif": ("#66A61E", "d"),
     "jxl": ("#E7298A", ">"),
 }
 OTHER = {"x265": ("#D55E00", "8"), "x264": ("#E69F00", "8")}  # of presets that LOOKS does not have
+DRAWN = ("slow", "medium")  # of a video encoder's presets the first that was measured is drawn
 UNKNOWN = ("#777777", ".")
 
 
@@ -99,6 +102,15 @@ def curves(rates: pd.DataFrame) -> Iterator[tuple[str, dict[float, pd.DataFrame]
         points = rows.drop_duplicates(["strength", *(name for name in ("lmbda", "quality") if name in rows)]).sort_values("bpp")
         by_strength = sorted(points.groupby("strength"), key=lambda pair: pair[0] if codec in CODEC_NAMES else -pair[0])
         yield codec, dict(by_strength)
+
+
+def drawn(rates: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table that figures have room for: of a video encoder, as "x265 medium", one preset."""
+    presets: dict[str, list[str]] = {}
+    for codec in rates["codec"].unique():
+        presets.setdefault(codec.partition(" ")[0] if codec not in CODEC_NAMES else codec, []).append(codec)
+    shown = [min(found, key=lambda codec: (*(codec.partition(" ")[2] != preset for preset in DRAWN), codec)) for found in presets.values()]
+    return rates[rates["codec"].isin(shown)]
 
 
 def background_loss(uniform: pd.DataFrame, curve: pd.DataFrame) -> float:

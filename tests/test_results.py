@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from roilib.results import LOOKS, background_loss, codec_label, curves, look, read_json, read_table, strength_label, trades, within_budget
+from roilib.results import LOOKS, background_loss, codec_label, curves, drawn, look, read_json, read_table, strength_label, trades, within_budget
 
 
 def test_every_codec_has_a_look_of_its_own():
@@ -56,3 +56,16 @@ def test_missing_tables_are_empty_and_damaged_ones_named(tmp_path):
         read_table(tmp_path, "rates")
     with pytest.raises(ValueError, match=r"speed\.json: not JSON"):
         read_json(tmp_path, "speed")
+
+
+def test_of_a_video_encoder_one_preset_is_drawn():
+    def shown(*codecs):
+        return drawn(pd.DataFrame({"codec": codecs}))["codec"].tolist()
+
+    assert shown("x265 medium", "x265 slow", "x264 ultrafast+zerolatency", "x264 medium", "jpeg", "roi_vbr") == [
+        "x265 slow",
+        "x264 medium",
+        "jpeg",
+        "roi_vbr",
+    ]
+    assert shown("x264 ultrafast+zerolatency", "roi_vbr", "roi_vbr (fixed_rate)") == ["x264 ultrafast+zerolatency", "roi_vbr", "roi_vbr (fixed_rate)"]
