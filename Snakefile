@@ -133,13 +133,14 @@ rule figures:
 
 rule report:
     input:
-        source="report/report.typ",
+        source=["report/report.typ", "report/parts.typ", "report/diagram.typ", "report/references.yml"],
         figures=rules.figures.output,
     output:
         "report/report.pdf",
     params:
-        profile=PROFILE,
+        results=RESULTS,
+        figures=f"report/figures/{PROFILE}",
     run:
-        import typst
+        from roilib import report
 
-        typst.compile(input.source, output=output[0], root=".", sys_inputs={"profile": params.profile})
+        report.build(params.results, params.figures, output[0])

@@ -89,13 +89,12 @@ def average_precisions(pictures: Sequence[list[list[int]]], counts: Sequence[lis
     picture = np.repeat(np.arange(len(pictures)), [len(found) for found in pictures])
     order = np.argsort(-rows[:, 0], kind="stable")
     rows, picture, counts = rows[order], picture[order], np.array(counts)
-    result = {"agnostic_ap50": _average_precision(rows[:, 2] & 1 > 0, picture, counts[:, 0], weights)}
+    result = {"agnostic_ap50": _average_precisions(rows[:, 2], picture, counts[:, 0], weights, 1)[0]}
     by_class = []
     for i, name in enumerate(BENCHMARK):
         if counts[:, 1 + i].any():
             own = rows[:, 1] == i
-            bits = rows[own, 3]
-            by_class.append([_average_precision(bits >> k & 1 > 0, picture[own], counts[:, 1 + i], weights) for k in range(len(THRESHOLDS))])
+            by_class.append(_average_precisions(rows[own, 3], picture[own], counts[:, 1 + i], weights, len(THRESHOLDS)))
             result[f"{name.lower()}_ap50"] = by_class[-1][0]
     if by_class:
         known = np.isfinite(np.array(by_class))
@@ -104,16 +103,24 @@ def average_precisions(pictures: Sequence[list[list[int]]], counts: Sequence[lis
     return result
 
 
-def _average_precision(hit: np.ndarray, picture: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(R,) area under the best precision at a higher recall, on a grid of 101 recalls, by trapezoids. hit, picture: of detections, best first."""
-    number = np.cumsum(weights[:, picture], 1)[:, hit]
-    true = np.cumsum(weights[:, picture[hit]], 1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # resamples without objects, or before their first detection
-        precision, recall = np.where(number > 0, true / number, 0), true / (weights @ counts)[:, None]
-    best = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-    area = np.concatenate([[0.0], np.cumsum([0.005, *[0.01] * 99, 0.005])])  # of the recalls below
-    reached = area[np.searchsorted(np.linspace(0, 1, 101), recall)]
-    return np.where(weights @ counts > 0, (best * np.diff(reached, prepend=0, axis=1)).sum(1), np.nan)
+def _average_precisions(bits: np.ndarray, picture: np.ndarray, counts: np.ndarray, weights: np.ndarray, thresholds: int) -> np.ndarray:
+    """(thresholds, R) area under the best precision at a higher recall, on a grid of 101 recalls, by trapezoids. bits, picture: of detections, best
+    first; what comes after the last hit changes nothing.
+    """
+    last = np.flatnonzero(bits)[-1:] + 1
+    bits, picture = bits[: int(last.sum())], picture[: int(last.sum())]
+    drawn, objects_drawn = weights[:, picture], weights @ counts
+    number, areas = np.cumsum(drawn, 1), []
+    area_below = np.concatenate([[0.0], np.cumsum([0.005, *[0.01] * 99, 0.005])])  # by the number of the grid's recalls
+    for k in range(thresholds):
+        hit = bits >> k & 1 > 0
+        true = np.cumsum(drawn[:, hit], 1)
+        with np.errstate(divide="ignore", invalid="ignore"):  # resamples without objects, or before their first detection
+            precision, recall = np.where(number[:, hit] > 0, true / number[:, hit], 0), true / objects_drawn[:, None]
+        best = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+        reached = area_below[np.searchsorted(np.linspace(0, 1, 101), recall)]
+        areas.append(np.where(objects_drawn > 0, (best * np.diff(reached, prepend=0, axis=1)).sum(1), np.nan))
+    return np.stack(areas)
 
 
 def average_precision(found: list[Tensor], data: RoiDataset) -> dict[str, float]:

@@ -34,7 +34,7 @@ def apart(records: list[dict]) -> tuple[list[dict], list[dict]]:
 def write_detections(folder: Path, found: list[dict]) -> Path:
     """Write what `apart` found as `folder/detections.json.gz`, the same bytes each time."""
     path, temporary = Path(folder) / FILE, Path(folder) / f"{FILE}.{os.getpid()}.tmp"
-    temporary.write_bytes(gzip.compress(json.dumps(found, separators=(",", ":"), sort_keys=True).encode(), mtime=0))
+    temporary.write_bytes(gzip.compress(json.dumps(found, separators=(",", ":")).encode(), mtime=0))
     temporary.replace(path)
     return path
 

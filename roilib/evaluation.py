@@ -190,64 +190,6 @@ def provenance(runs: list[Run], weights: Sequence[str] = ()) -> dict:
     return {"evaluated": environment() | {"cores": os.cpu_count()}, "runs": found, "weights": files}
 
 
-def closest_in_bytes(records: list[dict], image: str, codecs: list[str]) -> list[dict]:
-    """For each codec its record of `image`, chosen so that the bytes of all are near to each other."""
-    choices = [[r for r in records if r["image"] == image and r["codec"] == codec] for codec in codecs]
-    goals = [r["bytes"] for r in min(choices, key=len)]
-    rows = [[min(choice, key=lambda r: abs(math.log(r["bytes"] / goal))) for choice in choices] for goal in goals]
-    return min(rows, key=lambda rs: max(r["bytes"] for r in rs) / min(r["bytes"] for r in rs))
-
-
-def comparison(runs: list[Run], records: list[dict], data: RoiDataset, i: int) -> list[tuple[str, np.ndarray, str]]:
-    """Panels for `plots.roi_comparison` of picture i: the original and one decoded picture a codec, at about equal bytes."""
-    image, boxes, _ = data[i]
-    original, boxes = image.permute(1, 2, 0).numpy(), boxes.numpy()
-    names = {r["codec"] for r in records}
-    codecs = [*(name for name in CODEC_NAMES if name in names), *sorted(names - CODEC_NAMES.keys())]
-    panels = [("original", original, data.samples[i].id)]
-    for record in closest_in_bytes(records, data.samples[i].id, codecs):
-        label = CODEC_NAMES.get(record["codec"], record["codec"])
-        panels.append((label, _decoded(record, runs, original, boxes), f"{record['bpp']:.3f} bpp, ROI {record['roi_psnr']:.2f} dB"))
-    return panels
-
-
-def _decoded(record: dict, runs: list[Run], original: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The decoded picture of a record, coded once more."""
-    setting = record["setting"]
-    if "weights" in record:
-        codec = load_codec(weights_file(record["weights"]))
-    elif "run" in record:
-        codec = load_codec(next(run for run in runs if run.folder.name == record["run"]).weights)
-    else:
-        codec, _, preset = record["codec"].partition(" ")
-        return peers.decode(peers.encode(original, codec, setting["quality"], boxes, setting["qoffset"], preset), codec)
-    return codec.decode(codec.encode(original, boxes, lmbda=setting["lmbda"], alpha=setting["alpha"]))
-
-
-def histories(runs: list[Run]) -> dict[str, list[dict]]:
-    """Legend → history of each run."""
-    named = {}
-    for run in runs:
-        p = run.parameters
-        name = CODEC_NAMES[codec_name(p)] + f", λ {p.lmbda:g}" + (f", α {p.alpha:g}" if p.which == "hyperprior_with_obj_features" else "")
-        named[name if name not in named else f"{name}, {run.folder.name[-4:]}"] = run.metrics["history"]
-    return named
-
-
-def largest_box(data: RoiDataset) -> tuple[int, np.ndarray]:
-    """Index and box (4,) of the largest object, if possible one that the border does not cut; the first picture whole if there is no object."""
-    candidates = []
-    for i, sample in enumerate(data.samples):
-        height, width = data.size(i)
-        for x0, y0, x1, y1 in sample.boxes.tolist():
-            inside = x0 > 2 and y0 > 2 and x1 < width - 3 and y1 < height - 3
-            candidates.append((inside, (x1 - x0) * (y1 - y0), i, (x0, y0, x1, y1)))
-    if not candidates:
-        return 0, np.array([0, 0, *data.size(0)[::-1]], np.float32)
-    _, _, i, box = max(candidates)
-    return i, np.array(box, np.float32)
-
-
 def refuse_training_pictures(runs: list[Run], data: RoiDataset, dataset: str) -> None:
     """Raise ValueError when a run trained on one of the pictures (of the same `dataset`) that it is to be measured on."""
     for run in runs:

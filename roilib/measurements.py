@@ -141,6 +141,7 @@ def _look(cache: Path, point: Task) -> tuple[dict, dict]:
         known = found["detections"] if found else {}
         found = {"record": record, "times": times, "detections": known | {digest: rows[name] for digest, name in wanted.items()}}
         write_json(path, found)
+        found = json.loads(path.read_text())  # what a later look sees, to the order of its fields
     seen = {"detections": {name: found["detections"][digest] for digest, name in wanted.items()}} if wanted else {}
     record, times = ({k: v for k, v in part.items() if k != "run"} | dict(point.source) for part in (found["record"], found["times"]))
     return record | seen, times

@@ -1,4 +1,7 @@
-"""Figures, one function each, all in one look (seaborn, colour-blind safe); every function returns the matplotlib Figure."""
+"""Figures of pictures and of one run, all in one look (seaborn, colour-blind safe); every function returns the matplotlib Figure.
+
+Figures of measured results are in roilib.figures.
+"""
 
 from pathlib import Path
 
@@ -6,33 +9,41 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from roilib.datasets import RoiDataset
-from roilib.evaluation import CODEC_NAMES
 from roilib.playground import Coded, Result
 from roilib.quality import CELL
+from roilib.results import curve_label
+from roilib.side_by_side import Panel, Scene
 
 ROI_COLOUR = "#f0c000"
-MARKERS = "oosD^vP"  # one a codec of CODEC_NAMES, the same in all figures
+CROP_ASPECT = 4 / 3  # width by height of what is enlarged
 PSNR_NAMES = {"roi_psnr": "pooled ROI-PSNR (dB)", "bg_psnr": "pooled background PSNR (dB)", "psnr": "pooled PSNR (dB)"}
 
 
 def set_style() -> None:
     """The house's look, for notebooks and files alike."""
-    sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
+    sns.set_theme(context="paper", style="whitegrid", palette="colorblind", font="DejaVu Sans")  # matplotlib's own: the same on every machine
     plt.rcParams |= {"figure.dpi": 110, "savefig.bbox": "tight", "savefig.dpi": 160, "axes.titlesize": 10, "pdf.fonttype": 42}
 
 
-def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Write `name.pdf` and `name.png` without dates, so that the same figure gives the same bytes."""
+def save_figure(figure: Figure | None, folder: str | Path, name: str) -> list[Path]:
+    """Write `name.pdf` and `name.png` without dates, so that the same figure gives the same bytes. None removes them: there is nothing to show."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("pdf", "png")]
-    figure.savefig(paths[0], metadata={"CreationDate": None})
-    figure.savefig(paths[1], metadata={"Software": None})
+    if figure is None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return []
+    for path, metadata in zip(paths, ({"CreationDate": None}, {"Software": None}), strict=True):
+        temporary = path.with_name(f".{path.name}")
+        figure.savefig(temporary, metadata=metadata, format=path.suffix[1:])
+        temporary.replace(path)
     return paths
 
 
@@ -146,62 +157,74 @@ def before_after(originals: Tensor, decoded: Tensor, boxes: list[Tensor], count:
     return figure
 
 
-def _codec_lines(table: pd.DataFrame, y: str, ax) -> None:
-    names = [*CODEC_NAMES, *sorted(set(table["codec"]) - CODEC_NAMES.keys())]
-    for codec, rows in table.groupby("codec", sort=False):
-        place, ours = names.index(codec), codec in CODEC_NAMES
-        groups = list(rows.groupby(["alpha", "loss_form", "metric", "seed"] if ours else ["qoffset"]))
-        shades = [f"C{place}"] if len(groups) == 1 else sns.color_palette("flare" if ours else f"light:C{place}", len(groups) + 1)[1:]
-        for ((strength, *_), group), shade in zip(groups, shades, strict=True):
-            label = (f", α {strength:g}" if place > 1 else "") if ours else (f", ROI offset {strength:g}" if strength else "")
-            group = group.sort_values("bpp")
-            line = {"marker": MARKERS[place % len(MARKERS)], "markersize": 4} if ours else {"linestyle": "--"}
-            ax.plot(group["bpp"], group[y], color=shade, label=CODEC_NAMES.get(codec, codec) + label, **line)
-    wide = table["bpp"].max() > 8 * table["bpp"].min()
-    ax.set(xlabel="bits per pixel (real bytes)", ylabel=PSNR_NAMES[y], xscale="log" if wide else "linear")
+def comparison(scenes: list[Scene]) -> Figure | None:
+    """Pictures at equal bytes, a column a codec: whole frames with the ROI outlined, and under them one object enlarged, with bytes and PSNRs.
 
-
-def rate_curves(table: pd.DataFrame) -> Figure:
-    """Rate against ROI-PSNR with rate against background PSNR beside it; `table`: `tables.rate_table`."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
-        _codec_lines(table, name, ax)
-    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    None where nothing stands beside the originals.
+    """
+    columns = max(len(scene.panels) for scene in scenes)
+    if columns == 1:
+        return None
+    ratios = [ratio for scene in scenes for ratio in (np.divide(*scene.panels[0].picture.shape[:2]), 1 / CROP_ASPECT)]
+    size = (1.75 * columns, 1.75 * sum(ratios) + 0.62 * len(scenes) + 0.2)
+    figure, axes = plt.subplots(len(ratios), columns, figsize=size, squeeze=False, height_ratios=ratios, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+    for row, scene in enumerate(scenes):
+        x0, y0, x1, y1 = crop_window(scene.box, *scene.panels[0].picture.shape[:2])
+        for column, panel in enumerate(scene.panels):
+            frame, crop = axes[2 * row, column], axes[2 * row + 1, column]
+            show_picture(frame, panel.picture, _panel_title(panel) if row == 0 or len(scene.panels) > len(scenes[0].panels) else "")
+            frame.title.set_fontsize(7.5)
+            draw_boxes(frame, scene.boxes if panel.codec == "original" else scene.box[None])
+            crop.imshow(panel.picture[y0:y1, x0:x1], interpolation="nearest")
+            crop.set_xlabel(_panel_caption(scene, panel), fontsize=7)
+        for ax in axes[2 * row : 2 * row + 2, len(scene.panels) :].flat:
+            ax.set_axis_off()
     return figure
 
 
-def roi_trade(table: pd.DataFrame) -> Figure:
-    """What every α gains in the ROI against what it costs outside; `table`: `tables.roi_trade_table`."""
-    figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
-    for run, group in table.groupby("run"):
-        ax.plot(group["bg_bd_psnr"], group["roi_bd_rate"], marker=MARKERS[5], color="C5", label=run)
-        for _, row in group.iterrows():
-            ax.annotate(f"α {row['alpha']:g}", (row["bg_bd_psnr"], row["roi_bd_rate"]), (5, 4), textcoords="offset points", fontsize=8)
-    ax.set(xlabel="background BD-PSNR against α 0.5 (dB)", ylabel="ROI BD-rate against α 0.5 (%)")
-    return figure
+def crop_window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of the window of CROP_ASPECT around a box with a margin, inside the picture as far as it fits."""
+    middle, size = (box[:2] + box[2:]) / 2, 1.15 * (box[2:] - box[:2])
+    size = np.maximum(size, size[::-1] * (CROP_ASPECT, 1 / CROP_ASPECT))
+    size = np.minimum(size, (width, height))
+    start = np.clip(middle - size / 2, 0, (width, height) - size)
+    return tuple(int(v) for v in np.concatenate([np.floor(start), np.ceil(start + size)]))
 
 
-def loss_curves(histories: dict[str, list[dict]]) -> Figure:
-    """Test loss of every run against steps; `histories`: legend → a run's history."""
-    figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
-    for i, (name, entries) in enumerate(histories.items()):
-        part = "test" if "test" in entries[-1] else "train"
-        ax.plot([e["step"] for e in entries], [e[part]["loss"] for e in entries], label=name, color=f"C{i % 10}")
-    ax.set(xlabel="step", ylabel="test loss", yscale="log")
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+def _panel_title(panel: Panel) -> str:
+    if panel.strength is None:
+        return panel.codec
+    return ",\n".join(curve_label(panel.codec, panel.strength, not panel.codec.startswith("hyperprior")).rsplit(", ", 1))
 
 
-def roi_comparison(panels: list[tuple[str, np.ndarray, str]], box: np.ndarray) -> Figure:
-    """The paper's figure: one ROI enlarged from each picture; `panels`: (title, picture uint8 (H, W, 3), caption)."""
-    height, width = panels[0][1].shape[:2]
-    margin = 0.08 * np.array([box[0] - box[2], box[1] - box[3], box[2] - box[0], box[3] - box[1]])
-    x0, y0, x1, y1 = np.clip(box + margin, 0, [width, height, width, height]).round().astype(int)
-    shape = (3.1 * len(panels), 3.1 * (y1 - y0) / max(x1 - x0, 1) + 0.8)
-    figure, axes = plt.subplots(1, len(panels), figsize=shape, squeeze=False, layout="constrained")
-    for ax, (title, picture, caption) in zip(axes.flat, panels, strict=True):
-        ax.imshow(picture[y0:y1, x0:x1], interpolation="nearest")
-        ax.set(title=title, xticks=[], yticks=[], xlabel=caption)
+def _panel_caption(scene: Scene, panel: Panel) -> str:
+    if panel.stream is None:
+        return scene.image
+    psnrs = [f"{name} {psnr:.1f} dB" for name, psnr in (("ROI", panel.roi_psnr), ("rest", panel.bg_psnr)) if psnr is not None]
+    return "\n".join([f"{len(panel.stream):,} bytes", *psnrs])
+
+
+def bit_allocation(scene: Scene, allocations: dict[tuple[str, float], np.ndarray]) -> Figure | None:
+    """A picture with its boxes, and where each stream of it spends its bits; allocations: of `side_by_side.allocations`, None where they are none."""
+    if not allocations:
+        return None
+    picture = scene.panels[0].picture
+    height, width = picture.shape[:2]
+    rows = len(allocations) + 1
+    figure, axes = plt.subplots(rows, 1, figsize=(6.5, rows * (6 * height / width + 0.2)), layout="constrained")
+    show_picture(axes[0], picture)
+    draw_boxes(axes[0], scene.boxes)
+    norm = PowerNorm(0.5, 0, max(bits.max() for bits in allocations.values()))  # few cells take most
+    for ax, ((codec, strength), bits) in zip(axes[1:], allocations.items(), strict=True):
+        shown = ax.imshow(bits, cmap="magma", norm=norm, extent=(0, 16 * bits.shape[1], 16 * bits.shape[0], 0), interpolation="nearest")
+        ax.set(xlim=(0, width), ylim=(height, 0), title=f"{curve_label(codec, strength, codec == 'roi_vbr')}, {bits.sum() / 8:,.0f} bytes")
+        ax.set_axis_off()
+        draw_boxes(ax, scene.boxes, "white")
+    figure.colorbar(shown, ax=list(axes[1:]), label="bits in a 16×16 cell", shrink=0.8, pad=0.02)
     return figure
 
 

@@ -90,13 +90,16 @@ def _prepare(run: Run) -> None:
 
 def all_runs(logdir: str | Path) -> list[Run]:
     """Every run below `logdir`, finished or not. Raises ValueError naming an hparams.json that cannot be read."""
-    runs = []
-    for path in sorted(Path(logdir).glob("*/hparams.json")):
-        try:
-            runs.append(Run(path.parent, Parameters.parse(json.loads(path.read_text())["parameters"])))
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: not a run's parameters ({error})") from None
-    return runs
+    return [read_run(path.parent) for path in sorted(Path(logdir).glob("*/hparams.json"))]
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder, finished or not. Raises ValueError naming an hparams.json that cannot be read."""
+    path = folder / "hparams.json"
+    try:
+        return Run(folder, Parameters.parse(json.loads(path.read_text())["parameters"]))
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a run's parameters ({error})") from None
 
 
 def write_json(path: Path, content: Any) -> None:

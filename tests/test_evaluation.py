@@ -7,13 +7,11 @@ import torch
 
 from roilib import engine, tables
 from roilib.codec import load_codec
-from roilib.datasets import RoiDataset, Sample, kitti_samples, load_splits
+from roilib.datasets import RoiDataset, kitti_samples, load_splits
 from roilib.detector import HookedDetector, frame_features
 from roilib.evaluation import (
-    closest_in_bytes,
     evaluate,
     finished_runs,
-    largest_box,
     provenance,
     read_records,
     refuse_training_pictures,
@@ -114,12 +112,6 @@ def test_pictures_that_a_run_trained_on_are_refused(trained, tiny_kitti):
         refuse_training_pictures(trained, RoiDataset(samples[3:]), "kitti")
 
 
-def test_closest_in_bytes_takes_the_nearest_of_each_codec():
-    sizes = {"a": [100, 400], "b": [180, 390, 1000], "c": [50, 420]}
-    records = [{"image": "x", "codec": codec, "bytes": size} for codec, all_sizes in sizes.items() for size in all_sizes]
-    assert [r["bytes"] for r in closest_in_bytes(records, "x", ["a", "b", "c"])] == [400, 390, 420]
-
-
 def test_provenance_names_code_parameters_and_time(trained):
     found = provenance(trained)
     assert found["evaluated"]["packages"]["torch"] == torch.__version__.partition("+")[0]
@@ -128,15 +120,6 @@ def test_provenance_names_code_parameters_and_time(trained):
         assert about["steps"] == 60
         assert about["seconds"] > 0
         assert {"commit", "dirty", "parameters", "precision", "threads"} <= about.keys()
-
-
-def test_largest_box_lies_inside_its_picture(tiny_kitti):
-    data = RoiDataset(kitti_samples(tiny_kitti))
-    i, box = largest_box(data)
-    areas = [(b[2] - b[0]) * (b[3] - b[1]) for s in data.samples for b in s.boxes if b[0] > 2 and b[1] > 2 and b[2] < 157 and b[3] < 93]
-    assert box.tolist() in data.samples[i].boxes.tolist()
-    assert (box[2] - box[0]) * (box[3] - box[1]) == max(areas)
-    assert largest_box(RoiDataset([Sample("empty", data.samples[0].path)]))[1].tolist() == [0, 0, 160, 96]
 
 
 def test_rate_table_pools_over_pictures(trained, tiny_kitti):

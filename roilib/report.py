@@ -1,0 +1,81 @@
+"""The report: figures of a results folder's tables, and report/report.typ compiled with what there is.
+
+    python -m roilib.report RESULTS [--figures FOLDER] [--out FILE.pdf]
+
+RESULTS is a folder that notebook 05 wrote, or one of report/results/reference, whose pictures are not there: figures that show pictures come from
+notebook 06 alone. A section whose files are missing is left out.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import typst
+
+from roilib import figures, plots
+from roilib.results import read_json, read_table
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "report" / "report.typ"
+OUT = ROOT / "report" / "report.pdf"
+
+
+def draw(results: str | Path, folder: str | Path) -> list[str]:
+    """Draw every figure that tables are enough for, from `results` into `folder`; the names of those that there is something for."""
+    plots.set_style()
+    tables = {name: read_table(results, name) for name in ("rates", "detection", "training")}
+    made = {
+        "rate_psnr": figures.rate_curves(tables["rates"]),
+        "roi_plane": figures.roi_plane(tables["rates"]),
+        "alpha_sweep": figures.alpha_sweep(tables["rates"]),
+        "detection": figures.detection_curves(tables["detection"], tables["rates"]),
+        "latency": figures.latency(read_json(results, "speed")),
+        "training": figures.training_curves(tables["training"]),
+    }
+    for name, figure in made.items():
+        plots.save_figure(figure, folder, name)
+    return [name for name, figure in made.items() if figure]
+
+
+def build(results: str | Path, folder: str | Path, out: str | Path = OUT) -> list[str]:
+    """Compile the report of `results` with the figures in `folder`; Typst's warnings. Raises ValueError with what Typst or a missing file says."""
+    results, folder, out = (Path(path).resolve() for path in (results, folder, out))
+    for name in ("records.json", "rates.csv"):
+        if not (results / name).is_file():
+            raise ValueError(f"{results / name}: no such file; run notebook 05 first")
+    root = Path(os.path.commonpath([ROOT, results, folder]))
+    inputs = {"results": f"/{results.relative_to(root)}", "figures": f"/{folder.relative_to(root)}"}
+    inputs["files"] = "\n".join(sorted(path.name for where in (results, folder) if where.is_dir() for path in where.iterdir()))
+    try:
+        pdf, warnings = typst.compile_with_warnings(SOURCE, root=root, sys_inputs=inputs, ignore_system_fonts=True)
+    except typst.TypstError as error:
+        raise ValueError(f"{SOURCE}: {error}") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}")
+    temporary.write_bytes(pdf)
+    temporary.replace(out)
+    return [warning.message for warning in warnings]
+
+
+def main() -> int:
+    """0, or 2 with one line when something is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="a folder of notebook 05's tables")
+    parser.add_argument("--figures", type=Path, help="its figures; default: report/figures, named alike")
+    parser.add_argument("--out", type=Path, default=OUT, help="default: report/report.pdf")
+    options = parser.parse_args()
+    folder = options.figures or ROOT / "report" / "figures" / options.results.resolve().name
+    try:
+        draw(options.results, folder)
+        for warning in build(options.results, folder, options.out):
+            print(f"roilib.report: {warning}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"roilib.report: {error}", file=sys.stderr)
+        return 2
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

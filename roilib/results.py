@@ -1,0 +1,145 @@
+"""Result tables read back, as the curves of codecs, with what figures call them and how they draw them.
+
+    rates.csv ──► curves: codec → ROI strength → points by rising rate ──► trades: what a strength gains inside and costs outside
+
+Colour and marker belong to a codec, in all figures alike.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from roilib.bootstrap import PLAIN
+from roilib.comparisons import BUDGETS
+from roilib.evaluation import CODEC_NAMES
+from roilib.metrics import bd_psnr, bd_rate, rising
+
+LOOKS = {  # colour (Okabe and Ito's, which colour-blind people tell apart) and marker of a codec
+    "roi_vbr": ("#0072B2", "o"),
+    "roi_vbr (fixed_rate)": ("#56B4E9", "P"),
+    "hyperprior_with_obj_features": ("#009E73", "^"),
+    "hyperprior_with_obj_features (mask_hooks)": ("#CC79A7", "<"),
+    "hyperprior_with_obj_features (zero_hooks)": ("#8C6BB1", "v"),
+    "hyperprior_eval_with_objs": ("#222222", "X"),
+    "hyperprior": ("#222222", "X"),
+    "bmshj2018-hyperprior": ("#222222", "X"),
+    "x265 medium": ("#D55E00", "s"),
+    "x265 slow": ("#993300", "D"),
+    "x264 medium": ("#E69F00", "h"),
+    "x264 slow": ("#B07500", "H"),
+    "x265 ultrafast+zerolatency": ("#FF9E66", "1"),
+    "x264 ultrafast+zerolatency": ("#F5C96B", "2"),
+    "jpeg": ("#999999", "*"),
+    "webp": ("#A6761D", "p"),
+    "avif": ("#66A61E", "d"),
+    "jxl": ("#E7298A", ">"),
+}
+OTHER = {"x265": ("#D55E00", "8"), "x264": ("#E69F00", "8")}  # of presets that LOOKS does not have
+DRAWN = ("slow", "medium")  # of a video encoder's presets the first that was measured is drawn
+UNKNOWN = ("#777777", ".")
+
+
+def look(codec: str) -> tuple[str, str]:
+    """Colour and marker of a codec."""
+    return LOOKS.get(codec) or OTHER.get(codec.partition(" ")[0], UNKNOWN)
+
+
+def codec_label(codec: str) -> str:
+    """What a codec is called."""
+    return {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}.get(codec) or CODEC_NAMES.get(codec, codec)
+
+
+def strength_label(codec: str, strength: float) -> str:
+    """What a ROI strength is called: α of ours, a quantiser offset of a peer."""
+    return f"α {strength:g}" if codec in CODEC_NAMES else f"offset {strength:g}".replace("-", "−")
+
+
+def uniform_strength(codec: str) -> float:
+    """The ROI strength at which a codec treats all alike."""
+    return 0.5 if codec in CODEC_NAMES else 0.0
+
+
+def curve_label(codec: str, strength: float, several: bool) -> str:
+    """A codec's name, with the ROI strength where it has several."""
+    if not several:
+        return codec_label(codec)
+    return f"{codec_label(codec)}, {'uniform' if strength == uniform_strength(codec) else strength_label(codec, strength)}"
+
+
+def read_table(results: str | Path, name: str) -> pd.DataFrame:
+    """A table of a results folder, empty where it has none. Raises ValueError naming a file that is no table."""
+    path = Path(results) / f"{name}.csv"
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        return pd.DataFrame()
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a table ({error})") from None
+
+
+def read_json(results: str | Path, name: str) -> dict:
+    """A JSON file of a results folder, empty where it has none. Raises ValueError naming a file that is not JSON."""
+    path = Path(results) / f"{name}.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def curves(rates: pd.DataFrame) -> Iterator[tuple[str, dict[float, pd.DataFrame]]]:
+    """(codec, strength → its points by rising rate) of every codec of a rates table, in LOOKS' order; of trainings with equal settings the first."""
+    known = list(LOOKS)
+    for codec in sorted(rates["codec"].unique(), key=lambda name: (known.index(name) if name in known else len(known), name)):
+        rows = rates[rates["codec"] == codec]
+        knob = "alpha" if codec in CODEC_NAMES else "qoffset"
+        known = knob in rows and codec not in PLAIN
+        rows = rows.assign(strength=rows[knob].fillna(uniform_strength(codec)) if known else uniform_strength(codec))
+        points = rows.drop_duplicates(["strength", *(name for name in ("lmbda", "quality") if name in rows)]).sort_values("bpp")
+        by_strength = sorted(points.groupby("strength"), key=lambda pair: pair[0] if codec in CODEC_NAMES else -pair[0])
+        yield codec, dict(by_strength)
+
+
+def drawn(rates: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table that figures have room for: of a video encoder, as "x265 medium", one preset."""
+    presets: dict[str, list[str]] = {}
+    for codec in rates["codec"].unique():
+        presets.setdefault(codec.partition(" ")[0] if codec not in CODEC_NAMES else codec, []).append(codec)
+    shown = [min(found, key=lambda codec: (*(codec.partition(" ")[2] != preset for preset in DRAWN), codec)) for found in presets.values()]
+    return rates[rates["codec"].isin(shown)]
+
+
+def background_loss(uniform: pd.DataFrame, curve: pd.DataFrame) -> float:
+    """Mean dB of background that a curve lies below its codec's uniform one at equal rate; NaN where they share no rates."""
+    ends = [(c["bpp"].min(), c["bpp"].max()) for c in (uniform, curve)]
+    low, high = max(e[0] for e in ends), min(e[1] for e in ends)
+    if low >= high:
+        return np.nan
+    grid = np.linspace(np.log(low), np.log(high), 50)
+    return float(np.mean(np.interp(grid, np.log(uniform["bpp"]), uniform["bg_psnr"]) - np.interp(grid, np.log(curve["bpp"]), curve["bg_psnr"])))
+
+
+def within_budget(codec: str, by_strength: dict[float, pd.DataFrame], budget: float = BUDGETS[-1]) -> float | None:
+    """The strongest ROI mode whose background is at most `budget` dB below the codec's uniform mode, None if there is none or no uniform mode."""
+    uniform = by_strength.get(uniform_strength(codec))
+    if uniform is None:
+        return None
+    fitting = [s for s, curve in by_strength.items() if curve is not uniform and background_loss(uniform, curve) <= budget]
+    return fitting[-1] if fitting else None
+
+
+def trades(rates: pd.DataFrame) -> pd.DataFrame:
+    """What each ROI strength gains and costs against the same codec's uniform mode: codec, strength, roi_bd_rate (%), bg_loss (dB)."""
+    rows = []
+    for codec, by_strength in curves(rates):
+        uniform = by_strength.pop(uniform_strength(codec), None)
+        for strength, curve in by_strength.items() if uniform is not None else ():
+            gain, _ = bd_rate(*(c[["bpp", "roi_psnr"]].iloc[rising(c["roi_psnr"])].itertuples(index=False, name=None) for c in (uniform, curve)))
+            loss, _ = bd_psnr(*(c[["bpp", "bg_psnr"]].itertuples(index=False, name=None) for c in (uniform, curve)))
+            if gain is not None and loss is not None:
+                rows.append({"codec": codec, "strength": strength, "roi_bd_rate": gain, "bg_loss": -loss})
+    return pd.DataFrame(rows, columns=["codec", "strength", "roi_bd_rate", "bg_loss"])
