@@ -10,12 +10,14 @@ The codec uses layers 15, 18 and 21, the neck's outputs at strides 8, 16 and 32 
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ultralytics import YOLO
 from ultralytics.utils.nms import non_max_suppression
 
+from roilib.container import MAX_BOXES
 from roilib.shipped import shipped
 
 CODEC_LAYERS, CODEC_CHANNELS, CODEC_STRIDES = (15, 18, 21), (64, 128, 256), (8, 16, 32)
@@ -91,6 +93,12 @@ class HookedDetector(nn.Module):
             boxes[:, 0:4:2].clamp_(0, width)
             boxes[:, 1:4:2].clamp_(0, height)
         return found
+
+    def regions(self, image: np.ndarray) -> np.ndarray:
+        """Boxes (K, 4) of what is found in a picture, uint8 (H, W, 3), the most confident first; at most as many as a stream holds."""
+        x = torch.from_numpy(image).to(next(self.parameters()).device).permute(2, 0, 1)[None].float() / 255
+        found = self.detect(x)[0][:MAX_BOXES, :4]
+        return found[(found[:, 2:] > found[:, :2]).all(1)].cpu().numpy()
 
 
 def pad(x: Tensor, stride: int, value: float | None = None) -> Tensor:
