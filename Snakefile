@@ -19,6 +19,7 @@ STEPS = ["01_dataset_exploration", "02_detector_hooks", "07_playground"]
 EVALUATE = SETTINGS.get("evaluate", {})  # at which lmbda and alpha a roi_vbr is measured, and which peers (a file of params/peers); false: nothing is
 PEERS = {"peers": yaml.safe_load(Path(f"params/peers/{EVALUATE['peers']}.yaml").read_text())} if EVALUATE and "peers" in EVALUATE else {}
 DETECTORS = {"detectors": ["shipped", config["second_detector"]]} if "second_detector" in config else {}
+DRIVE = SETTINGS.get("drive")  # notebook 08's parameters, in profiles that send a drive over a thin link
 REPORT = ["report/report.pdf"] if EVALUATE is not False else []
 
 
@@ -51,6 +52,7 @@ rule all:
     input:
         TRAINED,
         [f"{LOGDIR}/{step}/metrics.json" for step in STEPS],
+        [f"{LOGDIR}/08_thin_link/metrics.json"] if DRIVE else [],
         REPORT,
 
 
@@ -82,6 +84,19 @@ rule explore:
         step="0[127]_[a-z_]+",
     params:
         values=json.dumps(DATA | {"logdir": LOGDIR}),
+    shell:
+        RUN
+
+
+rule thin_link:
+    input:
+        notebook="notebooks/08_thin_link.ipynb",
+    output:
+        f"{LOGDIR}/08_thin_link/metrics.json",
+    log:
+        f"{LOGDIR}/08_thin_link/08_thin_link.ipynb",
+    params:
+        values=json.dumps((DRIVE or {}) | {"logdir": LOGDIR, "results": RESULTS, "figures": f"report/figures/{PROFILE}"}),
     shell:
         RUN
 

@@ -21,6 +21,16 @@ def psnr_from_mse(mse: float, peak: float = 1.0) -> float:
     return math.inf if mse <= 0 else 10 * math.log10(peak**2 / mse)
 
 
+def psnr_of(total: float, count: int) -> float | None:
+    """PSNR in dB of `count` values on a scale to 255 whose squared errors sum to `total`; None of no values."""
+    return psnr_from_mse(total / count, 255) if count else None
+
+
+def regions(mask: np.ndarray) -> dict[str, np.ndarray]:
+    """The parts of a picture whose quality is reported, as masks: all of it, the ROI, bool (H, W), and the background."""
+    return {"": np.ones_like(mask), "roi_": mask, "bg_": ~mask}
+
+
 def squared_errors(image: np.ndarray, decoded: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, tuple[float, int]]:
     """Sum of squared errors and number of values in each part.
 
@@ -37,10 +47,10 @@ def picture_metrics(
 
     classes: masks of classes of objects by name, of each of which `name_psnr`, `name_sse` and `name_count` are given too.
     """
-    parts = {"": np.ones_like(mask), "roi_": mask, "bg_": ~mask} | {f"{name}_": m for name, m in (classes or {}).items()}
+    parts = regions(mask) | {f"{name}_": m for name, m in (classes or {}).items()}
     values: dict[str, float | None] = {}
     for name, (total, count) in squared_errors(image, decoded, parts).items():
-        values |= {f"{name}psnr": psnr_from_mse(total / count, 255) if count else None, f"{name}sse": total, f"{name}count": count}
+        values |= {f"{name}psnr": psnr_of(total, count), f"{name}sse": total, f"{name}count": count}
     return values | {"ms_ssim": _ms_ssim(image, decoded)}
 
 
@@ -53,8 +63,7 @@ def _ms_ssim(image: np.ndarray, decoded: np.ndarray) -> float | None:
 
 def pooled_psnr(records: list[dict], name: str = "") -> float | None:
     """PSNR of all records' pixels together; name is "", "roi_", "bg_" or a class's. None without such pixels."""
-    total, count = (sum(r[f"{name}{part}"] for r in records) for part in ("sse", "count"))
-    return psnr_from_mse(total / count, 255) if count else None
+    return psnr_of(*(sum(r[f"{name}{part}"] for r in records) for part in ("sse", "count")))
 
 
 def rising(quality: Sequence[float]) -> list[int]:

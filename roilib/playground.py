@@ -21,7 +21,7 @@ from roilib.codec import DEFAULT_ALPHA, DEFAULT_LMBDA, Codec, load_codec
 from roilib.container import Header
 from roilib.datasets import read_picture
 from roilib.evaluation import CODEC_NAMES, codec_name
-from roilib.metrics import psnr_from_mse, squared_errors
+from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import roi_mask
 
 PEERS = {"jpeg": "JPEG", "x264": "x264 + ROI", "x265": "x265 + ROI"}
@@ -131,8 +131,7 @@ def measures(image: np.ndarray, decoded: np.ndarray, boxes: Sequence, size: int)
     """bytes, bpp and PSNRs of a picture that took `size` bytes."""
     height, width = image.shape[:2]
     mask = roi_mask(np.reshape(boxes, (-1, 5)), height, width)[0].bool().numpy()
-    errors = squared_errors(image, decoded, mask)
-    psnrs = {f"{part}psnr": psnr_from_mse(total / count, 255) if count else None for part, (total, count) in errors.items()}
+    psnrs = {f"{part}psnr": psnr_of(*error) for part, error in squared_errors(image, decoded, regions(mask)).items()}
     return {"bytes": size, "bpp": 8 * size / (height * width)} | psnrs
 
 

@@ -17,7 +17,7 @@ from roilib.bootstrap import run_name
 from roilib.codec import Codec, load_codec
 from roilib.datasets import RoiDataset
 from roilib.evaluation import CODEC_NAMES, weights_file
-from roilib.metrics import psnr_from_mse, squared_errors
+from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.quality import LMBDA_MIN
 from roilib.roi import roi_mask
 from roilib.runs import Run
@@ -97,8 +97,7 @@ def _scene(runs: list[Run], records: list[dict], data: RoiDataset, i: int, box: 
     for codec, choices in by_codec.items():
         record = next((r for r in fixed if r["codec"] == codec), None)
         strength, stream, decoded = _again(runs, record, original, boxes) if record else _at_bytes(runs, choices, goal, original, boxes)
-        errors = squared_errors(original, decoded, {"roi": mask, "bg": ~mask})
-        psnrs = [psnr_from_mse(total / count, 255) if count else None for total, count in errors.values()]
+        _, *psnrs = (psnr_of(*error) for error in squared_errors(original, decoded, regions(mask)).values())
         panels.append(Panel(codec, strength, decoded, stream, *psnrs, record or choices[0]))
     return Scene(name, box, boxes, panels)
 

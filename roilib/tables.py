@@ -101,6 +101,7 @@ RATE_COLUMNS = {"label": "codec", "lmbda": "λ", "alpha": "α", "bpp": "bpp", "r
 TRADE_COLUMNS = {"alpha": "α", "roi_bd_rate": "ROI BD-rate %", "bg_bd_psnr": "background BD-PSNR dB"}
 ONE_RATE_COLUMNS = {"lmbda": "λ of the one", "psnr": "PSNR dB", "bpp": "its bpp", "bpp_roi_vbr": "roi_vbr's bpp", "difference": "difference %"}
 DIGITS = {"lmbda": "g", "alpha": "g", "bpp": ".3f", "bpp_roi_vbr": ".3f", "ms_ssim": ".4f", "label": "", "roi_bd_rate": ".1f"}
+DIGITS |= dict.fromkeys(("over", "dropped", "late", "lost", "affected"), "d") | {"delay_p95": ".0f"}
 
 
 def markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
