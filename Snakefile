@@ -17,6 +17,8 @@ DATA = {"dataset": FIRST.dataset, "data_root": FIRST.data_root, "train_size_p1":
 TRAINED = [f"{LOGDIR}/{name}/metrics.json" for name in POINTS]
 STEPS = ["01_dataset_exploration", "02_detector_hooks"]
 EVALUATE = SETTINGS.get("evaluate", {})  # at which lmbda and alpha a roi_vbr is measured; false: nothing is
+DRIVE = SETTINGS.get("drive")  # parameters of notebook 08, of a profile that has it
+THIN_LINK = [f"{LOGDIR}/08_thin_link/metrics.json"] if DRIVE else []
 REPORT = ["report/report.pdf"] if EVALUATE is not False else []
 
 
@@ -50,6 +52,7 @@ rule all:
         TRAINED,
         [f"{LOGDIR}/{step}/metrics.json" for step in STEPS],
         REPORT,
+        THIN_LINK,
 
 
 if DATA["dataset"] == "sample":
@@ -127,6 +130,33 @@ rule figures:
         values=json.dumps(DATA | {"logdir": LOGDIR, "results": RESULTS, "figures": f"report/figures/{PROFILE}"}),
     shell:
         RUN
+
+
+if DRIVE:
+    STREET = f"data/drive_{DRIVE['frames']}"
+
+    rule render_drive:
+        output:
+            f"{LOGDIR}/drive.txt",
+        threads: workflow.cores
+        params:
+            root=STREET,
+            frames=DRIVE["frames"],
+        shell:
+            "python -m roilib.sample_set {params.root:q} --drive {params.frames} --seed 21 > {output}"
+
+    rule thin_link:
+        input:
+            notebook="notebooks/08_thin_link.ipynb",
+            drive=rules.render_drive.output,
+        output:
+            f"{LOGDIR}/08_thin_link/metrics.json",
+        log:
+            f"{LOGDIR}/08_thin_link/08_thin_link.ipynb",
+        params:
+            values=json.dumps(DRIVE | {"drive": STREET, "logdir": LOGDIR, "results": RESULTS, "figures": f"report/figures/{PROFILE}"}),
+        shell:
+            RUN
 
 
 rule report:

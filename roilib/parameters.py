@@ -154,9 +154,9 @@ def expand_sweep(profile: dict[str, Any], **overrides: Any) -> list[Parameters]:
 
     `overrides` (data_root, logdir) win over both. Raises ValueError naming what is wrong, also for an unknown key of the profile.
     """
-    unknown = set(profile) - {"parameters", "sweep", "evaluate"}
+    unknown = set(profile) - {"parameters", "sweep", "evaluate", "drive"}
     if unknown:
-        raise ValueError(f"a profile has parameters, sweep and evaluate, not {', '.join(sorted(unknown))}")
+        raise ValueError(f"a profile has parameters, sweep, evaluate and drive, not {', '.join(sorted(unknown))}")
     if missing := {"parameters", "sweep"} - set(profile):
         raise ValueError(f"a profile without {' and '.join(sorted(missing))}")
     runs = []
