@@ -19,7 +19,7 @@ STEPS = ["01_dataset_exploration", "02_detector_hooks", "07_playground"]
 EVALUATE = SETTINGS.get("evaluate", {})  # at which lmbda and alpha a roi_vbr is measured, and which peers (a file of params/peers); false: nothing is
 PEERS = {"peers": yaml.safe_load(Path(f"params/peers/{EVALUATE['peers']}.yaml").read_text())} if EVALUATE and "peers" in EVALUATE else {}
 DETECTORS = {"detectors": ["shipped", config["second_detector"]]} if "second_detector" in config else {}
-DRIVE = SETTINGS.get("drive")  # notebook 08's parameters, in profiles that send a drive over a thin link
+DRIVE = SETTINGS.get("drive")  # notebook 08's parameters, in a profile that sends a drive over a thin link
 REPORT = ["report/report.pdf"] if EVALUATE is not False else []
 
 
@@ -88,17 +88,31 @@ rule explore:
         RUN
 
 
-rule thin_link:
-    input:
-        notebook="notebooks/08_thin_link.ipynb",
-    output:
-        f"{LOGDIR}/08_thin_link/metrics.json",
-    log:
-        f"{LOGDIR}/08_thin_link/08_thin_link.ipynb",
-    params:
-        values=json.dumps((DRIVE or {}) | {"logdir": LOGDIR, "results": RESULTS, "figures": f"report/figures/{PROFILE}"}),
-    shell:
-        RUN
+if DRIVE:
+    STREET = f"data/drive_{DRIVE['frames']}"
+
+    rule render_drive:
+        output:
+            f"{LOGDIR}/drive.txt",
+        threads: workflow.cores
+        params:
+            root=STREET,
+            frames=DRIVE["frames"],
+        shell:
+            "python -m roilib.sample_set {params.root:q} --drive {params.frames} --seed 21 > {output}"
+
+    rule thin_link:
+        input:
+            notebook="notebooks/08_thin_link.ipynb",
+            drive=rules.render_drive.output,
+        output:
+            f"{LOGDIR}/08_thin_link/metrics.json",
+        log:
+            f"{LOGDIR}/08_thin_link/08_thin_link.ipynb",
+        params:
+            values=json.dumps(DRIVE | {"drive": STREET, "logdir": LOGDIR, "results": RESULTS, "figures": f"report/figures/{PROFILE}"}),
+        shell:
+            RUN
 
 
 rule train:

@@ -35,6 +35,7 @@ from roilib.roi import read_boxes, roi_mask
 from roilib.runs import environment
 from roilib.senders import Ours, Sender, peer
 
+NOT_SENT = {"queue_ms": math.nan, "transmission_ms": math.nan, "delay_ms": math.nan, "late": False}
 GREY = 128  # shown before the first picture
 PEERS = ("x265 medium intra", "x264 medium intra", "x265 veryfast live", "x264 veryfast live")
 
@@ -167,7 +168,7 @@ class Leg:
         encode_ms, size = 1000 * (time.perf_counter() - start), len(data or b"")
         record = {"codec": self.sender.name, "image": frame.id, "frame": number, "time": now, "budget": budget, "bytes": size}
         record |= {"packets": packets(size), "dropped": data is None, "over": data is not None and size > budget}
-        record |= asdict(self.sender.bucket.send(now, size)) if data is not None else {"late": False}
+        record |= asdict(self.sender.bucket.send(now, size)) if data is not None else NOT_SENT
         lost = data is not None and not self.loss.arrives(number, size)
         records, decode_ms = [], 0.0
         for network, (decode, screen) in self.receivers.items():

@@ -48,9 +48,15 @@ def make_sample_set(root: str | Path, scenes: int = SCENES) -> Path:
 
 
 def make_drive(root: str | Path, frames: int, seed: int = 0) -> Path:
-    """Render `frames` frames of one drive at `root` unless it is there: KITTI layout, ids in order of time."""
+    """Render `frames` frames of one drive at `root` unless it is there: KITTI layout, ids in order of time; 4 to 5 CPU seconds a frame.
+
+    A folder of pictures is taken as it is. Raises ValueError where a KITTI root holds fewer pictures.
+    """
     root = Path(root)
     if root.exists():
+        found = len(list((root / "training" / "image_2").glob("*"))) if (root / "training").is_dir() else frames
+        if found < frames:
+            raise ValueError(f"{root}: a drive of {found} frames, not {frames}; name another folder or remove this one")
         return root
     unfinished = _fresh(root)
     _write_frames(unfinished, [(seed, i / FRAMES_PER_SECOND, f"{i:06d}") for i in range(frames)])

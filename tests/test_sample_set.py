@@ -48,5 +48,7 @@ def test_it_is_a_kitti_data_set(small_set):
 
 def test_what_exists_is_not_made_again(small_set):
     root, appeared = small_set
-    assert make_sample_set(root) == make_drive(root, 100) == root
+    assert make_sample_set(root) == make_drive(root, 3) == root
     assert files(root) == appeared
+    with pytest.raises(ValueError, match="a drive of 3 frames, not 100"):
+        make_drive(root, 100)
