@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from roilib.container import Header
+from roilib.container import MAGIC, MAX_BYTES, Header
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,13 +18,25 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         args.run(args)
     except ValueError as error:
-        print(f"roilib: {error}", file=sys.stderr)
+        print("roilib:", *str(error).splitlines(), file=sys.stderr)  # a file's name may have line breaks
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        print("roilib: not enough memory for a picture of this size", file=sys.stderr)
         return 2
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="roilib", description="ROI-aware neural image codec")
+    parser = _Parser(prog="roilib", description="ROI-aware neural image codec")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     encode = commands.add_parser("encode", help="picture to .roic")
     encode.add_argument("image", type=Path)
@@ -70,9 +82,11 @@ def _detected(image: np.ndarray) -> np.ndarray:
 
 
 def _decode(args: argparse.Namespace) -> None:
+    data = _read(args.stream)
+    _header(args.stream, data)  # before torch is loaded, which takes seconds
     from roilib.codec import load_codec
 
-    data, codec = _read(args.stream), load_codec(args.weights)
+    codec = load_codec(args.weights)
     try:
         image = codec.decode(data)
     except ValueError as error:
@@ -89,16 +103,28 @@ def _decode(args: argparse.Namespace) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     data = _read(args.stream)
+    header = _header(args.stream, data)
+    text = json.dumps(header.describe() | {"bytes": len(data), "bpp": round(8 * len(data) / (header.height * header.width), 5)}, indent=1)
     try:
-        header, _ = Header.unpack(data)
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more as it ends
+        raise ValueError(f"standard output: cannot be written ({error.strerror})") from None
+
+
+def _header(path: Path, data: bytes) -> Header:
+    try:
+        return Header.unpack(data)[0]
     except ValueError as error:
-        raise ValueError(f"{args.stream}: {error}") from None
-    print(json.dumps(header.describe() | {"bytes": len(data), "bpp": round(8 * len(data) / (header.height * header.width), 5)}, indent=1))
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> bytes:
+    """A stream; of what begins otherwise or is longer than any, only so much that it is refused."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+            return start + (file.read(MAX_BYTES) if start == MAGIC else b"")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
 

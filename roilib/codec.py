@@ -22,7 +22,7 @@ from roilib import quality
 from roilib.container import MAX_BOXES, MAX_SIDE, Header
 from roilib.detector import HookedDetector, frame_features, pad
 from roilib.distributed import resolve_precision
-from roilib.models import HyperpriorWithObjFeatures, build_model, decode_latents, read_weights
+from roilib.models import HyperpriorWithObjFeatures, build_model, check_size, check_tables, decode_latents, load_state, read_weights
 from roilib.parameters import Parameters
 from roilib.roi_vbr import RoiVbr
 from roilib.shipped import shipped
@@ -142,6 +142,8 @@ class Codec:
         shape, listed, q = tuple(side // 64 for side in sides), [[s] for s in strings], None
         try:
             if isinstance(self.model, RoiVbr):
+                if len(strings[1]) < self.model.least_bytes(shape):  # before anything of the picture's size is made
+                    raise ValueError(f"too short for {header.width}x{header.height} pixels")
                 q = self._quality(header.boxes, (header.height, header.width), tuple(sides), (header.lmbda, header.alpha))
                 symbols, y_hat = self.model.decode_symbols(listed, shape, q)
             else:
@@ -201,7 +203,10 @@ def _checked(image: np.ndarray) -> tuple[int, int]:
 
 def _box_array(boxes: Sequence) -> np.ndarray:
     """(K, 4) or (K, 5) float64 of what a caller calls boxes."""
-    array = np.asarray(boxes, np.float64)
+    try:
+        array = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError):  # rows of different lengths, words
+        array = np.full(1, np.nan)
     array = array.reshape(0, 4) if array.size == 0 else array
     if array.ndim != 2 or array.shape[1] not in (4, 5) or not np.isfinite(array).all():
         raise ValueError("boxes are (K, 4) finite numbers x0, y0, x1, y1, or (K, 5) with importance")
@@ -235,12 +240,14 @@ def load_codec(weights: str | Path | None = None, device: str = "cpu", precision
     """
     path = Path(weights or shipped(SHIPPED_WEIGHTS))
     state, values = read_weights(path)
-    parameters = Parameters.parse(values)
-    model = build_model(parameters)
     try:
-        model.load_state_dict(state)
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{path}: not weights of a {parameters.which} ({str(error).splitlines()[0]})") from None
+        parameters = Parameters.parse(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a roilib weights file ({error})") from None
+    check_size(path, state, parameters)
+    model = build_model(parameters)
+    load_state(path, model, state, parameters.which)
+    check_tables(path, model)
     return Codec(parameters, model, model_id(state), device, precision)
 
 

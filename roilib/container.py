@@ -19,6 +19,7 @@ MAGIC, VERSION = b"roic", 1
 FIXED = struct.Struct("<4sB4sHHHHBB")  # magic, version, model, height, width, lmbda, alpha, boxes, latents
 U32 = struct.Struct("<I")
 MAX_SIDE, MAX_BOXES, MAX_LATENTS = 8192, 255, 3
+MAX_BYTES = 1 << 28  # of a stream: 32 bits a pixel of the largest picture
 BOX_BITS = 14  # of a coordinate, 0 … 8192
 
 
@@ -47,6 +48,8 @@ class Header:
         """The header and the strings of a whole stream. Raises ValueError with one line for anything that no encoder wrote."""
         if data[:4] != MAGIC:
             raise ValueError("not a .roic stream")
+        if len(data) >= MAX_BYTES:
+            raise ValueError(f"a .roic stream longer than any, {MAX_BYTES} bytes")
         if len(data) < FIXED.size + 4 or U32.unpack(data[-4:])[0] != zlib.crc32(data[:-4]):
             raise ValueError("a damaged or incomplete .roic stream")
         _, version, model, height, width, lmbda, alpha, boxes, latents = FIXED.unpack_from(data)

@@ -8,6 +8,7 @@ The codec uses layers 15, 18 and 21, the neck's outputs at strides 8, 16 and 32 
 """
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +16,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ultralytics import YOLO
+from ultralytics.utils import checks
 from ultralytics.utils.nms import non_max_suppression
 
 from roilib.container import MAX_BOXES
-from roilib.shipped import shipped
+from roilib.shipped import is_shipped, shipped
 
 CODEC_LAYERS, CODEC_CHANNELS, CODEC_STRIDES = (15, 18, 21), (64, 128, 256), (8, 16, 32)
 SHIPPED_WEIGHTS = "yolov8n_kitti.pt"
+checks.AUTOINSTALL = False  # it would run pip for whatever module a weights file names
 STRIDE, GREY = 32, 114 / 255  # Ultralytics pads with this grey
 
 
 def load_yolo(weights: Path) -> nn.Module:
     """Ultralytics' DetectionModel in fp32, frozen and in eval mode. Raises ValueError naming the file.
 
-    Ultralytics' `.pt` files hold pickled objects: load only files you trust.
+    Ultralytics' `.pt` files hold pickled objects, which can run code: of any but the shipped one a warning says so.
     """
     if not weights.is_file():
         raise ValueError(f"{weights}: no such detector weights; give a YOLOv8n .pt file as detector_weights")
+    if not is_shipped(weights):
+        warnings.warn(
+            f"{weights}: not the shipped detector, and an Ultralytics .pt can run code when it is loaded: use only a file you trust", stacklevel=2
+        )
     try:
         model = YOLO(weights).model
     except Exception as error:  # whatever unpickling a damaged file raises

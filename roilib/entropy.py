@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import erf
 
 TOTAL = 1 << 24  # of a table's frequencies
+CODER_BITS = 128  # that a decoder may still give when it has read its last byte: twice its state
 TAIL_SHARE = 2.0**-11  # of the probability that goes to far symbols, beyond what a Gaussian gives them; less for scales below 1
 
 
@@ -41,6 +42,7 @@ class Tables:
         self.low = np.array(low, np.int32)
         self.high = self.low + np.array([len(c) - 1 for c in counts], np.int32)
         self.bits = [np.log2(c.sum()) - np.log2(c) for c in counts]
+        self.least_bits = np.array([bits.min() for bits in self.bits])
 
     @classmethod
     def symmetric(cls, halves: Sequence[np.ndarray]) -> "Tables":
@@ -94,20 +96,33 @@ class Decoder:
     def __init__(self, data: bytes):
         if len(data) % 4:
             raise ValueError(f"a stream of {len(data)} bytes, not a multiple of 4")
+        self._bits = 8 * len(data) + CODER_BITS  # that may still be read
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
 
     def get(self, levels: np.ndarray, tables: Tables) -> np.ndarray:
         """The next len(levels) symbols, int32."""
         order, ends = _groups(levels, len(tables.models))
+        if tables.least_bits @ np.diff(ends, prepend=0) > self._bits:
+            raise ValueError("a stream too short for its symbols")
         found = np.empty(len(levels), np.int32)
         start = 0
         for i, end in enumerate(ends):
             if end > start:
+                ended = self._coder.maybe_exhausted()
                 try:
-                    found[start:end] = self._coder.decode(tables.models[i], int(end - start)) + tables.low[i]
+                    group = self._coder.decode(tables.models[i], int(end - start))
                 except (AssertionError, ValueError) as error:
                     raise ValueError(f"not a stream of these symbols ({error})") from None
+                if ended:
+                    self._spend(tables.bits[i][group].sum())
+                found[start:end] = group + tables.low[i]
             start = end
         symbols = np.empty_like(found)
         symbols[order] = found
         return symbols
+
+    def _spend(self, bits: float) -> None:
+        """Count what is read after the last byte has been: the coder's state holds some more, and would then go on with zeros for ever."""
+        self._bits = min(self._bits, CODER_BITS) - bits
+        if self._bits < 0:
+            raise ValueError("a stream that ends before its last symbol")

@@ -21,9 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from roilib import rans
 from roilib.detector import CODEC_CHANNELS, CODEC_STRIDES
+from roilib.entropy import TOTAL
+from roilib.integer import IntegerConv
 from roilib.parameters import Parameters
-from roilib.roi_vbr import RoiVbr
+from roilib.roi_vbr import RoiVbr, TailedGaussian
 
 
 class Projection(nn.Module):
@@ -138,16 +141,29 @@ class HyperpriorWithObjFeatures(CompressionModel):
 
 @torch.no_grad()
 def decode_latents(model: CompressionModel, strings: list[list[bytes]], shape: tuple[int, int]) -> tuple[list[np.ndarray], Tensor]:
-    """What a scale hyperprior (the baseline or the extended one) reads before its synthesis: the symbols of each latent, and y_hat."""
+    """What a scale hyperprior (the baseline or the extended one) reads before its synthesis: the symbols of each latent, and y_hat.
+
+    Raises ValueError for strings that its encoder did not write.
+    """
     if isinstance(model, HyperpriorWithObjFeatures):
         bottlenecks, scales = (model.entropy_bottleneck_image, model.entropy_bottleneck_obj), model.scales
     else:
         bottlenecks, scales = (model.entropy_bottleneck,), model.h_s
-    hyper = [bottleneck.decompress(s, shape) for bottleneck, s in zip(bottlenecks, strings[1:], strict=True)]
-    y_hat = model.gaussian_conditional.decompress(strings[0], model.gaussian_conditional.build_indexes(scales(*hyper)))
-    medians = (bottleneck.quantiles[:, 0, 1, None, None] for bottleneck in bottlenecks)
-    latents = [y_hat, *(z_hat - median for z_hat, median in zip(hyper, medians, strict=True))]
-    return [latent.round().int().cpu().numpy() for latent in latents], y_hat
+    hyper, hyper_hat = [], []
+    for bottleneck, own in zip(bottlenecks, strings[1:], strict=True):
+        channels = np.arange(bottleneck.channels)[:, None, None]
+        hyper.append(_read_symbols(bottleneck, own, np.broadcast_to(channels, (len(own), bottleneck.channels, *shape))))
+        medians = bottleneck.quantiles[:, 0, 1, None, None]
+        hyper_hat.append(torch.from_numpy(hyper[-1]).to(medians) + medians)
+    y = _read_symbols(model.gaussian_conditional, strings[0], model.gaussian_conditional.build_indexes(scales(*hyper_hat)).cpu().numpy())
+    return [y, *hyper], torch.from_numpy(y).to(hyper_hat[0])
+
+
+def _read_symbols(entropy_model: EntropyModel, strings: list[bytes], indexes: np.ndarray) -> np.ndarray:
+    """Symbols int32 (B, C, h, w) of one string a picture; indexes: the table of each."""
+    values = (v.cpu().numpy() for v in (entropy_model._quantized_cdf, entropy_model._cdf_length, entropy_model._offset))
+    tables = rans.Tables(*values)
+    return np.stack([tables.read(s, own.ravel()).reshape(own.shape) for s, own in zip(strings, indexes, strict=True)])
 
 
 def hyper_analysis(channels: int, N: int) -> nn.Sequential:
@@ -191,6 +207,7 @@ def update_tables(model: CompressionModel) -> None:
 
 
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # made from the weights by update_tables
+PICKLED = (".pt", ".pth", ".ckpt", ".tar")
 STRUCTURE = ("which", "N", "M", "zero_hooks", "mask_hooks")  # parameters that weights must agree on
 PLAIN = ("hyperprior", "hyperprior_eval_with_objs")  # engines of one and the same model
 
@@ -211,14 +228,63 @@ def save_weights(path: Path, model: CompressionModel, p: Parameters, step: int, 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """State dict and training parameters of a weights file. Raises ValueError naming the file."""
+    if Path(path).suffix in PICKLED:
+        raise ValueError(
+            f"{path}: pickled weights can run code and are not read; give a run's weights.safetensors, or make it of a run's newest checkpoint: "
+            "python -m roilib.ship RUN_FOLDER OUT.safetensors"
+        )
     try:
         with safe_open(path, "pt") as file:
-            parameters = json.loads(file.metadata()["parameters"])
+            parameters = dict(json.loads(file.metadata()["parameters"]))
             return {name: file.get_tensor(name) for name in file.keys()}, parameters  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such weights file") from None
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a roilib weights file ({type(error).__name__}: {error})") from None
+
+
+def check_size(path: str | Path, state: dict[str, Tensor], p: Parameters) -> None:
+    """Raise ValueError for a file that says of itself that its model is larger than what it holds, before such a model is made.
+
+    The paper's models have 5x5 convolutions from N to N and M channels; roi_vbr's N and M are bounded by its parameters.
+    """
+    if p.which != "roi_vbr" and 25 * p.N * max(p.N, p.M) > sum(v.numel() for v in state.values()):
+        raise ValueError(f"{path}: too small for a {p.which} of N={p.N} and M={p.M}, which it says it is")
+
+
+def load_state(path: str | Path, model: CompressionModel, state: dict[str, Tensor], which: str) -> None:
+    """Give `model` the weights of a file. Raises ValueError when they are another model's, not finite, or integers that would not be exact."""
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not weights of a {which} ({str(error).splitlines()[-1].strip()})") from None
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(f"{path}: {name} has values that are not finite")
+    try:
+        for module in model.modules():
+            if isinstance(module, IntegerConv):
+                module.check()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def check_tables(path: str | Path, model: CompressionModel) -> None:
+    """Raise ValueError unless the probability tables that came with a model's weights are some: the coder would not survive others."""
+    for module in model.modules():
+        if isinstance(module, EntropyModel) and not isinstance(module, TailedGaussian) and not _are_tables(module):
+            raise ValueError(f"{path}: its probability tables are none")
+    if isinstance(model, RoiVbr) and not ((model.y_counts > 0) & (model.y_counts <= TOTAL)).all():
+        raise ValueError(f"{path}: its probability tables are none")
+
+
+def _are_tables(model: EntropyModel) -> bool:
+    """Whether each of an entropy model's tables rises from 0 to all of the coder's range."""
+    cdfs, lengths = model._quantized_cdf.cpu().numpy(), model._cdf_length.cpu().numpy()
+    if cdfs.ndim != 2 or not len(cdfs) == len(lengths) == model._offset.numel() > 0:
+        return False
+    rows = zip(cdfs, lengths, strict=True)
+    return all(3 <= n <= len(cdf) and cdf[0] == 0 and cdf[n - 1] == 1 << rans.PRECISION and (np.diff(cdf[:n]) > 0).all() for cdf, n in rows)
 
 
 def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> None:
@@ -233,9 +299,11 @@ def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> No
         if trained.get(name) != asked and not (name == "which" and {trained.get(name), asked} <= set(PLAIN)):
             raise ValueError(f"{path}: trained with {name}={trained.get(name)}, but the parameters say {name}={asked}")
     if from_baseline:
-        start_from_baseline(model, state)
+        baseline = ScaleHyperprior(p.N, p.M)
+        load_state(path, baseline, state, trained["which"])
+        start_from_baseline(model, baseline.state_dict())
     else:
-        model.load_state_dict(state)
+        load_state(path, model, state, p.which)
     if not isinstance(model, RoiVbr):  # whose tables are in the file
         update_tables(model)
 

@@ -62,7 +62,7 @@ def importance_map(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 def cell_means(importance: np.ndarray) -> np.ndarray:
     """(h, w) mean importance, rounded, of the CELL x CELL cells of a map whose sides are multiples of CELL."""
     height, width = importance.shape
-    sums = importance.reshape(height // CELL, CELL, width // CELL, CELL).astype(np.int64).sum((1, 3))
+    sums = importance.reshape(height // CELL, CELL, width // CELL, CELL).sum((1, 3), dtype=np.int64)
     return (sums + CELL**2 // 2) // CELL**2
 
 

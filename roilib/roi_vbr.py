@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from roilib.dct import dct_basis, spectrum
-from roilib.entropy import TAIL_SHARE, Counter, Decoder, Encoder, Tables, frequencies, reach
+from roilib.entropy import CODER_BITS, TAIL_SHARE, Counter, Decoder, Encoder, Tables, frequencies, reach
 from roilib.integer import MAX, ZERO, IntegerNet
 from roilib.quality import CELL, STEPS_PER_OCTAVE, floor_log2, quality_index
 
@@ -304,6 +304,10 @@ class RoiVbr(CompressionModel):
 
         y_hat = self.scan(z, q, code)
         return [np.concatenate(parts, -1), z], y_hat
+
+    def least_bytes(self, shape: tuple[int, int]) -> int:
+        """No stream of a z (*shape, N/2) has fewer: that of the most probable symbols, less what the coder keeps."""
+        return max(0, math.floor((math.prod(shape) * self.tables()[1].least_bits.sum() - CODER_BITS) / 8))
 
     def z_levels(self, shape: tuple[int, int]) -> np.ndarray:
         """The number of z's table, its channel, of each symbol of a z (*shape, N/2)."""

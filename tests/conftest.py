@@ -71,6 +71,29 @@ def tiny_parameters(tiny_kitti, tmp_path):
     return lambda **changes: Parameters.parse(tiny | changes)
 
 
+def untrained_codec(id: bytes = b"test", **values):
+    """A codec of random weights, small and made at once, whose latents are not all zero."""
+    from roilib.codec import Codec
+    from roilib.models import build_model, update_tables
+
+    torch.manual_seed(0)
+    p = Parameters.parse(values)
+    model = build_model(p).eval()
+    if p.which == "roi_vbr":
+        model.quantise([(torch.rand(1, 3, 64, 64), torch.full((1, 1, 4, 4), 400.0))])
+    else:
+        model.g_a[6].weight.data.mul_(60)
+        update_tables(model)
+    return Codec(p, model, id, precision="32")
+
+
+UNTRAINED = (  # one of each kind of model
+    {"which": "roi_vbr", "N": 4, "M": 20},
+    {"which": "hyperprior", "N": 4, "M": 6},
+    {"which": "hyperprior_with_obj_features", "N": 4, "M": 6, "zero_hooks": True},
+)
+
+
 VBR = {"which": "roi_vbr", "N": 16, "M": 256, "crop": "native", "lmbda": 0.012, "alpha": 0.9}
 
 

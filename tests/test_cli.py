@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, street
+from conftest import REPOSITORY, UNTRAINED, street, untrained_codec
 from PIL import Image
 
 from roilib.cli import main
@@ -67,6 +67,34 @@ def test_mistakes_are_one_line_and_leave_nothing(picture, weights, tmp_path, cap
     assert named in shown
     assert len(shown.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["street.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "COMMAND"),
+        (["recode"], "recode"),
+        (["info"], "stream"),
+        (["encode", "a", "b", "--lmbda", "x"], "--lmbda"),
+        (["info", "a", "--fast"], "--fast"),
+    ],
+)
+def test_wrong_words_are_one_line_too(words, named, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    shown = capsys.readouterr().err
+    assert end.value.code == 2
+    assert shown.startswith("roilib")
+    assert named in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_a_full_disk_behind_info_is_one_line(tmp_path):
+    (tmp_path / "a.roic").write_bytes(untrained_codec(**UNTRAINED[0]).encode(street(0)))
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "roilib", "info", str(tmp_path / "a.roic")]
+        done = subprocess.run(command, cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "roilib: standard output: cannot be written (No space left on device)\n")
 
 
 def test_it_is_a_module_too(picture):

@@ -69,3 +69,24 @@ def test_other_bytes_are_refused_or_give_other_symbols_within_the_tables(tables)
         with contextlib.suppress(ValueError):
             found = Decoder(data).get(levels, tables)
             assert ((tables.low[levels] <= found) & (found <= tables.high[levels])).all()
+
+
+def test_a_stream_is_not_read_beyond_its_end(tables):
+    symbols, levels = drawn(20_000)
+    coder = Encoder()
+    coder.put(symbols, levels, tables)
+    data = coder.data()
+    for words in (0, 1, len(data) // 8, len(data) // 4 - 8):
+        decoder = Decoder(data[: 4 * words])
+        with pytest.raises(ValueError, match="stream"):
+            all(len(decoder.get(part, tables)) for part in np.array_split(levels, 100))
+
+
+def test_sure_symbols_need_few_bytes():
+    tables = Tables([np.array([1, 2**24 - 1])], [0])
+    for count in (1, 100_000):
+        coder, levels = Encoder(), np.zeros(count, np.uint8)
+        coder.put(np.ones(count, np.int32), levels, tables)
+        decoder = Decoder(coder.data())
+        for part in np.array_split(levels, 10):
+            assert (decoder.get(part, tables) == 1).all()
