@@ -100,8 +100,18 @@ def rows(table: pd.DataFrame) -> list[dict]:
 RATE_COLUMNS = {"label": "codec", "lmbda": "λ", "alpha": "α", "bpp": "bpp", "roi_psnr": "ROI dB", "bg_psnr": "background dB", "ms_ssim": "MS-SSIM"}
 TRADE_COLUMNS = {"alpha": "α", "roi_bd_rate": "ROI BD-rate %", "bg_bd_psnr": "background BD-PSNR dB"}
 ONE_RATE_COLUMNS = {"lmbda": "λ of the one", "psnr": "PSNR dB", "bpp": "its bpp", "bpp_roi_vbr": "roi_vbr's bpp", "difference": "difference %"}
+BOUNDS = {"low": "95 % from", "high": "to"}
+BUDGET_COLUMNS = (
+    {"label": "codec", "budget": "budget dB", "strength": "α or qoffset", "roi_bd_rate": "ROI BD-rate %"} | BOUNDS | {"bg_loss": "background loss dB"}
+)
+BD_COLUMNS = {"anchor_label": "against", "bd_rate": "BD-rate %"} | BOUNDS | {"bd_psnr": "BD-PSNR dB"}
+BYTE_RATIO_COLUMNS = {"theirs_label": "against", "ratio": "bytes, ours/theirs"} | BOUNDS | {"reached": "points reached", "hull": "of"}
+DETECTION_COLUMNS = {"detector": "detector", "label": "codec", "strength": "α or qoffset", "agnostic_ap50": "AP50", "agnostic_ap50_loss": "loss %"}
+DETECTION_COLUMNS |= {"agnostic_ap50_loss_low": "95 % from", "agnostic_ap50_loss_high": "to"}
 DIGITS = {"lmbda": "g", "alpha": "g", "bpp": ".3f", "bpp_roi_vbr": ".3f", "ms_ssim": ".4f", "label": "", "roi_bd_rate": ".1f"}
-DIGITS |= dict.fromkeys(("over", "dropped", "late", "lost", "affected"), "d") | {"delay_p95": ".0f"}
+DIGITS |= dict.fromkeys(("over", "dropped", "late", "lost", "affected", "reached", "hull"), "d") | {"delay_p95": ".0f", "agnostic_ap50": ".3f"}
+DIGITS |= dict.fromkeys(("anchor_label", "theirs_label", "detector"), "") | dict.fromkeys(("strength", "budget"), "g")
+DIGITS |= dict.fromkeys(("bd_rate", "agnostic_ap50_loss", "agnostic_ap50_loss_low", "agnostic_ap50_loss_high"), ".1f")
 
 
 def markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
