@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from roilib import peers, tables
+from roilib import drive_report, peers, tables
 from roilib.metrics import MIN_POINTS
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
@@ -146,3 +146,11 @@ def test_reference_results_are_what_their_records_say_and_what_the_readme_shows(
     assert tables.markdown(rates, tables.RATE_COLUMNS) in (ROOT / "README.md").read_text()
     provenance = json.loads((folder / "provenance.json").read_text())
     assert set(provenance["runs"]) == set(rates["run"])
+
+
+def test_the_drive_in_the_readme_is_its_records():
+    frames = pd.read_csv(ROOT / "report" / "results" / "reference" / "drive" / "drive_frames.csv")
+    table = drive_report.summary(frames)
+    for network, columns in (("whole", drive_report.COLUMNS), ("lossy", drive_report.LOSS_COLUMNS)):
+        assert tables.markdown(table[table["network"] == network], columns) in (ROOT / "README.md").read_text()
+    assert not frames["over"].any()
