@@ -1,5 +1,6 @@
 """The scripts, profiles and files around roilib."""
 
+import io
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from roilib import drive_report, peers, tables
+from roilib import comparisons, drive_report, peers, tables
 from roilib.metrics import MIN_POINTS
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
@@ -154,3 +155,26 @@ def test_the_drive_in_the_readme_is_its_records():
     for network, columns in (("whole", drive_report.COLUMNS), ("lossy", drive_report.LOSS_COLUMNS)):
         assert tables.markdown(table[table["network"] == network], columns) in (ROOT / "README.md").read_text()
     assert not frames["over"].any()
+
+
+def test_the_readmes_comparisons_are_the_shipped_codecs_records():
+    folder, readme = ROOT / "report" / "results" / "reference" / "shipped", (ROOT / "README.md").read_text()
+    codecs = comparisons.families(json.loads((folder / "records.json").read_text()))
+    rates, budgets = comparisons.bd_table(codecs), comparisons.budget_table(codecs)
+    ratios, _ = comparisons.byte_ratio_tables(codecs)
+    for name, table in {"bd_rates": rates, "budgets": budgets, "byte_ratios": ratios}.items():
+        written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+        pd.testing.assert_frame_equal(written, pd.read_csv(folder / f"{name}.csv"), rtol=1e-6)
+    assert tables.markdown(rates[rates["budget"].isna() & (rates["metric"] == "psnr")], tables.BD_COLUMNS) in readme
+    assert tables.markdown(ratios, tables.BYTE_RATIO_COLUMNS) in readme
+    assert tables.markdown(budgets[budgets["label"] != "x264 medium"], tables.BUDGET_COLUMNS) in readme
+
+
+def test_every_machine_setting_read_the_same_symbols_and_no_cap_was_passed():
+    folder = ROOT / "report" / "results" / "reference" / "shipped"
+    table = json.loads((folder / "portability.json").read_text())["table"]
+    assert len(table) == 10
+    assert all(row == {"streams": 144, "mismatches": 0, "largest_difference": row["largest_difference"]} for row in table.values())
+    assert max(row["largest_difference"] for row in table.values()) <= 2
+    for cap, rows in json.loads((folder / "byte_caps.json").read_text())["caps"].items():
+        assert all("error" in row or (row["bytes"] <= int(cap) and row["passes"] <= 3) for row in rows)
