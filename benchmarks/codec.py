@@ -22,8 +22,8 @@ from compressai.zoo import bmshj2018_hyperprior
 
 from roilib import peers, roi_vbr
 from roilib.codec import Codec, load_codec
-from roilib.datasets import read_picture
 from roilib.detector import HookedDetector, pad
+from roilib.pictures import read_picture
 from roilib.runs import environment, write_json
 
 WARM_UP = 3

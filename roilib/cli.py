@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="roilib", description="ROI-aware neural image codec")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     encode = commands.add_parser("encode", help="picture to .roic")
-    encode.add_argument("image", type=Path)
+    encode.add_argument("image", type=Path, help="its pixels as the file stores them, in which boxes are: EXIF's rotation is not applied")
     encode.add_argument("out", type=Path)
     regions = encode.add_mutually_exclusive_group()
     regions.add_argument("--boxes", type=Path, help="regions of interest: KITTI label text, or JSON [[x0, y0, x1, y1(, importance)], …]")
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _encode(args: argparse.Namespace) -> None:
     from roilib.codec import load_codec  # torch, only when it is needed
-    from roilib.datasets import read_picture
+    from roilib.pictures import read_picture
     from roilib.roi import read_boxes
 
     image = read_picture(args.image).permute(1, 2, 0).numpy()

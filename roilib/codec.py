@@ -205,7 +205,7 @@ def _box_array(boxes: Sequence) -> np.ndarray:
     """(K, 4) or (K, 5) float64 of what a caller calls boxes."""
     try:
         array = np.asarray(boxes, np.float64)
-    except (TypeError, ValueError):  # rows of different lengths, words
+    except (TypeError, ValueError, OverflowError):  # rows of different lengths, words, whole numbers beyond float64
         array = np.full(1, np.nan)
     array = array.reshape(0, 4) if array.size == 0 else array
     if array.ndim != 2 or array.shape[1] not in (4, 5) or not np.isfinite(array).all():

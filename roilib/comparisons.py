@@ -6,7 +6,6 @@ Values are bjontegaard's (Akima, roilib.metrics); resamples go through the same 
 6 points or share less than half of the shorter one's range there is no number but a note.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -18,7 +17,7 @@ import pandas as pd
 from roilib.bootstrap import MEAN, PARTS, Curve, curves, with_interval
 from roilib.interpolation import akima_slopes, evaluate, integrate, pchip_slopes
 from roilib.metrics import MIN_POINTS, bd_psnr, bd_rate
-from roilib.roi import read_text
+from roilib.roi import read_json
 
 BUDGETS = (0.3, 0.5, 1.0)  # dB of background BD-PSNR
 HULL_BPP = (0.1, 0.5)
@@ -146,7 +145,7 @@ def published_table(codecs: list[Family], path: str | Path) -> pd.DataFrame:
     The same pictures must have been measured. Their resamples move our curve only: of the published one just the means are known.
     """
     try:
-        content = json.loads(read_text(Path(path)))
+        content = read_json(Path(path))
         points = sorted(zip(content["bpp"], content["psnr"], strict=True))
         name, (bpp, psnr) = str(content["codec"]), np.array(points, float).T
     except (ValueError, KeyError, TypeError) as error:

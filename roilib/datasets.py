@@ -7,23 +7,22 @@ Layouts: KITTI's `training/image_2` and `training/label_2` (or torchvision's `Ki
 `val2017/` and `annotations/instances_*.json`.
 """
 
-import json
 import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from roilib.checkpoints import leave_signals_to_parent
+from roilib.coco import read_instances
 from roilib.parameters import Parameters
+from roilib.pictures import picture_size, read_picture
 from roilib.roi import read_boxes, read_kitti_label, read_text, roi_mask
 from roilib.sample_set import make_sample_set
 
@@ -92,21 +91,8 @@ def _kitti_sample(id: str, image: Path, label: Path) -> Sample:
 
 def coco_samples(root: Path, part: str) -> tuple[list[Sample], tuple[str, ...]]:
     """COCO's pictures of `part` (train2017, val2017), sorted by id, crowd regions left out, and the category names."""
-    annotations = Path(root) / "annotations" / f"instances_{part}.json"
-    try:
-        content = json.loads(read_text(annotations))
-        categories = {c["id"]: (i, c["name"]) for i, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
-        files = {image["id"]: Path(root) / part / image["file_name"] for image in content["images"]}
-        objects = {id: [] for id in files}
-        for a in content["annotations"]:
-            x, y, w, h = a["bbox"]
-            if not a.get("iscrowd") and w > 0 and h > 0:
-                objects[a["image_id"]].append((x, y, x + w, y + h, categories[a["category_id"]][0]))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{annotations}: not a COCO instances file ({type(error).__name__}: {error})") from None
-    if not files:
-        raise ValueError(f"{annotations}: no pictures")
-    return [_coco_sample(id, files[id], objects[id]) for id in sorted(files)], tuple(name for _, name in categories.values())
+    files, objects, classes = read_instances(Path(root) / "annotations" / f"instances_{part}.json")
+    return [_coco_sample(id, Path(root) / part / name, objects[id]) for id, name in files.items()], classes
 
 
 def _coco_sample(id: int, path: Path, objects: list) -> Sample:
@@ -180,29 +166,6 @@ def _listed(by_id: dict[str, Sample], path: Path) -> list[Sample]:
         if id not in by_id:
             raise ValueError(f"{path}: {id} is not in the data set")
     return [by_id[id] for id in ids]
-
-
-def read_picture(path: Path) -> tv_tensors.Image:
-    """The picture as RGB uint8 (3, H, W). Raises ValueError naming the file when it cannot be read."""
-    try:
-        with _open_picture(path) as picture:
-            return tv_tensors.Image(F.pil_to_tensor(picture.convert("RGB")))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable picture ({error})") from None
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width without decoding the picture. Raises ValueError naming the file when it cannot be read."""
-    try:
-        with _open_picture(path) as picture:
-            return picture.height, picture.width
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable picture ({error})") from None
-
-
-def _open_picture(path: Path) -> Image.Image:
-    """PIL's own Image.open: Ultralytics, once imported, puts one in its place that runs `pip install` when it meets an unreadable file."""
-    return getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open)(path)
 
 
 class RoiDataset(Dataset):

@@ -25,11 +25,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from roilib.codec import load_codec
-from roilib.datasets import PICTURES, read_picture
+from roilib.datasets import PICTURES
 from roilib.detector import HookedDetector
 from roilib.drive_report import Film, films, text, write
 from roilib.link import Bucket, Loss, constant, packets, read_trace
 from roilib.metrics import psnr_of, regions, squared_errors
+from roilib.pictures import read_picture
 from roilib.plots import set_style
 from roilib.roi import read_boxes, roi_mask
 from roilib.runs import environment

@@ -19,9 +19,9 @@ import numpy as np
 from roilib import peers, quality
 from roilib.codec import DEFAULT_ALPHA, DEFAULT_LMBDA, Codec, load_codec
 from roilib.container import Header
-from roilib.datasets import read_picture
 from roilib.evaluation import CODEC_NAMES, codec_name
 from roilib.metrics import psnr_of, regions, squared_errors
+from roilib.pictures import read_picture
 from roilib.roi import roi_mask
 
 PEERS = {"jpeg": "JPEG", "x264": "x264 + ROI", "x265": "x265 + ROI"}

@@ -5,25 +5,42 @@ A box is (x0, y0, x1, y1) in pixels, x to the right and y down, x1 and y1 exclus
 
 import json
 import math
+import reprlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 KITTI_FIELDS = 15  # type, truncated, occluded, alpha, 4 of the box, 3 sizes, 3 of the place, rotation (KITTI's devkit readme)
+FARTHEST = 1e6  # pixels; no picture is as large, and float32, in which boxes are kept, still tells sixteenths of a pixel there
 
 
 def read_text(path: Path) -> str:
     """The file's text (UTF-8, byte order mark allowed). Raises ValueError naming the file when it is missing or not text."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not UTF-8 text") from None
+    if "\0" in text:  # UTF-16 without a byte order mark
+        raise ValueError(f"{path}: not UTF-8 text")
+    return text
+
+
+def read_json(path: Path) -> Any:
+    """The file's JSON. Raises ValueError naming the file when it is missing or not JSON, or none that can be read."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}: not JSON (nested too deep)") from None
+    except ValueError as error:  # of a number of more than 4300 digits too
+        raise ValueError(f"{path}: not JSON ({str(error).partition(';')[0]})") from None
 
 
 def read_kitti_label(path: Path) -> tuple[list[str], np.ndarray]:
@@ -37,7 +54,7 @@ def read_kitti_label(path: Path) -> tuple[list[str], np.ndarray]:
         if len(fields) < KITTI_FIELDS:
             raise ValueError(f"{path}: line {number} has {len(fields)} fields, a KITTI label has {KITTI_FIELDS}")
         names.append(fields[0])
-        boxes.append(_box(fields[4:8], f"{path}: line {number}"))
+        boxes.append(_box([_parsed(word) for word in fields[4:8]], f"{path}: line {number}"))
     return names, np.array(boxes, np.float32).reshape(-1, 4)
 
 
@@ -53,10 +70,7 @@ def read_boxes(path: Path) -> np.ndarray:
     path = Path(path)
     if path.suffix.lower() != ".json":
         return read_kitti_label(path)[1]
-    try:
-        rows = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    rows = read_json(path)
     if not isinstance(rows, list) or any(not isinstance(row, list) or len(row) not in (4, 5) for row in rows):
         raise ValueError(f"{path}: not a list of [x0, y0, x1, y1] or [x0, y0, x1, y1, importance]")
     width = max((len(row) for row in rows), default=4)
@@ -64,15 +78,28 @@ def read_boxes(path: Path) -> np.ndarray:
     return np.array(checked, np.float32).reshape(-1, width)
 
 
-def _box(values: list, where: str) -> list[float]:
+def _parsed(word: str) -> float | str:
     try:
-        x0, y0, x1, y1 = (float(v) for v in values)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where}: a box is four numbers, not {values}") from None
-    if not all(math.isfinite(v) for v in (x0, y0, x1, y1)):
-        raise ValueError(f"{where}: a box with a value that is not finite: {values}")
+        return float(word)
+    except ValueError:
+        return word
+
+
+def check_numbers(values: list, where: str) -> None:
+    """Raise ValueError, beginning with `where`, unless all four numbers of a box are finite and of a possible size."""
+    shown = reprlib.repr(values)  # never longer than a line
+    if any(not isinstance(v, int | float) or isinstance(v, bool) for v in values):
+        raise ValueError(f"{where}: a box is four numbers, not {shown}")
+    if not all(abs(v) <= FARTHEST for v in values):  # NaN is not either
+        raise ValueError(f"{where}: a box's numbers are finite and at most {FARTHEST:.0f} pixels, not {shown}")
+
+
+def _box(values: list, where: str) -> list[float]:
+    """The box as float32 has it."""
+    check_numbers(values, where)
+    x0, y0, x1, y1 = np.array(values, np.float32).tolist()
     if x1 <= x0 or y1 <= y0:
-        raise ValueError(f"{where}: an empty or inverted box: {values}")
+        raise ValueError(f"{where}: an empty or inverted box: {reprlib.repr(values)}")
     return [x0, y0, x1, y1]
 
 
@@ -81,7 +108,7 @@ def _importance(values: list, width: int, where: str) -> list[float]:
         return []
     value = values[0] if values else 1.0
     if not isinstance(value, int | float) or value is True or not 0 < value <= 1:
-        raise ValueError(f"{where}: importance is a number in (0, 1], not {value!r}")
+        raise ValueError(f"{where}: importance is a number in (0, 1], not {reprlib.repr(value)}")
     return [float(value)]
 
 

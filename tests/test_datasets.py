@@ -23,10 +23,10 @@ from roilib.datasets import (
     folder_samples,
     kitti_samples,
     load_splits,
-    read_picture,
     split,
 )
 from roilib.detector import load_yolo  # noqa: F401 (Ultralytics replaces PIL's Image.open by one that installs packages)
+from roilib.pictures import read_picture
 from roilib.roi import write_kitti_label
 
 
