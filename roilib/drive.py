@@ -35,6 +35,7 @@ from roilib.plots import set_style
 from roilib.roi import read_boxes, roi_mask
 from roilib.runs import environment
 from roilib.senders import Ours, Sender, peer
+from roilib.tables import table_of
 
 NOT_SENT = {"queue_ms": math.nan, "transmission_ms": math.nan, "delay_ms": math.nan, "late": False}
 GREY = 128  # shown before the first picture
@@ -195,7 +196,7 @@ def send(frames: Iterable[Frame], legs: Sequence[Leg], films: Sequence[Film] = (
             times.append(seconds)
         for film in films:
             film.add(frame.image, {leg.sender.name: leg.shown(film.network) for leg in legs})
-    return pd.DataFrame(records), pd.DataFrame(times)
+    return table_of(records), table_of(times)
 
 
 def run(frames: Drive, plan: Plan, results: str | Path, figures: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from roilib.metrics import pooled_psnr
 from roilib.plots import save_figure
 from roilib.runs import write_json
-from roilib.tables import markdown
+from roilib.tables import markdown, table_of
 
 LINES = {"intra": "--", "live": "-."}  # of the last word of a peer's name; ours is solid
 STRIP = 22  # pixels above a film's picture, for its name
@@ -51,7 +51,7 @@ def summary(frames: pd.DataFrame) -> pd.DataFrame:
         psnrs = {f"{part}psnr": pooled_psnr(group.to_dict("records"), part) for part in ("roi_", "bg_")}
         delay = {"delay_p95": group["delay_ms"].quantile(0.95)}
         rows.append({"label": codec, "network": network, "frames": len(group)} | means | counts | delay | psnrs | floors)
-    return pd.DataFrame(rows)
+    return table_of(rows)
 
 
 def time_summary(times: pd.DataFrame) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def _page(frames: pd.DataFrame, networks: list[str]) -> str:
     for network in networks:
         columns = COLUMNS if network == "whole" else LOSS_COLUMNS
         rows = table[table["network"] == network][list(columns)].rename(columns=columns)
-        parts.append(f"<h2>{html.escape(titles[network])}</h2>{rows.to_html(index=False, float_format='{:.2f}'.format, border=0)}")
+        parts.append(f"<h2>{html.escape(titles[network])}</h2>{rows.to_html(index=False, float_format='{:.2f}'.format, na_rep='–', border=0)}")
         parts.append(f'<video controls loop muted src="drive_{network}.mp4"></video><img src="drive_{network}.png" alt="the same over time">')
     return "\n".join(parts) + "\n"
 

@@ -75,7 +75,8 @@ def roi_plane(rates: pd.DataFrame) -> Figure | None:
 def alpha_sweep(rates: pd.DataFrame, targets: int = 3) -> Figure | None:
     """ROI and background PSNR of roi_vbr against α at equal rates, read from its curves in log bpp."""
     by_strength = dict(curves(rates)).get("roi_vbr", {}) if len(rates) else {}
-    usable = {alpha: points for alpha, points in by_strength.items() if len(points) > 1}
+    usable = {alpha: points.dropna(subset=["roi_psnr", "bg_psnr"]) for alpha, points in by_strength.items()}
+    usable = {alpha: points for alpha, points in usable.items() if len(points) > 1}
     low, high = (max, min) if usable else (None, None)
     if len(usable) < 3 or (low := max(c["bpp"].min() for c in usable.values())) >= (high := min(c["bpp"].max() for c in usable.values())):
         return None

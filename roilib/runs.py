@@ -10,6 +10,7 @@ logdir/<which>-<hash>/hparams.json       parameters, versions, commit
 """
 
 import json
+import math
 import platform
 import resource
 import subprocess
@@ -103,10 +104,18 @@ def read_run(folder: Path) -> Run:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys through a temporary name, so that no reader sees half a file."""
+    """Write JSON with sorted keys through a temporary name, so that no reader sees half a file. Infinity and NaN, which JSON lacks, become null."""
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False) + "\n")
     temporary.replace(path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def environment() -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import nbformat
 import numpy as np
 import pytest
+from PIL import Image
 
 from roilib import drive, drive_report, senders, workbook
 from roilib.link import Bucket, constant
@@ -145,6 +146,22 @@ def test_what_does_not_fit_is_dropped_and_counted(tiny_kitti):
     assert records["frozen"].all()
     assert (records["bytes"] == 0).all()
     assert list(drive_report.summary(records)["dropped"]) == [2, 2]
+
+
+def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
+    for i in range(2):
+        Image.fromarray(np.full((96, 160, 3), 128, np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.json").write_text("[]")
+    plan = drive.Plan(mbit=MBIT, loss=0.0, peers=["x264 ultrafast intra"])
+    records, times = drive.run(drive.Drive(tmp_path, boxes=str(tmp_path)), plan, tmp_path / "made", tmp_path / "made")
+    exact = records[records["codec"] == "x264 ultrafast intra"]
+    assert (exact["bg_sse"] == 0).all()
+    assert records["roi_psnr"].isna().all()
+    assert exact["bg_psnr"].isna().all()
+    table = drive_report.summary(records)
+    assert table.loc[1, ["roi_psnr", "bg_psnr", "bg_floor"]].isna().all()
+    assert "| x264 ultrafast intra |" in drive_report.text(records, times)
+    assert "nan" not in drive_report.text(records, times) + (tmp_path / "made" / "drive.html").read_text().lower()
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import strictly
+from PIL import Image
 
-from roilib import engine, tables
+from roilib import comparisons, engine, figures, plots, results, tables
 from roilib.codec import load_codec
-from roilib.datasets import RoiDataset, kitti_samples, load_splits
+from roilib.datasets import RoiDataset, Sample, kitti_samples, load_splits
 from roilib.detector import HookedDetector, frame_features
 from roilib.evaluation import (
     evaluate,
+    evaluate_peer,
     finished_runs,
     provenance,
     read_records,
@@ -21,6 +24,7 @@ from roilib.metrics import psnr_from_mse
 from roilib.quality import integer_boxes
 from roilib.roi import roi_mask
 from roilib.runs import open_run
+from roilib.side_by_side import compare
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +198,45 @@ def test_pictures_whose_bytes_do_not_rise_with_lambda_are_counted():
         {"run": "a", "alpha": 0.9, "pictures": 1, "not_rising": 1},
     ]
     assert tables.rate_order_table([]).empty
+
+
+FLAT_BOX = (48, 32, 96, 64)
+GRID = {"quality": [12, 18, 24, 30, 36, 42], "qoffset": [0.0, -0.2]}
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """A noisy box on grey, which some codecs give back as it was."""
+    picture = np.full((96, 160, 3), 128, np.uint8)
+    x0, y0, x1, y1 = FLAT_BOX
+    picture[y0:y1, x0:x1] = np.random.default_rng(0).integers(0, 256, (y1 - y0, x1 - x0, 3))
+    path = tmp_path_factory.mktemp("flat") / "flat.png"
+    Image.fromarray(picture).save(path)
+    return RoiDataset([Sample("flat", path, np.array([FLAT_BOX], np.float32), np.zeros(1, np.int64))])
+
+
+def test_a_part_without_error_goes_through_files_tables_and_figures(flat, vbr_run, tmp_path):
+    ours = evaluate(load_codec(vbr_run.weights), flat, [0.001, 0.003, 0.01, 0.03, 0.06, 0.1], [0.5, 0.9])
+    theirs = (evaluate_peer(flat, f"{codec} medium", *GRID.values()) for codec in ("x264", "x265"))
+    measured = [record for records in (ours, *theirs) for record, _ in records]
+    exact = [r for r in measured if r["bg_sse"] == 0]
+    assert {r["codec"] for r in exact} == {"x264 medium", "x265 medium"}
+    assert all(r["bg_psnr"] is None and r["bg_count"] > 0 and r["psnr"] > r["roi_psnr"] for r in exact)
+    written = write_records(tmp_path, "records", measured)
+    assert strictly(written) == measured
+    records = read_records(tmp_path)
+    rates, codecs = tables.rate_table(records), comparisons.families(records)
+    assert rates["bg_psnr"].isna().sum() == rates["bg_psnr_mean"].isna().sum() == len(exact)
+    comparison = comparisons.bd_table(codecs)
+    assert comparison[comparison["metric"] == "roi_psnr"]["bd_psnr"].notna().any()
+    made = {"rates": rates, "bd_rates": comparison, "budgets": comparisons.budget_table(codecs), "roi_trade": tables.roi_trade_table(rates)}
+    made["byte_ratios"], made["byte_ratio_points"] = comparisons.byte_ratio_tables(codecs)
+    tables.write_tables(tmp_path, made)
+    again = results.read_table(tmp_path, "rates")
+    pd.testing.assert_frame_equal(again[["bpp", "bg_psnr"]], rates[["bpp", "bg_psnr"]])
+    results.trades(again)
+    for draw in (figures.rate_curves, figures.alpha_sweep, figures.roi_plane):
+        plots.plt.close(draw(again))
+    (scene,) = compare([vbr_run], records, flat, [(0, np.array(FLAT_BOX, np.float32))])
+    assert len(scene.panels) == 3
+    plots.plt.close(plots.comparison([scene]))
