@@ -21,6 +21,7 @@ from roilib.runs import write_json
 from roilib.tables import markdown, table_of
 
 LINES = {"intra": "--", "live": "-."}  # of the last word of a peer's name; ours is solid
+FILM = {"crf": "23", "preset": "fast", "x264-params": "cpu-independent=1"}  # without the last no two encodes need be the same bytes
 STRIP = 22  # pixels above a film's picture, for its name
 COLUMNS = {"label": "codec", "kilobytes": "kB a frame", "over": "over", "dropped": "dropped", "late": "late", "delay_p95": "p95 delay ms"}
 COLUMNS |= {
@@ -103,7 +104,7 @@ class Film:
         self.path, self.network, self.names = path, network, names
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.container = av.open(str(self.temporary), "w", format="mp4", options={"movflags": "faststart"})
-        self.stream = self.container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "23", "preset": "fast"})
+        self.stream = self.container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=FILM)
         self.stream.pix_fmt = "yuv420p"
 
     def add(self, original: np.ndarray, shown: dict[str, np.ndarray]) -> None:

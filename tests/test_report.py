@@ -184,7 +184,7 @@ def test_every_measured_column_of_the_reference_records_reaches_the_text(tmp_pat
 
 def test_figures_are_the_same_bytes_when_drawn_again_and_others_when_their_table_changes(full, tmp_path):
     made = report.draw(full, tmp_path / "a")
-    assert set(made) == {"rate_psnr", "roi_plane", "alpha_sweep", "detection", "latency", "training"}
+    assert set(made) == {"rate_psnr", "roi_plane", "alpha_sweep", "detection", "latency", "training", "training_hours"}
     report.draw(full, tmp_path / "b")
     names = {f"{name}.{kind}" for name in made for kind in ("pdf", "png")}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
@@ -201,7 +201,7 @@ def test_figures_are_the_same_bytes_when_drawn_again_and_others_when_their_table
 
 def test_the_reference_results_make_a_report_without_their_pictures(tmp_path):
     made = report.draw(REFERENCE, tmp_path / "figures")
-    assert made == ["rate_psnr", "training"]
+    assert made == ["rate_psnr", "training", "training_hours"]
     text = text_of(REFERENCE, tmp_path / "figures", tmp_path / "out.pdf")
     rates = pd.read_csv(REFERENCE / "rates.csv")
     for value in (*rates["bpp"].map("{:.3f}".format), *rates["roi_psnr"].map("{:.2f}".format), *rates["bg_psnr"].map("{:.2f}".format)):
