@@ -160,7 +160,7 @@ def write(results: str | Path, figures: str | Path, frames: pd.DataFrame, times:
     write_json(results / "drive_provenance.json", provenance)
     networks = list(frames["network"].unique())
     for network in networks:
-        figure = over_time(frames, provenance["plan"]["latency_ms"], network)
+        figure = over_time(frames, provenance["parameters"]["latency_ms"], network)
         save_figure(figure, figures, f"drive_{network}")
         plt.close(figure)
     _write_text(figures / "drive.html", _page(frames, networks))

@@ -116,7 +116,7 @@ def test_files_hold_what_was_measured(sent):
     figures = {f"drive_{network}.{kind}" for network in ("whole", "lossy") for kind in ("pdf", "png", "mp4")}
     assert made == figures | {"drive.html", "drive.csv", "drive_frames.csv", "drive_times.csv", "drive_provenance.json"}
     assert len(records) == 2 * len(times) == 2 * 5 * 6
-    assert json.loads((folder / "drive_provenance.json").read_text())["plan"]["mbit"] == MBIT
+    assert json.loads((folder / "drive_provenance.json").read_text())["parameters"]["mbit"] == MBIT
     table = drive_report.summary(records)
     rows = records[(records["codec"] == "roi_vbr") & (records["network"] == "whole")]
     assert table.loc[0, "roi_psnr"] == pytest.approx(psnr_from_mse(rows["roi_sse"].sum() / rows["roi_count"].sum(), 255))

@@ -20,6 +20,7 @@ from roilib.evaluation import (
     refuse_training_pictures,
     write_records,
 )
+from roilib.measurements import detector_files
 from roilib.metrics import psnr_from_mse
 from roilib.quality import integer_boxes
 from roilib.roi import roi_mask
@@ -116,14 +117,17 @@ def test_pictures_that_a_run_trained_on_are_refused(trained, tiny_kitti):
         refuse_training_pictures(trained, RoiDataset(samples[3:]), "kitti")
 
 
-def test_provenance_names_code_parameters_and_time(trained):
-    found = provenance(trained)
-    assert found["evaluated"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+def test_provenance_names_code_parameters_and_time(trained, tiny_kitti):
+    found = provenance({"alpha": [0.9]}, RoiDataset(kitti_samples(tiny_kitti)[:2]), trained, ["shipped"], detector_files(["shipped"]))
+    assert found["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert (found["parameters"], found["pictures"], list(found["detectors"])) == ({"alpha": [0.9]}, 2, ["yolov8n_kitti"])
+    assert found["weights"]["shipped"]["model"] == load_codec().id.hex()
+    assert found["pictures_sha256"] != provenance({}, RoiDataset(kitti_samples(tiny_kitti)[:1]))["pictures_sha256"]
     assert set(found["runs"]) == {run.folder.name for run in trained}
     for about in found["runs"].values():
         assert about["steps"] == 60
         assert about["seconds"] > 0
-        assert {"commit", "dirty", "parameters", "precision", "threads"} <= about.keys()
+        assert {"commit", "dirty", "source", "parameters", "precision", "threads"} <= about.keys()
 
 
 def test_rate_table_pools_over_pictures(trained, tiny_kitti):

@@ -57,13 +57,13 @@ def write_results(folder):
     rows = [("roi_vbr", "total"), ("roi_vbr", "transforms"), ("roi_vbr", "entropy coding"), ("x265 medium", "total")]
     times = {"device": "cpu", "median": 0.1517, "p95": 0.1731, "p99": 0.1913}
     rows = [{"codec": codec, "stage": stage, "operation": operation} | times for codec, stage in rows for operation in ("encode", "decode")]
-    write(folder / "speed.json", {"rows": rows, "threads": 1, "frame": [375, 1242], "frames": 31, "warm_up": 3, "machine": {}})
+    write(folder / "speed.json", {"rows": rows, "threads": 1, "frame": [375, 1242], "frames": 31, "warm_up": 3})
     write(folder / "portability.json", {"table": {"1 thread": {"streams": 144, "mismatches": 3, "largest_difference": 2}}})
     write(folder / "integer_networks.json", {"bd_rate": 0.2317, "frames": 24})
     parameters = {"which": "roi_vbr", "lmbda": 0.012, "alpha": 0.9, "N": 96, "M": 768, "compr_img_size": 192, "batch_size": 8, "seed": 0}
     run = {"parameters": parameters, "steps": 6123, "seconds": 3457.0, "commit": "0123456789abcdef"}
     evaluated = {"commit": "fedcba9876543210", "dirty": True, "machine": "x86_64", "python": "3.12.1", "packages": {"torch": "2.14.1"}, "cores": 2}
-    write(folder / "provenance.json", {"evaluated": evaluated, "runs": {"roi_vbr-1": run}})
+    write(folder / "provenance.json", {"environment": evaluated, "runs": {"roi_vbr-1": run}})
     return folder
 
 

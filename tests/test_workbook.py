@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from conftest import strictly
 
 from roilib import comparisons, detection_rates, workbook
 
@@ -90,6 +91,18 @@ def test_runs_end_in_finite_metrics(executed):
         assert metrics["steps"] == 4
         assert finite(metrics["history"])
         assert {"loss", "bpp_loss", "mse_loss", "roi_mse_loss", "bg_mse_loss", "psnr", "roi_psnr", "bg_psnr"} <= metrics["test"].keys()
+
+
+def test_every_file_of_numbers_has_its_origin_beside_it(executed):
+    told = {path.parent: strictly(path) for name in ("hparams", "provenance") for path in executed.rglob(f"{name}.json")}
+    assert {path.parent for path in (*executed.rglob("metrics.json"), *executed.rglob("records.json"))} == told.keys()
+    assert len(told) == 5 + 5 + 2 + 1 + 1  # runs, notebooks, results, and of the own pictures
+    for about in told.values():
+        assert {"commit", "dirty", "source", "packages", "python", "processor"} <= about["environment"].keys()
+    own = told[executed / "own_results"]["parameters"]
+    assert own == told[executed / "own_runs" / "05_evaluation"]["parameters"] | {"resamples": 1000, "seed": 0}
+    assert {name: own[name] for name in OWN} == OWN
+    assert all(about["parameters"]["seed"] == 0 for folder, about in told.items() if (folder / "splits.json").exists())
 
 
 def test_a_cell_with_two_devices_starts_two_processes_and_shows_their_log(executed):
