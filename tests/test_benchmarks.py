@@ -1,4 +1,4 @@
-"""benchmarks/codec.py on a small frame: every codec, and stages that add up to the whole."""
+"""benchmarks: codec.py on a small frame, every codec and stages that add up to the whole; load.py with few small pictures."""
 
 import importlib.util
 
@@ -7,12 +7,17 @@ import pytest
 from conftest import REPOSITORY, street
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("codec_benchmark", REPOSITORY / "benchmarks" / "codec.py")
+def script(name):
+    """A benchmark as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", REPOSITORY / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    return script("codec")
 
 
 def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch):
@@ -30,3 +35,15 @@ def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch)
     rows = benchmark.summary(times)
     assert {row["codec"] for row in rows} == {"roi_vbr", "roi_vbr + detector", benchmark.BASELINE, *benchmark.PEERS}
     assert all(0 < row["median"] <= row["p95"] <= row["p99"] for row in rows)
+
+
+def test_memory_stays_flat_and_other_processes_make_the_same():
+    result = script("load").load(None, pictures=72, largest=96, again=0, processes=2)
+    assert result["parallel"] == {"processes": 2, "pictures": 72, "equal": 2}
+    assert result["memory"]["last_mb"] - result["memory"]["settled_mb"] < 8  # a picture kept, or its latents, are 0.1 MB and more each
+
+
+def test_memory_that_rises_shows():
+    load = script("load")
+    assert load.flatness(np.array([500.0] * 50 + [900.0] * 50))["kb_a_picture"] == pytest.approx(0, abs=1e-6)
+    assert load.flatness(900 + np.arange(100) / 10)["kb_a_picture"] == pytest.approx(102.4)

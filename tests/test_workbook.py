@@ -96,7 +96,7 @@ def test_runs_end_in_finite_metrics(executed):
 def test_every_file_of_numbers_has_its_origin_beside_it(executed):
     told = {path.parent: strictly(path) for name in ("hparams", "provenance") for path in executed.rglob(f"{name}.json")}
     assert {path.parent for path in (*executed.rglob("metrics.json"), *executed.rglob("records.json"))} == told.keys()
-    assert len(told) == 5 + 5 + 2 + 1 + 1  # runs, notebooks, results, and of the own pictures
+    assert len(told) == 5 + 6 + 2  # runs, notebooks, folders of results
     for about in told.values():
         assert {"commit", "dirty", "source", "packages", "python", "processor"} <= about["environment"].keys()
     own = told[executed / "own_results"]["parameters"]

@@ -1,0 +1,115 @@
+"""Thousands of pictures through one process: does its memory stay flat, and are its bytes those of fresh and of parallel processes?
+
+    python benchmarks/load.py [--weights FILE] [--pictures 2000] [--largest 200] [--again 12] [--processes 4] [--json FILE]
+
+A picture follows from its number: sides of 16 to --largest pixels, up to three boxes, λ and α from their whole ranges, every eighth under a byte cap.
+Each is encoded, decoded and forgotten. Of --again evenly chosen ones streams and decoded pictures are made again, each by a process of its own, and of a
+hundred by all --processes at once. The line through resident memory is of the second half of the pictures: the first half warms caches up.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from roilib.codec import Codec, load_codec
+from roilib.provenance import origin
+from roilib.quality import LMBDA_MAX, LMBDA_MIN
+from roilib.runs import write_json
+
+SMALLEST, POINTS = 16, 100  # pixels a side; of the memory's curve, and pictures of the parallel processes
+
+
+def picture(number: int, largest: int) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Image, boxes and knobs of a number: a patchwork with grain."""
+    random = np.random.default_rng(number)
+    height, width = random.integers(SMALLEST, largest, 2, endpoint=True)
+    patches = random.uniform(0, 255, (-(-height // 8), -(-width // 8), 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
+    image = (patches + random.normal(0, 5, patches.shape)).clip(0, 255).astype(np.uint8)
+    corners = np.sort(random.uniform(0, (width - 1, height - 1), (random.integers(4), 2, 2)), 1)
+    knobs = {"lmbda": LMBDA_MIN * (LMBDA_MAX / LMBDA_MIN) ** random.random(), "alpha": random.random()}
+    return image, np.concatenate([corners[:, 0], corners[:, 1] + 1], 1), knobs | ({} if number % 8 else {"max_bytes": 500 + height * width // 8})
+
+
+def coded(codec: Codec, number: int, largest: int) -> str:
+    """Code a picture and decode it; what stands for its stream and what that decodes to."""
+    image, boxes, knobs = picture(number, largest)
+    stream = codec.encode(image, boxes, **knobs)
+    return hashlib.sha256(stream + codec.decode(stream).tobytes()).hexdigest()
+
+
+def by_processes(count: int, numbers: list[int], weights: Path | None, largest: int) -> list[list[str]]:
+    """What each of `count` new processes, at work at once, makes of the pictures of these numbers."""
+    words = [sys.executable, __file__, "--largest", str(largest), *(["--weights", str(weights)] if weights else [])]
+    started = [subprocess.Popen([*words, "--only", *map(str, numbers)], stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    return [json.loads(process.communicate()[0]) for process in started]
+
+
+def measure(codec: Codec, pictures: int, largest: int) -> tuple[list[str], np.ndarray]:
+    """Of each picture, coded by this process: what stands for it, and the resident memory after it in MB."""
+    found, memory, process = [], [], psutil.Process()
+    for number in range(pictures):
+        found.append(coded(codec, number, largest))
+        memory.append(process.memory_info().rss / 2**20)
+    return found, np.array(memory)
+
+
+def flatness(memory: np.ndarray) -> dict[str, float]:
+    """The line through the memory of the second half of the pictures, and its ends."""
+    settled = memory[len(memory) // 2 :]
+    slope = float(np.polyfit(np.arange(len(settled)), settled, 1)[0])
+    return {"kb_a_picture": 1024 * slope, "first_mb": float(memory[0]), "settled_mb": float(settled[0]), "last_mb": float(settled[-1])}
+
+
+def evenly(pictures: int, count: int) -> list[int]:
+    """At most `count` of the numbers of pictures, the first and the last among them."""
+    return np.unique(np.linspace(0, pictures - 1, count).round().astype(int)).tolist()
+
+
+def load(weights: Path | None, pictures: int, largest: int, again: int, processes: int) -> dict:
+    """Everything that is measured."""
+    start, codec = time.perf_counter(), load_codec(weights)
+    found, memory = measure(codec, pictures, largest)
+    result = {"pictures": pictures, "seconds": time.perf_counter() - start, "model": codec.id.hex(), "memory": flatness(memory)}
+    result["memory_mb"] = [round(memory[i], 1) for i in evenly(pictures, POINTS)]
+    fresh, shared = evenly(pictures, again), evenly(pictures, POINTS)
+    equal = sum(by_processes(1, [number], weights, largest) == [[found[number]]] for number in fresh)
+    result["fresh"] = {"processes": len(fresh), "pictures": 1, "equal": equal}
+    equal = sum(made == [found[number] for number in shared] for made in by_processes(processes, shared, weights, largest))
+    return result | {"parallel": {"processes": processes, "pictures": len(shared), "equal": equal}}
+
+
+def main() -> None:
+    """Print and, with --json, write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--largest", type=int, default=200, help="longest possible side in pixels")
+    parser.add_argument("--again", type=int, default=12, help="pictures that other processes make again")
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", type=int, nargs="+", help=argparse.SUPPRESS)
+    options = vars(parser.parse_args())
+    path, only = options.pop("json"), options.pop("only")
+    if only:
+        codec = load_codec(options["weights"])
+        print(json.dumps([coded(codec, number, options["largest"]) for number in only]))
+        return
+    result = load(**options)
+    print(
+        f"{result['pictures']} pictures in {result['seconds']:.0f} s, {result['memory']['kb_a_picture']:+.2f} kB a picture in the second half of them"
+    )
+    for name in ("fresh", "parallel"):
+        print("{equal} of {processes} {name} processes made the same of {pictures} pictures".format(name=name, **result[name]))
+    if path:
+        write_json(path, result | origin(options))
+
+
+if __name__ == "__main__":
+    main()
