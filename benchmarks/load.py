@@ -3,8 +3,8 @@
     python benchmarks/load.py [--weights FILE] [--pictures 2000] [--largest 200] [--again 12] [--processes 4] [--json FILE]
 
 A picture follows from its number: sides of 16 to --largest pixels, up to three boxes, λ and α from their whole ranges, every eighth under a byte cap.
-Each is encoded, decoded and forgotten. Of --again evenly chosen ones streams and decoded pictures are made again, each by a process of its own, and of a
-hundred by all --processes at once. The line through resident memory is of the second half of the pictures: the first half warms caches up.
+Each is encoded, decoded and forgotten. Of --again evenly chosen ones stream and decoded picture are made again, each by a process of its own, and of
+a hundred by all --processes at once. The line through resident memory is of the second half of the pictures: the first half warms caches up.
 """
 
 import argparse
