@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,10 @@ def by_processes(count: int, numbers: list[int], weights: Path | None, largest: 
     return [json.loads(process.communicate()[0]) for process in started]
 
 
-def measure(codec: Codec, pictures: int, largest: int) -> tuple[list[str], np.ndarray]:
-    """Of each picture, coded by this process: what stands for it, and the resident memory after it in MB."""
+def measure(codec: Codec, numbers: Iterable[int], largest: int) -> tuple[list[str], np.ndarray]:
+    """Of the picture of each number, coded by this process: what stands for it, and the resident memory after it in MB."""
     found, memory, process = [], [], psutil.Process()
-    for number in range(pictures):
+    for number in numbers:
         found.append(coded(codec, number, largest))
         memory.append(process.memory_info().rss / 2**20)
     return found, np.array(memory)
@@ -75,7 +76,7 @@ def evenly(pictures: int, count: int) -> list[int]:
 def load(weights: Path | None, pictures: int, largest: int, again: int, processes: int) -> dict:
     """Everything that is measured."""
     start, codec = time.perf_counter(), load_codec(weights)
-    found, memory = measure(codec, pictures, largest)
+    found, memory = measure(codec, range(pictures), largest)
     result = {"pictures": pictures, "seconds": time.perf_counter() - start, "model": codec.id.hex(), "memory": flatness(memory)}
     result["memory_mb"] = [round(memory[i], 1) for i in evenly(pictures, POINTS)]
     fresh, shared = evenly(pictures, again), evenly(pictures, POINTS)
