@@ -1,10 +1,11 @@
-"""Thousands of pictures through one process: does its memory stay flat, and are its bytes those of fresh and of parallel processes?
+"""A thousand pictures twice through one process: does its memory stay flat, and are its bytes those of fresh and of parallel processes?
 
-    python benchmarks/load.py [--weights FILE] [--pictures 2000] [--largest 200] [--again 12] [--processes 4] [--json FILE]
+    python benchmarks/load.py [--weights FILE] [--pictures 1000] [--largest 200] [--again 12] [--processes 4] [--json FILE]
 
 A picture follows from its number: sides of 16 to --largest pixels, up to three boxes, λ and α from their whole ranges, every eighth under a byte cap.
-Each is encoded, decoded and forgotten. Of --again evenly chosen ones stream and decoded picture are made again, each by a process of its own, and of
-a hundred by all --processes at once. The line through resident memory is of the second half of the pictures: the first half warms caches up.
+Each is encoded, decoded and forgotten, and when all have been, each once more. In the first round memory rises, whenever something needs more than
+anything before and the allocator keeps it; in the second it can only rise by what is not given back: the line is of that. Stream and decoded picture
+of --again evenly chosen ones are then made by a process for each of them, and those of a hundred by all --processes at once.
 """
 
 import argparse
@@ -62,35 +63,38 @@ def measure(codec: Codec, numbers: Iterable[int], largest: int) -> tuple[list[st
 
 
 def flatness(memory: np.ndarray) -> dict[str, float]:
-    """The line through the memory of the second half of the pictures, and its ends."""
-    settled = memory[len(memory) // 2 :]
-    slope = float(np.polyfit(np.arange(len(settled)), settled, 1)[0])
-    return {"kb_a_picture": 1024 * slope, "first_mb": float(memory[0]), "settled_mb": float(settled[0]), "last_mb": float(settled[-1])}
+    """The slope of a line through the second half of the memory, and what there was at first, in the middle and at last."""
+    second = memory[len(memory) // 2 :]
+    slope = float(np.polyfit(np.arange(len(second)), second, 1)[0])
+    return {"kb_a_picture": 1024 * slope, "first_mb": float(memory[0]), "middle_mb": float(second[0]), "last_mb": float(second[-1])}
 
 
-def evenly(pictures: int, count: int) -> list[int]:
-    """At most `count` of the numbers of pictures, the first and the last among them."""
-    return np.unique(np.linspace(0, pictures - 1, count).round().astype(int)).tolist()
+def evenly(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `total`, the first and the last among them."""
+    return np.unique(np.linspace(0, total - 1, count).round().astype(int)).tolist()
 
 
 def load(weights: Path | None, pictures: int, largest: int, again: int, processes: int) -> dict:
     """Everything that is measured."""
     start, codec = time.perf_counter(), load_codec(weights)
-    found, memory = measure(codec, range(pictures), largest)
+    both, memory = measure(codec, [*range(pictures)] * 2, largest)
+    found, second = both[:pictures], both[pictures:]
     result = {"pictures": pictures, "seconds": time.perf_counter() - start, "model": codec.id.hex(), "memory": flatness(memory)}
-    result["memory_mb"] = [round(memory[i], 1) for i in evenly(pictures, POINTS)]
+    result["memory_mb"] = [round(memory[i], 1) for i in evenly(len(memory), 2 * POINTS)]
+    result["second_round"] = {"pictures": pictures, "equal": sum(map(str.__eq__, found, second))}
     fresh, shared = evenly(pictures, again), evenly(pictures, POINTS)
     equal = sum(by_processes(1, [number], weights, largest) == [[found[number]]] for number in fresh)
-    result["fresh"] = {"processes": len(fresh), "pictures": 1, "equal": equal}
-    equal = sum(made == [found[number] for number in shared] for made in by_processes(processes, shared, weights, largest))
-    return result | {"parallel": {"processes": processes, "pictures": len(shared), "equal": equal}}
+    result["fresh_processes"] = {"pictures": len(fresh), "equal": equal}
+    wanted = [found[number] for number in shared]
+    equal = sum(sum(map(str.__eq__, wanted, made)) for made in by_processes(processes, shared, weights, largest))
+    return result | {"parallel_processes": {"pictures": processes * len(shared), "equal": equal}}
 
 
 def main() -> None:
-    """Print and, with --json, write it."""
+    """Print and, with --json, write it all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--pictures", type=int, default=1000, help="each is coded twice")
     parser.add_argument("--largest", type=int, default=200, help="longest possible side in pixels")
     parser.add_argument("--again", type=int, default=12, help="pictures that other processes make again")
     parser.add_argument("--processes", type=int, default=4)
@@ -103,11 +107,10 @@ def main() -> None:
         print(json.dumps([coded(codec, number, options["largest"]) for number in only]))
         return
     result = load(**options)
-    print(
-        f"{result['pictures']} pictures in {result['seconds']:.0f} s, {result['memory']['kb_a_picture']:+.2f} kB a picture in the second half of them"
-    )
-    for name in ("fresh", "parallel"):
-        print("{equal} of {processes} {name} processes made the same of {pictures} pictures".format(name=name, **result[name]))
+    rise = result["memory"]["kb_a_picture"]
+    print(f"{result['pictures']} pictures twice in {result['seconds']:.0f} s, memory {rise:+.2f} kB a picture in the second round")
+    for name in ("second_round", "fresh_processes", "parallel_processes"):
+        print(f"{name.replace('_', ' ')}: {result[name]['equal']} of {result[name]['pictures']} the same")
     if path:
         write_json(path, result | origin(options))
 
