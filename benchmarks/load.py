@@ -3,12 +3,14 @@
     python benchmarks/load.py [--weights FILE] [--pictures 1000] [--largest 200] [--again 12] [--processes 4] [--json FILE]
 
 A picture follows from its number: sides of 16 to --largest pixels, up to three boxes, λ and α from their whole ranges, every eighth under a byte cap.
-Each is encoded, decoded and forgotten, and when all have been, each once more. In the first round memory rises, whenever something needs more than
-anything before and the allocator keeps it; in the second it can only rise by what is not given back: the line is of that. Stream and decoded picture
-of --again evenly chosen ones are then made by a process for each of them, and those of a hundred by all --processes at once.
+Each is encoded, decoded and forgotten, and when all have been, each once more. Resident memory rises in steps, where something needs more in one
+piece than the allocator has kept; what glibc says is in use in its heap tells to the byte whether the second round gave back what it took. Stream and
+decoded picture of --again evenly chosen ones are then made by a process for each of them, and those of a hundred by all --processes at once.
 """
 
 import argparse
+import ctypes
+import gc
 import hashlib
 import json
 import subprocess
@@ -62,6 +64,24 @@ def measure(codec: Codec, numbers: Iterable[int], largest: int) -> tuple[list[st
     return found, np.array(memory)
 
 
+class Mallinfo2(ctypes.Structure):
+    """glibc's account of its heap."""
+
+    NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES.split()]
+
+
+def malloc() -> int | None:
+    """Bytes in use in the heap; None where there is no glibc."""
+    gc.collect()
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if ask is None:
+        return None
+    ask.restype = Mallinfo2
+    account = ask()
+    return account.uordblks + account.hblkhd
+
+
 def flatness(memory: np.ndarray) -> dict[str, float]:
     """The slope of a line through the second half of the memory, and what there was at first, in the middle and at last."""
     second = memory[len(memory) // 2 :]
@@ -77,9 +97,11 @@ def evenly(total: int, count: int) -> list[int]:
 def load(weights: Path | None, pictures: int, largest: int, again: int, processes: int) -> dict:
     """Everything that is measured."""
     start, codec = time.perf_counter(), load_codec(weights)
-    both, memory = measure(codec, [*range(pictures)] * 2, largest)
-    found, second = both[:pictures], both[pictures:]
+    (found, first_round), before = measure(codec, range(pictures), largest), malloc()
+    (second, second_round), after = measure(codec, range(pictures), largest), malloc()
+    memory = np.concatenate([first_round, second_round])
     result = {"pictures": pictures, "seconds": time.perf_counter() - start, "model": codec.id.hex(), "memory": flatness(memory)}
+    result["malloc_bytes_a_picture"] = None if before is None else (after - before) / pictures
     result["memory_mb"] = [round(memory[i], 1) for i in evenly(len(memory), 2 * POINTS)]
     result["second_round"] = {"pictures": pictures, "equal": sum(map(str.__eq__, found, second))}
     fresh, shared = evenly(pictures, again), evenly(pictures, POINTS)
@@ -107,8 +129,8 @@ def main() -> None:
         print(json.dumps([coded(codec, number, options["largest"]) for number in only]))
         return
     result = load(**options)
-    rise = result["memory"]["kb_a_picture"]
-    print(f"{result['pictures']} pictures twice in {result['seconds']:.0f} s, memory {rise:+.2f} kB a picture in the second round")
+    print(f"{result['pictures']} pictures twice in {result['seconds']:.0f} s; in the second round, a picture:")
+    print(f"resident memory {result['memory']['kb_a_picture']:+.2f} kB, in use in the heap {result['malloc_bytes_a_picture']} bytes")
     for name in ("second_round", "fresh_processes", "parallel_processes"):
         print(f"{name.replace('_', ' ')}: {result[name]['equal']} of {result[name]['pictures']} the same")
     if path:

@@ -180,6 +180,31 @@ def test_roi_trade_is_read_from_the_curves():
     assert tables.roi_trade_table(pd.DataFrame(rows[6:])).empty
 
 
+def test_pictures_without_any_region_have_tables_and_figures(tmp_path):
+    about = {"codec": "roi_vbr", "run": "a", "ms_ssim": None, "bytes": 1, "count": 30, "bg_count": 30}
+    about |= {"roi_count": 0, "roi_sse": 0.0, "roi_psnr": None}
+    records = [
+        about
+        | {"image": image, "setting": {"lmbda": 0.001 * 2**i, "alpha": alpha}, "bpp": 0.1 * 2**i}
+        | {"sse": 3e4 / 2**i, "bg_sse": 3e4 / 2**i, "psnr": 18.0 + 3 * i, "bg_psnr": 18.0 + 3 * i}
+        for image in "xy"
+        for alpha in (0.5, 0.8, 0.9)
+        for i in range(7)
+    ]
+    rates = tables.rate_table(records)
+    assert rates["roi_psnr"].isna().all()
+    trade = tables.roi_trade_table(rates)
+    assert trade["roi_bd_rate"].isna().all()
+    assert trade["bg_bd_psnr"].to_numpy(float) == pytest.approx(0, abs=1e-9)
+    codecs = comparisons.families(records)
+    assert comparisons.budget_table(codecs)["strength"].tolist() == [0.5] * 3
+    tables.write_tables(tmp_path, {"rates": rates})
+    again = results.read_table(tmp_path, "rates")
+    plots.plt.close(figures.rate_curves(again))
+    assert results.trades(again).empty
+    assert figures.alpha_sweep(again) is figures.roi_plane(again) is None
+
+
 def test_one_model_for_every_rate_is_compared_at_equal_psnr():
     curve = [{"codec": "roi_vbr", "alpha": 0.5, "lmbda": 0.01 * i, "psnr": 25 + 3 * i, "bpp": 0.1 * 2**i} for i in range(5)]
     ones = [{"codec": "roi_vbr (fixed_rate)", "alpha": 0.5, "lmbda": i, "psnr": 25 + 3 * i, "bpp": 0.1 * 2**i / 1.02} for i in (0.5, 2, 9)]
