@@ -220,3 +220,13 @@ def test_a_figure_without_data_is_none_and_takes_its_files_away(tmp_path):
     (tmp_path / "old.png").write_bytes(b"stale")
     assert plots.save_figure(None, tmp_path, "old") == []
     assert not list(tmp_path.iterdir())
+
+
+def test_the_detectors_time_is_drawn_only_where_it_runs():
+    stages = {"detector": 0.08, "transforms": 0.03, "container": 0.01}
+    rows = [{"codec": "roi_vbr", "stage": s, "operation": "encode", "median": t} for s, t in (stages | {"total": 0.04}).items()]
+    rows.append({"codec": "roi_vbr + detector", "stage": "total", "operation": "encode", "median": 0.12})
+    figure = figures.latency({"rows": [row | {"p95": row["median"], "device": "cpu"} for row in rows]})
+    widths = {y: sum(bar.get_width() for bar in figure.axes[0].patches if bar.get_y() < y < bar.get_y() + bar.get_height()) for y in (0, 1)}
+    assert widths == pytest.approx({0: 40, 1: 120})
+    plots.plt.close(figure)
