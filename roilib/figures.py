@@ -151,10 +151,14 @@ def _detection_line(ax, codec: str, strength: float, points: pd.DataFrame, whole
 
 
 def latency(speed: dict) -> Figure | None:
-    """Median milliseconds of encoding and decoding, ours by stage, each with a line to its 95th percentile; speed: the benchmark's JSON."""
+    """Median milliseconds of encoding and decoding, with a line to the 95th percentile, ours by stage and without and with the detector; speed: the
+    benchmark's JSON."""
     table = pd.DataFrame(speed.get("rows", []))
     if table.empty:
         return None
+    parts = table[(table["stage"] != "total") & (table["operation"] == "encode")]
+    with_detector = parts.assign(codec=parts["codec"] + " + detector")
+    table = pd.concat([table[table["stage"] != "detector"], with_detector[with_detector["codec"].isin(table["codec"])]])
     names = [f"{c} ({d})" if table["device"].nunique() > 1 else c for c, d in zip(table["codec"], table["device"], strict=True)]
     table = table.assign(name=names)
     order = table["name"].drop_duplicates().tolist()

@@ -24,7 +24,7 @@ from roilib.runs import Run
 
 UNIFORM = 0.5  # alpha
 BUDGET = 1.0  # dB of background that a ROI strength may cost
-GOAL = 0.2  # bits per pixel, where no run of one rate sets another
+GOAL = 0.2  # bits per pixel, where no run of one rate sets another, and more where a codec's ROI mode does not get as low
 SHOWN = (  # in this order; of several codecs in a group the first that was measured
     ("x265 slow", "x265 medium", "x264 slow", "x264 medium"),
     ("hyperprior_eval_with_objs", "hyperprior"),
@@ -92,7 +92,8 @@ def _scene(runs: list[Run], records: list[dict], data: RoiDataset, i: int, box: 
     for codec in by_codec.keys() & {"roi_vbr"}:  # of several the first
         by_codec[codec] = [r for r in by_codec[codec] if run_name(r) == run_name(by_codec[codec][0])]
     fixed = closest_in_bytes(mine, name, [c for c in by_codec if c in CODEC_NAMES and c != "roi_vbr"])
-    goal = float(np.median([r["bytes"] for r in fixed])) if fixed else GOAL * original.shape[0] * original.shape[1] / 8
+    least = max((min(curve[0]["bytes"] for curve in _roi_curves(choices).values()) for choices in by_codec.values()), default=0)
+    goal = float(np.median([r["bytes"] for r in fixed])) if fixed else max(GOAL * original.shape[0] * original.shape[1] / 8, least)
     mask, panels = roi_mask(boxes, *original.shape[:2])[0].bool().numpy(), [Panel("original", None, original)]
     for codec, choices in by_codec.items():
         record = next((r for r in fixed if r["codec"] == codec), None)
@@ -152,14 +153,27 @@ def allocations(runs: list[Run], scene: Scene) -> dict[tuple[str, float], np.nda
 
 
 def _strength(choices: list[dict], goal: float) -> tuple[float, list[dict]]:
-    """The ROI strength for `goal` bytes, and its records by rising bytes."""
-    curves: dict[float, list[dict]] = {}
-    for record in sorted(choices, key=lambda r: r["bytes"]):
-        curves.setdefault(record["setting"].get("alpha", record["setting"].get("qoffset")), []).append(record)
+    """The ROI strength for `goal` bytes, of those that get as low, and its records by rising bytes."""
+    curves = _curves(choices)
+    curves = {s: curve for s, curve in curves.items() if curve[0]["bytes"] <= goal} or curves
     at = {s: [np.interp(goal, [r["bytes"] for r in c], [_db(r, name) for r in c]) for name in ("roi_psnr", "bg_psnr")] for s, c in curves.items()}
-    floor, strong = max(bg for _, bg in at.values()) - BUDGET, [s for s in at if s not in (UNIFORM, 0.0)] or list(at)
+    floor, strong = max(bg for _, bg in at.values()) - BUDGET, _roi_curves(choices).keys() & at.keys() or at.keys()
     best = max((s for s in strong if at[s][1] >= floor), key=lambda s: at[s][0], default=max(strong, key=lambda s: at[s][1]))
     return best, curves[best]
+
+
+def _curves(choices: list[dict]) -> dict[float | None, list[dict]]:
+    """ROI strength → its records by rising bytes."""
+    curves: dict[float | None, list[dict]] = {}
+    for record in sorted(choices, key=lambda r: r["bytes"]):
+        curves.setdefault(record["setting"].get("alpha", record["setting"].get("qoffset")), []).append(record)
+    return curves
+
+
+def _roi_curves(choices: list[dict]) -> dict[float | None, list[dict]]:
+    """As `_curves`, without the uniform mode of a codec that has another."""
+    curves = _curves(choices)
+    return {s: curve for s, curve in curves.items() if s not in (UNIFORM, 0.0)} or curves
 
 
 def _db(record: dict, name: str) -> float:

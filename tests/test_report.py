@@ -59,6 +59,8 @@ def write_results(folder):
     rows = [{"codec": codec, "stage": stage, "operation": operation} | times for codec, stage in rows for operation in ("encode", "decode")]
     write(folder / "speed.json", {"rows": rows, "threads": 1, "frame": [375, 1242], "frames": 31, "warm_up": 3})
     write(folder / "portability.json", {"table": {"1 thread": {"streams": 144, "mismatches": 3, "largest_difference": 2}}})
+    trial = {"trial": "a", "compared_with": None, "change": "this", "steps": 700, "parameters": 4.31e6, "seconds_per_step": 0.377, "J": 0.4331}
+    write(folder / "trials.json", [trial, trial | {"trial": "b", "compared_with": "a", "change": "that", "J": 0.2217}])
     write(folder / "integer_networks.json", {"bd_rate": 0.2317, "frames": 24})
     parameters = {"which": "roi_vbr", "lmbda": 0.012, "alpha": 0.9, "N": 96, "M": 768, "compr_img_size": 192, "batch_size": 8, "seed": 0}
     run = {"parameters": parameters, "steps": 6123, "seconds": 3457.0, "commit": "0123456789abcdef"}
@@ -104,7 +106,7 @@ def full_text(full):
 
 
 def test_a_section_for_every_file_and_none_without(full, full_text, tmp_path):
-    titles = {"What a sharper ROI costs", "Against each other", "What a detector still finds", "Speed", "Exactness"}
+    titles = {"What a sharper ROI costs", "Against each other", "What a detector still finds", "Speed", "Exactness", "Ablation"}
     titles |= {"for 300 epochs", "The paper’s codec"}
     assert {title for title in titles if title in full_text} == titles - {"The paper’s codec"}
     (tmp_path / "least").mkdir()
@@ -144,7 +146,10 @@ def scaled(content, factor=1.37):
     """JSON or a table with all measured numbers scaled: not settings, nor what counts as one."""
     if isinstance(content, dict):
         kept = ("setting", "parameters", "packages", "frame")
-        return {k: v if k in kept else v * factor if k in ("roi_count", "count") else scaled(v, factor) for k, v in content.items()}
+        return {
+            k: v if k in kept and not isinstance(v, float) else v * factor if k in ("roi_count", "count") else scaled(v, factor)
+            for k, v in content.items()
+        }
     if isinstance(content, list):
         return [scaled(v, factor) for v in content]
     if isinstance(content, pd.DataFrame):
@@ -215,3 +220,13 @@ def test_a_figure_without_data_is_none_and_takes_its_files_away(tmp_path):
     (tmp_path / "old.png").write_bytes(b"stale")
     assert plots.save_figure(None, tmp_path, "old") == []
     assert not list(tmp_path.iterdir())
+
+
+def test_the_detectors_time_is_drawn_only_where_it_runs():
+    stages = {"detector": 0.08, "transforms": 0.03, "container": 0.01}
+    rows = [{"codec": "roi_vbr", "stage": s, "operation": "encode", "median": t} for s, t in (stages | {"total": 0.04}).items()]
+    rows.append({"codec": "roi_vbr + detector", "stage": "total", "operation": "encode", "median": 0.12})
+    figure = figures.latency({"rows": [row | {"p95": row["median"], "device": "cpu"} for row in rows]})
+    widths = {y: sum(bar.get_width() for bar in figure.axes[0].patches if bar.get_y() < y < bar.get_y() + bar.get_height()) for y in (0, 1)}
+    assert widths == pytest.approx({0: 40, 1: 120})
+    plots.plt.close(figure)

@@ -8,7 +8,7 @@ from roilib.codec import load_codec
 from roilib.datasets import RoiDataset, Sample, kitti_samples
 from roilib.evaluation import evaluate, evaluate_peer
 from roilib.roi import roi_mask
-from roilib.side_by_side import allocations, choose_boxes, closest_in_bytes, compare
+from roilib.side_by_side import _strength, allocations, choose_boxes, closest_in_bytes, compare
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,18 @@ def test_closest_in_bytes_takes_the_nearest_of_each_codec():
     records = [{"image": "x", "codec": codec, "bytes": size} for codec, all_sizes in sizes.items() for size in all_sizes]
     assert [r["bytes"] for r in closest_in_bytes(records, "x", ["a", "b", "c"])] == [400, 390, 420]
     assert closest_in_bytes(records, "x", []) == []
+
+
+def test_a_strength_is_one_that_gets_as_low():
+    def record(qoffset, size, roi, bg):
+        errors = {f"{part}_sse": 255**2 * 10 ** (-db / 10) for part, db in (("roi", roi), ("bg", bg))} | {"roi_count": 1, "bg_count": 1}
+        return {"setting": {"qoffset": qoffset}, "bytes": size, "roi_psnr": roi, "bg_psnr": bg, "psnr": bg} | errors
+
+    records = [record(q, size * k, roi + k, 25 + k) for q, size, roi in ((0.0, 80, 25), (-0.1, 100, 28), (-0.3, 300, 32)) for k in (1, 2)]
+    assert _strength(records, 150)[0] == -0.1
+    assert _strength(records, 350)[0] == -0.3
+    assert _strength(records, 90)[0] == 0.0
+    assert [r["bytes"] for r in _strength(records, 150)[1]] == [100, 200]
 
 
 def test_boxes_are_the_largest_of_each_class_in_different_pictures(data):
