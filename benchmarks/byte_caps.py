@@ -11,6 +11,7 @@ from roilib.codec import Codec, load_codec
 from roilib.container import Header
 from roilib.datasets import RoiDataset, load_splits
 from roilib.parameters import Parameters
+from roilib.provenance import origin
 from roilib.runs import write_json
 
 CAPS, ALPHA = (1000, 4000, 8000, 16000, 32000), 0.9
@@ -57,7 +58,7 @@ def main() -> None:
         caps[max_bytes] = capped(codec, data, max_bytes)
         print(summary(caps[max_bytes], max_bytes), flush=True)
     if options.json:
-        write_json(options.json, {"caps": caps, "alpha": ALPHA, "model": codec.id.hex()})
+        write_json(options.json, {"caps": caps, "alpha": ALPHA, "model": codec.id.hex()} | origin(vars(options)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ these two run on it too. Median, 95th and 99th percentile.
 """
 
 import argparse
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -24,7 +23,8 @@ from roilib import peers, roi_vbr
 from roilib.codec import Codec, load_codec
 from roilib.detector import HookedDetector, pad
 from roilib.pictures import read_picture
-from roilib.runs import environment, write_json
+from roilib.provenance import origin
+from roilib.runs import write_json
 
 WARM_UP = 3
 BOXES = ((300, 150, 420, 250), (600, 170, 660, 220))
@@ -159,9 +159,8 @@ def main() -> None:
     size, threads = list(frames[0].shape[:2]), torch.get_num_threads()
     print(f"{options.rounds} rounds of {len(frames)} frames, the first {size[1]}x{size[0]}; {threads} threads")
     if options.json:
-        about = {"machine": environment() | {"cores": os.cpu_count()}, "threads": threads, "frame": size, "frames": options.rounds * len(frames)}
-        about |= {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "warm_up": WARM_UP, "model": model}
-        write_json(options.json, about | knobs | {"crf": CRF, "qoffset": QOFFSET, "rows": rows})
+        about = {"threads": threads, "frame": size, "frames": options.rounds * len(frames), "warm_up": WARM_UP, "model": model}
+        write_json(options.json, about | knobs | {"crf": CRF, "qoffset": QOFFSET, "rows": rows} | origin(vars(options)))
 
 
 if __name__ == "__main__":

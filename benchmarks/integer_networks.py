@@ -17,6 +17,7 @@ from roilib.container import Header
 from roilib.datasets import RoiDataset, load_splits
 from roilib.metrics import bd_rate, psnr_from_mse
 from roilib.parameters import Parameters
+from roilib.provenance import origin
 from roilib.runs import write_json
 
 LMBDAS = (0.0004, 0.0015, 0.006, 0.024, 0.06, 0.12)
@@ -66,7 +67,7 @@ def main() -> None:
     print(f"BD-rate of the integer networks {cost:+.2f} % ({len(data)} frames)")
     if options.json:
         result = {"curves": curves, "bd_rate": cost, "overlap": overlap, "lmbda": LMBDAS, "frames": len(data)}
-        write_json(options.json, result | {"model": codec.id.hex()})
+        write_json(options.json, result | {"model": codec.id.hex()} | origin(vars(options)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 from roilib.codec import load_codec
 from roilib.datasets import load_splits
 from roilib.parameters import Parameters
+from roilib.provenance import origin
 from roilib.runs import write_json
 
 LMBDAS, ALPHA = (0.0015, 0.012, 0.08), 0.9
@@ -92,7 +93,8 @@ def main() -> None:
             table[name] = json.loads(done.stdout)
             print(f"{name:34}", *(f"{key} {value}" for key, value in table[name].items()), flush=True)
     if options.json:
-        write_json(options.json, {"table": table, "lmbda": LMBDAS, "alpha": ALPHA, "model": load_codec(options.weights).id.hex()})
+        result = {"table": table, "lmbda": LMBDAS, "alpha": ALPHA, "model": load_codec(options.weights).id.hex()}
+        write_json(options.json, result | origin({"weights": options.weights, "data_root": options.data_root}))
 
 
 if __name__ == "__main__":

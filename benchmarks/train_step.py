@@ -1,6 +1,6 @@
 """Our training step against a plain CompressAI training loop: same model, crop, batch and machine, in turns.
 
-    python benchmarks/train_step.py --pictures FOLDER [--pairs 8] [--steps 4]
+    python benchmarks/train_step.py --pictures FOLDER [--pairs 8] [--steps 4] [--json FILE]
 
 The plain loop is fp32 and contiguous, reads its pictures with CompressAI's ImageFolder and crops them with torchvision; ours is the engine with
 its defaults: bf16 where the processor has it, channels_last, decoded pictures kept in memory. The last line, `ratio R`, is the median over pairs
@@ -27,7 +27,8 @@ from roilib.datasets import RoiDataset, Sample, batches
 from roilib.engine import prefetched
 from roilib.meters import Speed
 from roilib.parameters import Parameters
-from roilib.runs import peak_memory_mb
+from roilib.provenance import origin
+from roilib.runs import peak_memory_mb, write_json
 from roilib.session import start, train_step
 
 BATCH, CROP, N, M, LMBDA = 8, 256, 128, 192, 0.013
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps of each loop in a pair")
     parser.add_argument("--workers", type=int, default=0, help="processes that load pictures, for both loops")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--compile", action="store_true", help="torch.compile our model")
     args = parser.parse_args()
     files = [path for path in sorted(args.pictures.iterdir()) if min(Image.open(path).size) >= CROP]
@@ -109,7 +111,10 @@ def main() -> None:
         f"plain {BATCH / statistics.median(p for p, _ in pairs):.2f} pictures/s, ours {BATCH / statistics.median(o for _, o in pairs):.2f} pictures/s"
     )
     print(f"data wait {waited / seconds:.2%} of our step, peak memory {peak_memory_mb()} MB (both loops in one process)")
-    print(f"ratio {statistics.median(p / o for p, o in pairs):.2f}")
+    ratio = statistics.median(p / o for p, o in pairs)
+    if args.json:
+        write_json(args.json, {"seconds_plain_and_ours": pairs, "ratio": ratio, "data_wait_share": waited / seconds} | origin(vars(args)))
+    print(f"ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ class Curve:
         """What figures call the codec."""
         return CODEC_NAMES.get(self.codec, self.codec)
 
+    def with_psnr(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """bpp and PSNR of the points that have a PSNR: that have such pixels, and an error in them."""
+        kept = np.isfinite(self.psnr[part][0])
+        return self.bpp[:, kept], self.psnr[part][:, kept]
+
     def rising(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """bpp and PSNR of the points that are better than every cheaper one."""
         kept = rising(self.psnr[part][0])
@@ -122,9 +127,10 @@ def _curve(who: tuple, points: dict[tuple, list[dict]], weights: np.ndarray) -> 
     cheapest_first = sorted(points, key=lambda point: sum(r["bpp"] for r in points[point]))
     table = {name: np.array([[r[name] for r in points[point]] for point in cheapest_first], float) for name in _columns()}
     psnr = {}
-    with np.errstate(divide="ignore", invalid="ignore"):  # resamples without ROI pixels
+    with np.errstate(invalid="ignore"):  # resamples without ROI pixels, and points without error: neither has a PSNR
         for part in PARTS:
-            psnr[part] = 10 * np.log10(255**2 * (weights @ table[f"{part}count"].T) / (weights @ table[f"{part}sse"].T))
+            errors = weights @ table[f"{part}sse"].T
+            psnr[part] = 10 * np.log10(255**2 * (weights @ table[f"{part}count"].T) / np.where(errors > 0, errors, np.nan))
     bpp, psnr[MEAN] = (weights @ table[name].T / weights.sum(1, keepdims=True) for name in ("bpp", "psnr"))
     return Curve(*who, tuple(point[0] for point in cheapest_first), bpp, psnr, weights.shape[1])
 

@@ -42,12 +42,11 @@ def rate_difference(anchor: Curve, test: Curve, part: str) -> Difference:
 
 
 def psnr_difference(anchor: Curve, test: Curve, part: str) -> Difference:
-    """BD-PSNR of two curves."""
-    pairs = [list(zip(curve.bpp[0], curve.psnr[part][0], strict=True)) for curve in (anchor, test)]
-    known = all(np.isfinite(curve.psnr[part][0]).all() for curve in (anchor, test))
-    value, overlap = bd_psnr(*pairs) if known else (None, 0.0)
-    rows = None if value is None else _mean_difference(np.log(anchor.bpp), anchor.psnr[part], np.log(test.bpp), test.psnr[part])
-    return _difference(value, overlap, min(anchor.bpp.shape[1], test.bpp.shape[1]), rows, len(anchor.bpp))
+    """BD-PSNR of two curves, over the points that have a PSNR."""
+    (rate_a, psnr_a), (rate_t, psnr_t) = anchor.with_psnr(part), test.with_psnr(part)
+    value, overlap = bd_psnr(list(zip(rate_a[0], psnr_a[0], strict=True)), list(zip(rate_t[0], psnr_t[0], strict=True)))
+    rows = None if value is None else _mean_difference(np.log(rate_a), psnr_a, np.log(rate_t), psnr_t)
+    return _difference(value, overlap, min(rate_a.shape[1], rate_t.shape[1]), rows, len(anchor.bpp))
 
 
 def _difference(value: float | None, overlap: float, points: int, rows: np.ndarray | None, count: int) -> Difference:

@@ -19,6 +19,7 @@ from torchvision.ops import box_iou
 
 from roilib.datasets import RoiDataset, kitti_samples, split
 from roilib.detector import HookedDetector
+from roilib.provenance import origin, sha256
 from roilib.runs import write_json
 
 BENCHMARK = ("Car", "Pedestrian", "Cyclist")
@@ -143,7 +144,8 @@ def main() -> None:
         values = average_precision(detect_all(HookedDetector(path), test), test)
         by_class = {name: values[f"{name.lower()}_ap50"] for name in BENCHMARK if f"{name.lower()}_ap50" in values}
         result[path.name] = {"agnostic": values["agnostic_ap50"], "mAP": values["map50"]} | by_class
-    write_json(args.out, {"AP50": result, "pictures": len(test), "data": "KITTI 2D object, test split"})
+    about = {"pictures": len(test), "data": "KITTI 2D object, test split", "sha256": {path.name: sha256([path]) for path in args.detectors}}
+    write_json(args.out, {"AP50": result} | about | origin(vars(args)))
     print(args.out.read_text())
 
 

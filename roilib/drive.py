@@ -10,14 +10,11 @@ showing the last one, and is measured by it; before the first there is grey. ROI
 """
 
 import argparse
-import hashlib
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +29,10 @@ from roilib.link import Bucket, Loss, constant, packets, read_trace
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.pictures import read_picture
 from roilib.plots import set_style
+from roilib.provenance import origin, sha256
 from roilib.roi import read_boxes, roi_mask
-from roilib.runs import environment
 from roilib.senders import Ours, Sender, peer
+from roilib.tables import table_of
 
 NOT_SENT = {"queue_ms": math.nan, "transmission_ms": math.nan, "delay_ms": math.nan, "late": False}
 GREY = 128  # shown before the first picture
@@ -195,7 +193,7 @@ def send(frames: Iterable[Frame], legs: Sequence[Leg], films: Sequence[Film] = (
             times.append(seconds)
         for film in films:
             film.add(frame.image, {leg.sender.name: leg.shown(film.network) for leg in legs})
-    return pd.DataFrame(records), pd.DataFrame(times)
+    return table_of(records), table_of(times)
 
 
 def run(frames: Drive, plan: Plan, results: str | Path, figures: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -211,9 +209,8 @@ def provenance(plan: Plan, frames: Drive, legs: Sequence[Leg]) -> dict:
     """Where the numbers come from: the plan, the frames, the model, this code, machine and versions."""
     boxes = "the box files given" if frames.boxes else "the shipped detector's"
     settings = {leg.sender.name: leg.sender.setting for leg in legs}
-    pictures = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in frames.pictures)).hexdigest()
-    where = {"frames": len(frames), "pictures_sha256": pictures, "boxes": boxes, "model": legs[0].sender.codec.id.hex(), "av": version("av")}
-    return {"plan": asdict(plan), "senders": settings} | where | environment() | {"cores": os.cpu_count()}
+    where = {"frames": len(frames), "pictures_sha256": sha256(frames.pictures), "boxes": boxes, "model": legs[0].sender.codec.id.hex()}
+    return origin(asdict(plan)) | {"senders": settings} | where
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,9 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 from roilib.metrics import pooled_psnr
 from roilib.plots import save_figure
 from roilib.runs import write_json
-from roilib.tables import markdown
+from roilib.tables import markdown, table_of
 
 LINES = {"intra": "--", "live": "-."}  # of the last word of a peer's name; ours is solid
+FILM = {"crf": "23", "preset": "fast", "x264-params": "cpu-independent=1"}  # without the last no two encodes need be the same bytes
 STRIP = 22  # pixels above a film's picture, for its name
 COLUMNS = {"label": "codec", "kilobytes": "kB a frame", "over": "over", "dropped": "dropped", "late": "late", "delay_p95": "p95 delay ms"}
 COLUMNS |= {
@@ -51,7 +52,7 @@ def summary(frames: pd.DataFrame) -> pd.DataFrame:
         psnrs = {f"{part}psnr": pooled_psnr(group.to_dict("records"), part) for part in ("roi_", "bg_")}
         delay = {"delay_p95": group["delay_ms"].quantile(0.95)}
         rows.append({"label": codec, "network": network, "frames": len(group)} | means | counts | delay | psnrs | floors)
-    return pd.DataFrame(rows)
+    return table_of(rows)
 
 
 def time_summary(times: pd.DataFrame) -> pd.DataFrame:
@@ -103,7 +104,7 @@ class Film:
         self.path, self.network, self.names = path, network, names
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.container = av.open(str(self.temporary), "w", format="mp4", options={"movflags": "faststart"})
-        self.stream = self.container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "23", "preset": "fast"})
+        self.stream = self.container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=FILM)
         self.stream.pix_fmt = "yuv420p"
 
     def add(self, original: np.ndarray, shown: dict[str, np.ndarray]) -> None:
@@ -159,7 +160,7 @@ def write(results: str | Path, figures: str | Path, frames: pd.DataFrame, times:
     write_json(results / "drive_provenance.json", provenance)
     networks = list(frames["network"].unique())
     for network in networks:
-        figure = over_time(frames, provenance["plan"]["latency_ms"], network)
+        figure = over_time(frames, provenance["parameters"]["latency_ms"], network)
         save_figure(figure, figures, f"drive_{network}")
         plt.close(figure)
     _write_text(figures / "drive.html", _page(frames, networks))
@@ -175,7 +176,7 @@ def _page(frames: pd.DataFrame, networks: list[str]) -> str:
     for network in networks:
         columns = COLUMNS if network == "whole" else LOSS_COLUMNS
         rows = table[table["network"] == network][list(columns)].rename(columns=columns)
-        parts.append(f"<h2>{html.escape(titles[network])}</h2>{rows.to_html(index=False, float_format='{:.2f}'.format, border=0)}")
+        parts.append(f"<h2>{html.escape(titles[network])}</h2>{rows.to_html(index=False, float_format='{:.2f}'.format, na_rep='–', border=0)}")
         parts.append(f'<video controls loop muted src="drive_{network}.mp4"></video><img src="drive_{network}.png" alt="the same over time">')
     return "\n".join(parts) + "\n"
 

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
@@ -28,8 +27,9 @@ from roilib.datasets import RoiDataset
 from roilib.detector import HookedDetector
 from roilib.metrics import picture_metrics
 from roilib.parameters import Parameters
+from roilib.provenance import origin, sha256
 from roilib.roi import roi_mask
-from roilib.runs import Run, environment, write_json
+from roilib.runs import Run, write_json
 from roilib.shipped import shipped
 
 CODEC_NAMES = {  # what a codec is called in figures, in the order of the paper's
@@ -178,16 +178,19 @@ def _parameters(folder: Path) -> dict:
         raise ValueError(f"{folder}: not a finished run ({error})") from None
 
 
-def provenance(runs: list[Run], weights: Sequence[str] = ()) -> dict:
-    """Where measured numbers come from: this code, machine and versions, each run's parameters, code, steps and time, weights files' parameters."""
+def provenance(parameters: Mapping, data: RoiDataset, runs: Sequence[Run] = (), weights: Sequence[str] = (), detectors: Sequence[Path] = ()) -> dict:
+    """Where an evaluation's numbers come from: its parameters, this code, machine and versions, the pictures; each run's parameters, code, steps and
+    time; weights files' parameters; detectors' hashes.
+    """
     found = {}
     for run in runs:
         trained, timing = (json.loads((run.folder / name).read_text()) for name in ("hparams.json", "timing.json"))
-        code = {name: trained["environment"][name] for name in ("commit", "dirty")}
+        code = {name: trained["environment"].get(name) for name in ("commit", "dirty", "source")}
         found[run.folder.name] = {"parameters": trained["parameters"], "steps": run.metrics["steps"]} | code | timing
     codecs = {name: load_codec(weights_file(name)) for name in weights}
     files = {name: {"parameters": codec.parameters.model_dump(), "model": codec.id.hex()} for name, codec in codecs.items()}
-    return {"evaluated": environment() | {"cores": os.cpu_count()}, "runs": found, "weights": files}
+    pictures = {"pictures": len(data), "pictures_sha256": sha256(sample.path for sample in data.samples)}
+    return origin(parameters) | pictures | {"runs": found, "weights": files, "detectors": {path.stem: sha256([path]) for path in detectors}}
 
 
 def refuse_training_pictures(runs: list[Run], data: RoiDataset, dataset: str) -> None:

@@ -75,7 +75,8 @@ def roi_plane(rates: pd.DataFrame) -> Figure | None:
 def alpha_sweep(rates: pd.DataFrame, targets: int = 3) -> Figure | None:
     """ROI and background PSNR of roi_vbr against α at equal rates, read from its curves in log bpp."""
     by_strength = dict(curves(rates)).get("roi_vbr", {}) if len(rates) else {}
-    usable = {alpha: points for alpha, points in by_strength.items() if len(points) > 1}
+    usable = {alpha: points.dropna(subset=["roi_psnr", "bg_psnr"]) for alpha, points in by_strength.items()}
+    usable = {alpha: points for alpha, points in usable.items() if len(points) > 1}
     low, high = (max, min) if usable else (None, None)
     if len(usable) < 3 or (low := max(c["bpp"].min() for c in usable.values())) >= (high := min(c["bpp"].max() for c in usable.values())):
         return None
@@ -91,21 +92,19 @@ def alpha_sweep(rates: pd.DataFrame, targets: int = 3) -> Figure | None:
     return figure
 
 
-def training_curves(table: pd.DataFrame) -> Figure | None:
-    """Loss against steps and against hours of every run; table: `training_log.training_table`."""
+def training_curves(table: pd.DataFrame, against: str = "step") -> Figure | None:
+    """Loss of every run against its steps, or its hours, which no two trainings share; table: `training_log.training_table`."""
     if table.empty:
         return None
-    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True, layout="constrained")
+    figure, ax = plt.subplots(figsize=(9.2, 3.2), layout="constrained")
     handles = []
     for codec in sorted(table["codec"].unique(), key=lambda name: list(LOOKS).index(name)):
         runs = list(table[table["codec"] == codec].groupby("label"))
         for (label, rows), shade in zip(runs, sns.light_palette(look(codec)[0], len(runs) + 1)[1:], strict=True):
-            axes[0].plot(rows["step"], rows["loss"], color=shade, linewidth=1)
-            axes[1].plot(rows["hours"], rows["loss"], color=shade, linewidth=1)
+            ax.plot(rows[against], rows["loss"], color=shade, linewidth=1)
             handles.append(Line2D([], [], color=shade, label=label))
-    axes[0].set(xlabel="step", ylabel=f"loss on {table['part'].iloc[0]} crops", yscale="log")
-    axes[0].set_ylim(top=1.1 * table.groupby("label")["loss"].quantile(0.97).max())  # the first epochs would leave no room for the rest
-    axes[1].set(xlabel="hours")
+    ax.set(xlabel=against, ylabel=f"loss on {table['part'].iloc[0]} crops", yscale="log")
+    ax.set_ylim(top=1.1 * table.groupby("label")["loss"].quantile(0.97).max())  # the first epochs would leave no room for the rest
     _legend_below(figure, handles)
     return figure
 

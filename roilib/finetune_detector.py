@@ -18,6 +18,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from roilib.datasets import KITTI_CLASSES, RoiDataset, kitti_samples, split
+from roilib.provenance import origin, sha256
 
 COCO_PARENTS = {
     "Car": ("car",),
@@ -73,13 +74,13 @@ def write_yolo_dataset(dataset: RoiDataset, folder: Path, hold_out: int) -> Path
     return folder / "kitti.yaml"
 
 
-def save_detector(trained: Path, out: Path, provenance: dict) -> None:
-    """Write the trained model as an fp16 file that `ultralytics.YOLO` loads, without the optimiser and this machine's paths."""
+def save_detector(trained: Path, out: Path, parameters: dict) -> None:
+    """Write the trained model as an fp16 file that `ultralytics.YOLO` loads, with its origin, without the optimiser and this machine's paths."""
     model = YOLO(trained).model.half()
     model.pt_path = out.name
-    model.args = {"task": "detect", "imgsz": provenance["imgsz"]}
+    model.args = {"task": "detect", "imgsz": parameters["imgsz"]}
     temporary = out.with_suffix(".tmp")
-    torch.save({"model": model, "train_args": model.args, "provenance": provenance, "license": "AGPL-3.0"}, temporary)
+    torch.save({"model": model, "train_args": model.args, "provenance": origin(parameters), "license": "AGPL-3.0"}, temporary)
     temporary.replace(out)
 
 
@@ -122,7 +123,8 @@ def main() -> None:
     )
     chosen = "best.pt" if args.hold_out else "last.pt"
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_detector(args.work / "train" / "weights" / chosen, args.out, settings | {"data": "KITTI 2D object, train split", "frames": len(train)})
+    data = {"data": "KITTI 2D object, train split", "frames": len(train), "hold_out": args.hold_out, "start_sha256": sha256([args.weights])}
+    save_detector(args.work / "train" / "weights" / chosen, args.out, settings | data)
     print(f"wrote {args.out}")
 
 

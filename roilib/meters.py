@@ -27,9 +27,9 @@ class Means:
             self.weights[name] += weight
 
     def result(self) -> dict[str, float]:
-        """The means, with PSNR in dB beside every MSE; a term that no pixel had is left out."""
+        """The means, with PSNR in dB beside every MSE but 0; a term that no pixel had is left out."""
         means = {name: self.sums[name] / weight for name, weight in self.weights.items() if weight > 0}
-        return means | {name.replace("mse_loss", "psnr"): psnr_from_mse(v) for name, v in means.items() if name.endswith("mse_loss")}
+        return means | {name.replace("mse_loss", "psnr"): psnr_from_mse(v) for name, v in means.items() if name.endswith("mse_loss") and v}
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """For a checkpoint in the middle of an epoch."""

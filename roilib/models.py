@@ -18,7 +18,7 @@ from compressai.models import CompressionModel, ScaleHyperprior
 from compressai.models.google import get_scale_table
 from compressai.models.utils import conv, deconv
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from roilib import rans
@@ -213,17 +213,28 @@ PLAIN = ("hyperprior", "hyperprior_eval_with_objs")  # engines of one and the sa
 
 
 def save_weights(path: Path, model: CompressionModel, p: Parameters, step: int, half: bool = False, **more: str) -> None:
-    """Write a safetensors file whose metadata holds the parameters, the step and `more`; atomically. `half`: floats as fp16."""
+    """Write a safetensors file whose metadata holds the parameters, the step and `more`; atomically, and the same bytes each time.
+
+    half: floats as fp16.
+    """
     metadata = {"parameters": json.dumps(p.model_dump(), sort_keys=True), "step": str(step)} | more
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     state = {k: v.half() if half and v.is_floating_point() else v for k, v in state.items()}
     temporary = Path(path).with_suffix(".tmp")
     try:
-        save_file(state, temporary, metadata)
-    except SafetensorError as error:  # of a full disk, for example
+        temporary.write_bytes(_in_order(save(state, metadata)))
+    except OSError:  # a full disk, for example
         temporary.unlink(missing_ok=True)
-        raise OSError(str(error)) from None
+        raise
     temporary.replace(path)
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its header's entries sorted: safetensors writes those of the metadata in another order each time."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + file[end:]
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:

@@ -44,14 +44,14 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """A picture, uint8 (H, W, 3), that a codec made of `bytes` bytes; PSNRs in dB, None without such pixels; seconds."""
+    """A picture, uint8 (H, W, 3), that a codec made of `bytes` bytes; PSNRs in dB, None without such pixels or without error; seconds."""
 
     codec: str
     setting: str
     picture: np.ndarray
     bytes: int
     bpp: float
-    psnr: float
+    psnr: float | None
     roi_psnr: float | None
     bg_psnr: float | None
     encode: float

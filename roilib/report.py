@@ -32,9 +32,12 @@ def draw(results: str | Path, folder: str | Path) -> list[str]:
         "detection": figures.detection_curves(tables["detection"], tables["rates"]),
         "latency": figures.latency(read_json(results, "speed")),
         "training": figures.training_curves(tables["training"]),
+        "training_hours": figures.training_curves(tables["training"], "hours"),
     }
     for name, figure in made.items():
         plots.save_figure(figure, folder, name)
+        if figure:
+            plots.plt.close(figure)
     return [name for name, figure in made.items() if figure]
 
 

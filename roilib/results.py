@@ -114,10 +114,11 @@ def drawn(rates: pd.DataFrame) -> pd.DataFrame:
 
 
 def background_loss(uniform: pd.DataFrame, curve: pd.DataFrame) -> float:
-    """Mean dB of background that a curve lies below its codec's uniform one at equal rate; NaN where they share no rates."""
+    """Mean dB of background that a curve lies below its codec's uniform one at equal rate; NaN where their points with a PSNR share no rates."""
+    uniform, curve = (c.dropna(subset="bg_psnr") for c in (uniform, curve))
     ends = [(c["bpp"].min(), c["bpp"].max()) for c in (uniform, curve)]
     low, high = max(e[0] for e in ends), min(e[1] for e in ends)
-    if low >= high:
+    if not low < high:
         return np.nan
     grid = np.linspace(np.log(low), np.log(high), 50)
     return float(np.mean(np.interp(grid, np.log(uniform["bpp"]), uniform["bg_psnr"]) - np.interp(grid, np.log(curve["bpp"]), curve["bg_psnr"])))

@@ -1,6 +1,6 @@
 """Run folders: what a run was told, what it measured and what it can go on from.
 
-logdir/<which>-<hash>/hparams.json       parameters, versions, commit
+logdir/<which>-<hash>/hparams.json       parameters, code, versions, machine
                       metrics.json       the result; written last, so a run with this file is finished
                       timing.json        seconds and memory, which no two runs share
                       splits.json        ids of the training and test pictures
@@ -10,11 +10,10 @@ logdir/<which>-<hash>/hparams.json       parameters, versions, commit
 """
 
 import json
-import platform
+import math
 import resource
-import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ import torch
 
 from roilib.checkpoints import Checkpoints
 from roilib.parameters import Parameters
-
-PACKAGES = ("torch", "torchvision", "compressai", "ultralytics", "numpy")
+from roilib.provenance import origin, told
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def _prepare(run: Run) -> None:
         for stale in (*run.checkpoints.folder.iterdir(), *run.folder.glob("*.json"), *run.folder.glob("events.out.tfevents.*"), run.weights):
             stale.unlink(missing_ok=True)
     if not run.checkpoints.all() and run.metrics is None:  # a resumed or finished run keeps what made it
-        write_json(run.folder / "hparams.json", {"parameters": p.model_dump(), "environment": environment()})
+        write_json(run.folder / "hparams.json", origin(p.model_dump()))
 
 
 def all_runs(logdir: str | Path) -> list[Run]:
@@ -102,27 +100,27 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{path}: not a run's parameters ({error})") from None
 
 
+def finish(notebook: str, variables: Mapping[str, Any], metrics: dict) -> None:
+    """Write a notebook's `metrics.json` to its folder below `logdir`, and where it comes from to `provenance.json`; variables: its `globals()`."""
+    folder = Path(variables["logdir"]) / notebook
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "provenance.json", origin(told(notebook, variables)))
+    write_json(folder / "metrics.json", metrics)
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys through a temporary name, so that no reader sees half a file."""
+    """Write JSON with sorted keys through a temporary name, so that no reader sees half a file. Infinity and NaN, which JSON lacks, become null."""
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False) + "\n")
     temporary.replace(path)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, processor and the code's commit (with whether it was changed since)."""
-    return {"python": platform.python_version(), "machine": platform.machine(), "cpu_capability": torch.backends.cpu.get_cpu_capability()} | {
-        "packages": {name: version(name) for name in PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if (changes := _git("status", "--porcelain", "--untracked-files=no")) is None else bool(changes),
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def peak_memory_mb() -> dict[str, float]:

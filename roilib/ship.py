@@ -1,10 +1,11 @@
 """Weights of a run, finished or not, as a small file to ship: `python -m roilib.ship RUN_FOLDER OUT.safetensors`.
 
 The newest checkpoint's weights (their moving average where the run has one) in fp16, with what coding needs, and in the metadata the parameters, the
-step and the hours that it took to get there.
+step, the hours that it took to get there, and the code, versions and machine that the run began with.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from roilib.parameters import Parameters
 @torch.no_grad()
 def ship(folder: Path, out: Path, licence: str = "") -> int:
     """Write `out` from the newest checkpoint of the run in `folder`; returns its step. Raises ValueError when there is none."""
-    state = Checkpoints(Path(folder) / "checkpoints").newest()
+    folder = Path(folder)
+    state = Checkpoints(folder / "checkpoints").newest()
     if state is None:
         raise ValueError(f"{folder}: no checkpoint of a run")
     p = Parameters.parse(state["parameters"])
@@ -30,7 +32,9 @@ def ship(folder: Path, out: Path, licence: str = "") -> int:
     for weight in model.parameters():
         weight.copy_(weight.half())  # the integer networks are made from what is shipped
     make_tables(model, p, load_splits(p)[0])
-    save_weights(out, model, p, state["step"], half=True, licence=licence, hours=f"{state['seconds'] / 3600:.2f}")
+    about = {"licence": licence, "hours": f"{state['seconds'] / 3600:.2f}"}
+    began = json.loads((folder / "hparams.json").read_text())["environment"]
+    save_weights(out, model, p, state["step"], half=True, **about, environment=json.dumps(began, sort_keys=True))
     return state["step"]
 
 

@@ -177,8 +177,10 @@ def _roi_curves(choices: list[dict]) -> dict[float | None, list[dict]]:
 
 
 def _db(record: dict, name: str) -> float:
-    """A PSNR of a record, the whole picture's where the set is empty."""
-    return record["psnr"] if record[name] is None else record[name]
+    """A PSNR of a record, the whole picture's where the set is empty; one without error ranks as if a single value were off by 1."""
+    part = name.removesuffix("psnr")
+    part = part if record[f"{part}count"] else ""
+    return psnr_of(max(record[f"{part}sse"], 1.0), record[f"{part}count"])
 
 
 def _codec(runs: list[Run], record: dict) -> Codec:

@@ -19,6 +19,12 @@ from roilib.roi import roi_mask
 from roilib.runs import Run
 
 
+def table_of(rows: list[dict]) -> pd.DataFrame:
+    """Rows as a table. What is None is NaN, in columns without any number too, where pandas would keep None."""
+    table = pd.DataFrame(rows)
+    return table.astype({name: float for name in table if table[name].isna().all()})
+
+
 def rate_table(records: list[dict]) -> pd.DataFrame:
     """One row a codec and setting: mean bpp and MS-SSIM, PSNRs pooled (dB over all pictures' pixels together) and as means over the pictures.
 
@@ -32,11 +38,16 @@ def rate_table(records: list[dict]) -> pd.DataFrame:
         means = {name: pd.Series([r.get(name) for r in group], dtype=float).mean() for name in ("bpp", "bpp_estimated", "ms_ssim")}
         classes = [f"{name.lower()}_" for name in BENCHMARK if any(r.get(f"{name.lower()}_count") for r in group)]
         psnrs = {f"{part}psnr": pooled_psnr(group, part) for part in ("roi_", "bg_", "", *classes)}
-        psnrs |= {f"{part}psnr_mean": pd.Series([r[f"{part}psnr"] for r in group], dtype=float).mean() for part in ("roi_", "bg_", "", *classes)}
+        psnrs |= {f"{part}psnr_mean": _mean_psnr(group, part) for part in ("roi_", "bg_", "", *classes)}
         label = CODEC_NAMES.get(codec, codec)
         rows.append({"codec": codec, "label": label} | group[0]["setting"] | means | psnrs | {"pictures": len(group), "run": run})
     order = [name for name in ("codec", "lmbda", "alpha", "qoffset", "quality") if any(name in row for row in rows)]
-    return pd.DataFrame(rows).sort_values(order, ignore_index=True)
+    return table_of(rows).sort_values(order, ignore_index=True)
+
+
+def _mean_psnr(group: list[dict], part: str) -> float:
+    """Mean PSNR of the records that have such pixels; NaN where there is none, or one has no error in them and so no PSNR."""
+    return pd.Series([r[f"{part}psnr"] for r in group if r[f"{part}count"]], dtype=float).mean(skipna=False)
 
 
 def roi_trade_table(rates: pd.DataFrame, codec: str = "roi_vbr", uniform: float = 0.5) -> pd.DataFrame:
@@ -62,7 +73,8 @@ def one_rate_table(rates: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
     beyond its ends) and difference (%, negative: roi_vbr needs less).
     """
     uniform = rates[rates["alpha"] == alpha]
-    curve, ones = (uniform[uniform["codec"] == codec].sort_values("psnr") for codec in ("roi_vbr", "roi_vbr (fixed_rate)"))
+    measured = uniform.dropna(subset="psnr").sort_values("psnr")
+    curve, ones = (measured[measured["codec"] == codec] for codec in ("roi_vbr", "roi_vbr (fixed_rate)"))
     table = ones[["lmbda", "psnr", "bpp"]].reset_index(drop=True)
     known = len(curve) > 1
     table["bpp_roi_vbr"] = np.exp(PchipInterpolator(curve["psnr"], np.log(curve["bpp"]), extrapolate=False)(table["psnr"])) if known else np.nan
@@ -115,8 +127,8 @@ DIGITS |= dict.fromkeys(("bd_rate", "agnostic_ap50_loss", "agnostic_ap50_loss_lo
 
 
 def markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
-    """Columns (name → heading) of a table of this module as Markdown, for the README."""
-    rows = [[format(row[name], DIGITS.get(name, ".2f")) for name in columns] for _, row in table.iterrows()]
+    """Columns (name → heading) of a table of this module as Markdown, for the README; a dash where there is no number."""
+    rows = [["–" if pd.isna(row[name]) else format(row[name], DIGITS.get(name, ".2f")) for name in columns] for _, row in table.iterrows()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(columns.values()), ["---"] * len(columns), *rows])
 
 

@@ -1,5 +1,6 @@
 """What tests share: the real pictures where they are, a tiny KITTI to train on, and parameters for runs of seconds."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,15 @@ def tiny_parameters(tiny_kitti, tmp_path):
     tiny = {"which": "hyperprior", "device": "cpu", "batch_size": 2, "num_workers": 0, "max_steps": 3, "precision": "32", "N": 8, "M": 12}
     tiny |= {"compr_img_size": 64, "obj_det_img_size": 64, "train_size_p1": 0.67, "data_root": str(tiny_kitti), "logdir": str(tmp_path / "runs")}
     return lambda **changes: Parameters.parse(tiny | changes)
+
+
+def strictly(path):
+    """A file's content, read by the letter of JSON, which has no NaN and no Infinity."""
+
+    def refuse(name):
+        raise AssertionError(f"{path}: {name} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
 
 
 def untrained_codec(id: bytes = b"test", **values):

@@ -1,4 +1,4 @@
-"""benchmarks/codec.py on a small frame: every codec, and stages that add up to the whole."""
+"""benchmarks: codec.py on a small frame, every codec and stages that add up to the whole; load.py with few small pictures."""
 
 import importlib.util
 
@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, street
 
+from roilib.codec import load_codec
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("codec_benchmark", REPOSITORY / "benchmarks" / "codec.py")
+
+def script(name):
+    """A benchmark as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", REPOSITORY / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    return script("codec")
 
 
 def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch):
@@ -30,3 +37,17 @@ def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch)
     rows = benchmark.summary(times)
     assert {row["codec"] for row in rows} == {"roi_vbr", "roi_vbr + detector", benchmark.BASELINE, *benchmark.PEERS}
     assert all(0 < row["median"] <= row["p95"] <= row["p99"] for row in rows)
+
+
+def test_memory_stays_flat_and_other_processes_make_the_same():
+    load, numbers, rounds = script("load"), list(range(8)), 15
+    found, memory = load.measure(load_codec(), numbers * rounds, 96)
+    assert found == found[:8] * rounds
+    assert memory[-1] - memory[len(memory) // 3] < 3  # a picture and its latents, if they were kept, would be 10 MB by then
+    assert load.by_processes(2, numbers, None, 96) == [found[:8]] * 2
+
+
+def test_memory_that_rises_shows():
+    flatness = script("load").flatness
+    assert flatness(np.array([500.0] * 50 + [900.0] * 50))["kb_a_picture"] == pytest.approx(0, abs=1e-6)
+    assert flatness(900 + np.arange(100) / 10)["kb_a_picture"] == pytest.approx(102.4)

@@ -241,6 +241,20 @@ def test_a_published_curve_is_compared_by_means_of_the_pictures(tmp_path):
         published_table(families(records), tmp_path / "nowhere.json")
 
 
+def test_a_point_without_error_is_left_out_and_the_others_compared_as_ever():
+    records = codec("x264 medium", noise=0.02) + codec("x265 medium", noise=0.02, seed=1) + codec("roi_vbr", trained=True, noise=0.02, rate=0.8)
+    exact = [
+        r | {"setting": {"quality": 1.0, "qoffset": 0.0}, "bpp": 9.0, "bg_sse": 0.0, "bg_psnr": None} for r in records if r["codec"] == "x265 medium"
+    ]
+    before, after = (bd_table(families(chosen)).set_index(["anchor", "metric"]) for chosen in (records, records + exact[-PICTURES:]))
+    pd.testing.assert_frame_equal(before.loc[:, "bg_psnr", :], after.loc[:, "bg_psnr", :])
+    assert set(after["note"]) == {""}
+    nowhere = [r | {"bg_sse": 0.0, "bg_psnr": None} for r in codec("jpeg")] + codec("roi_vbr", trained=True)
+    row = bd_table(families(nowhere)).set_index("metric").loc["bg_psnr"]
+    assert np.isnan([row["bd_rate"], row["bd_psnr"]]).all()
+    assert (row["points"], row["note"]) == (0, "fewer than 6 points")
+
+
 def test_pictures_without_a_roi_give_numbers_for_the_rest():
     both = codec("jpeg") + codec("roi_vbr", trained=True)
     records = [r | {"roi_sse": 0.0, "roi_count": 0, "sse": r["bg_sse"], "count": r["bg_count"]} for r in both]

@@ -5,6 +5,7 @@ import json
 import nbformat
 import numpy as np
 import pytest
+from PIL import Image
 
 from roilib import drive, drive_report, senders, workbook
 from roilib.link import Bucket, constant
@@ -115,7 +116,7 @@ def test_files_hold_what_was_measured(sent):
     figures = {f"drive_{network}.{kind}" for network in ("whole", "lossy") for kind in ("pdf", "png", "mp4")}
     assert made == figures | {"drive.html", "drive.csv", "drive_frames.csv", "drive_times.csv", "drive_provenance.json"}
     assert len(records) == 2 * len(times) == 2 * 5 * 6
-    assert json.loads((folder / "drive_provenance.json").read_text())["plan"]["mbit"] == MBIT
+    assert json.loads((folder / "drive_provenance.json").read_text())["parameters"]["mbit"] == MBIT
     table = drive_report.summary(records)
     rows = records[(records["codec"] == "roi_vbr") & (records["network"] == "whole")]
     assert table.loc[0, "roi_psnr"] == pytest.approx(psnr_from_mse(rows["roi_sse"].sum() / rows["roi_count"].sum(), 255))
@@ -145,6 +146,22 @@ def test_what_does_not_fit_is_dropped_and_counted(tiny_kitti):
     assert records["frozen"].all()
     assert (records["bytes"] == 0).all()
     assert list(drive_report.summary(records)["dropped"]) == [2, 2]
+
+
+def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
+    for i in range(2):
+        Image.fromarray(np.full((96, 160, 3), 128, np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.json").write_text("[]")
+    plan = drive.Plan(mbit=MBIT, loss=0.0, peers=["x264 ultrafast intra"])
+    records, times = drive.run(drive.Drive(tmp_path, boxes=str(tmp_path)), plan, tmp_path / "made", tmp_path / "made")
+    exact = records[records["codec"] == "x264 ultrafast intra"]
+    assert (exact["bg_sse"] == 0).all()
+    assert records["roi_psnr"].isna().all()
+    assert exact["bg_psnr"].isna().all()
+    table = drive_report.summary(records)
+    assert table.loc[1, ["roi_psnr", "bg_psnr", "bg_floor"]].isna().all()
+    assert "| x264 ultrafast intra |" in drive_report.text(records, times)
+    assert "nan" not in drive_report.text(records, times) + (tmp_path / "made" / "drive.html").read_text().lower()
 
 
 @pytest.mark.parametrize(

@@ -4,23 +4,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import strictly
+from PIL import Image
 
-from roilib import engine, tables
+from roilib import comparisons, engine, figures, plots, results, tables
 from roilib.codec import load_codec
-from roilib.datasets import RoiDataset, kitti_samples, load_splits
+from roilib.datasets import RoiDataset, Sample, kitti_samples, load_splits
 from roilib.detector import HookedDetector, frame_features
 from roilib.evaluation import (
     evaluate,
+    evaluate_peer,
     finished_runs,
     provenance,
     read_records,
     refuse_training_pictures,
     write_records,
 )
+from roilib.measurements import detector_files
 from roilib.metrics import psnr_from_mse
 from roilib.quality import integer_boxes
 from roilib.roi import roi_mask
 from roilib.runs import open_run
+from roilib.side_by_side import compare
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +117,17 @@ def test_pictures_that_a_run_trained_on_are_refused(trained, tiny_kitti):
         refuse_training_pictures(trained, RoiDataset(samples[3:]), "kitti")
 
 
-def test_provenance_names_code_parameters_and_time(trained):
-    found = provenance(trained)
-    assert found["evaluated"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+def test_provenance_names_code_parameters_and_time(trained, tiny_kitti):
+    found = provenance({"alpha": [0.9]}, RoiDataset(kitti_samples(tiny_kitti)[:2]), trained, ["shipped"], detector_files(["shipped"]))
+    assert found["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert (found["parameters"], found["pictures"], list(found["detectors"])) == ({"alpha": [0.9]}, 2, ["yolov8n_kitti"])
+    assert found["weights"]["shipped"]["model"] == load_codec().id.hex()
+    assert found["pictures_sha256"] != provenance({}, RoiDataset(kitti_samples(tiny_kitti)[:1]))["pictures_sha256"]
     assert set(found["runs"]) == {run.folder.name for run in trained}
     for about in found["runs"].values():
         assert about["steps"] == 60
         assert about["seconds"] > 0
-        assert {"commit", "dirty", "parameters", "precision", "threads"} <= about.keys()
+        assert {"commit", "dirty", "source", "parameters", "precision", "threads"} <= about.keys()
 
 
 def test_rate_table_pools_over_pictures(trained, tiny_kitti):
@@ -172,6 +180,31 @@ def test_roi_trade_is_read_from_the_curves():
     assert tables.roi_trade_table(pd.DataFrame(rows[6:])).empty
 
 
+def test_pictures_without_any_region_have_tables_and_figures(tmp_path):
+    about = {"codec": "roi_vbr", "run": "a", "ms_ssim": None, "bytes": 1, "count": 30, "bg_count": 30}
+    about |= {"roi_count": 0, "roi_sse": 0.0, "roi_psnr": None}
+    records = [
+        about
+        | {"image": image, "setting": {"lmbda": 0.001 * 2**i, "alpha": alpha}, "bpp": 0.1 * 2**i}
+        | {"sse": 3e4 / 2**i, "bg_sse": 3e4 / 2**i, "psnr": 18.0 + 3 * i, "bg_psnr": 18.0 + 3 * i}
+        for image in "xy"
+        for alpha in (0.5, 0.8, 0.9)
+        for i in range(7)
+    ]
+    rates = tables.rate_table(records)
+    assert rates["roi_psnr"].isna().all()
+    trade = tables.roi_trade_table(rates)
+    assert trade["roi_bd_rate"].isna().all()
+    assert trade["bg_bd_psnr"].to_numpy(float) == pytest.approx(0, abs=1e-9)
+    codecs = comparisons.families(records)
+    assert comparisons.budget_table(codecs)["strength"].tolist() == [0.5] * 3
+    tables.write_tables(tmp_path, {"rates": rates})
+    again = results.read_table(tmp_path, "rates")
+    plots.plt.close(figures.rate_curves(again))
+    assert results.trades(again).empty
+    assert figures.alpha_sweep(again) is figures.roi_plane(again) is None
+
+
 def test_one_model_for_every_rate_is_compared_at_equal_psnr():
     curve = [{"codec": "roi_vbr", "alpha": 0.5, "lmbda": 0.01 * i, "psnr": 25 + 3 * i, "bpp": 0.1 * 2**i} for i in range(5)]
     ones = [{"codec": "roi_vbr (fixed_rate)", "alpha": 0.5, "lmbda": i, "psnr": 25 + 3 * i, "bpp": 0.1 * 2**i / 1.02} for i in (0.5, 2, 9)]
@@ -194,3 +227,45 @@ def test_pictures_whose_bytes_do_not_rise_with_lambda_are_counted():
         {"run": "a", "alpha": 0.9, "pictures": 1, "not_rising": 1},
     ]
     assert tables.rate_order_table([]).empty
+
+
+FLAT_BOX = (48, 32, 96, 64)
+GRID = {"quality": [12, 18, 24, 30, 36, 42], "qoffset": [0.0, -0.2]}
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """A noisy box on grey, which some codecs give back as it was."""
+    picture = np.full((96, 160, 3), 128, np.uint8)
+    x0, y0, x1, y1 = FLAT_BOX
+    picture[y0:y1, x0:x1] = np.random.default_rng(0).integers(0, 256, (y1 - y0, x1 - x0, 3))
+    path = tmp_path_factory.mktemp("flat") / "flat.png"
+    Image.fromarray(picture).save(path)
+    return RoiDataset([Sample("flat", path, np.array([FLAT_BOX], np.float32), np.zeros(1, np.int64))])
+
+
+def test_a_part_without_error_goes_through_files_tables_and_figures(flat, vbr_run, tmp_path):
+    ours = evaluate(load_codec(vbr_run.weights), flat, [0.001, 0.003, 0.01, 0.03, 0.06, 0.1], [0.5, 0.9])
+    theirs = (evaluate_peer(flat, f"{codec} medium", *GRID.values()) for codec in ("x264", "x265"))
+    measured = [record for records in (ours, *theirs) for record, _ in records]
+    exact = [r for r in measured if r["bg_sse"] == 0]
+    assert {r["codec"] for r in exact} == {"x264 medium", "x265 medium"}
+    assert all(r["bg_psnr"] is None and r["bg_count"] > 0 and r["psnr"] > r["roi_psnr"] for r in exact)
+    written = write_records(tmp_path, "records", measured)
+    assert strictly(written) == measured
+    records = read_records(tmp_path)
+    rates, codecs = tables.rate_table(records), comparisons.families(records)
+    assert rates["bg_psnr"].isna().sum() == rates["bg_psnr_mean"].isna().sum() == len(exact)
+    comparison = comparisons.bd_table(codecs)
+    assert comparison[comparison["metric"] == "roi_psnr"]["bd_psnr"].notna().any()
+    made = {"rates": rates, "bd_rates": comparison, "budgets": comparisons.budget_table(codecs), "roi_trade": tables.roi_trade_table(rates)}
+    made["byte_ratios"], made["byte_ratio_points"] = comparisons.byte_ratio_tables(codecs)
+    tables.write_tables(tmp_path, made)
+    again = results.read_table(tmp_path, "rates")
+    pd.testing.assert_frame_equal(again[["bpp", "bg_psnr"]], rates[["bpp", "bg_psnr"]])
+    results.trades(again)
+    for draw in (figures.rate_curves, figures.alpha_sweep, figures.roi_plane):
+        plots.plt.close(draw(again))
+    (scene,) = compare([vbr_run], records, flat, [(0, np.array(FLAT_BOX, np.float32))])
+    assert len(scene.panels) == 3
+    plots.plt.close(plots.comparison([scene]))

@@ -7,6 +7,7 @@ from ultralytics import YOLO
 
 from roilib.datasets import KITTI_CLASSES, RoiDataset, kitti_samples
 from roilib.finetune_detector import COCO_PARENTS, narrow_head, save_detector, write_yolo_dataset
+from roilib.provenance import origin
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,8 @@ def test_saved_detector_has_no_paths_and_loads(narrowed, tmp_path):
     torch.save({"model": narrowed[1]}, tmp_path / "last.pt")
     save_detector(tmp_path / "last.pt", tmp_path / "out.pt", {"imgsz": 640, "epochs": 1})
     assert str(tmp_path).encode() not in (tmp_path / "out.pt").read_bytes()
+    about = torch.load(tmp_path / "out.pt", weights_only=False)["provenance"]
+    assert about == origin({"imgsz": 640, "epochs": 1})
     assert YOLO(tmp_path / "out.pt").names == dict(enumerate(KITTI_CLASSES))
 
 

@@ -20,6 +20,9 @@ def test_means_are_over_the_true_pixels():
     empty = Means()
     empty.add({"loss": 1.0, "roi_mse_loss": 0.0}, pictures=2, roi_share=0.0)
     assert empty.result() == {"loss": 1.0}
+    exact = Means()
+    exact.add({"mse_loss": 0.0}, pictures=1, roi_share=0.0)
+    assert exact.result() == {"mse_loss": 0.0}
     again = Means()
     again.load_state_dict(means.state_dict())
     assert again.result() == result

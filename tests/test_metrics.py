@@ -21,7 +21,7 @@ def pair():
 def test_psnr_of_known_errors():
     assert psnr_from_mse(1.0, 255) == pytest.approx(48.1308, abs=1e-4)
     assert psnr_from_mse(0.01) == pytest.approx(20)
-    assert psnr_from_mse(0.0) == math.inf
+    assert psnr_from_mse(0.0) is None
 
 
 def test_each_part_is_the_mean_over_its_own_pixels(pair):
@@ -37,7 +37,7 @@ def test_each_part_is_the_mean_over_its_own_pixels(pair):
 def test_errors_outside_do_not_touch_the_roi(pair):
     image, _, mask = pair
     values = picture_metrics(image, np.where(mask[..., None], image, 255 - image), mask)
-    assert values["roi_psnr"] == math.inf
+    assert (values["roi_psnr"], values["roi_sse"]) == (None, 0)  # no error has no PSNR
     assert values["bg_psnr"] < 10
 
 
@@ -108,7 +108,14 @@ def test_bd_psnr_of_a_quality_that_hardly_moves_with_the_rate():
 
 def test_points_that_cost_more_and_are_no_better_are_left_out():
     assert rising([20, 24, 24.02, 23, 26, 26.06]) == [0, 1, 4, 5]
-    assert rising([]) == rising([math.nan]) == []
+    assert rising([]) == rising([math.nan]) == rising([None, math.inf]) == []
+    assert rising([20, None, 24]) == [0, 2]
+
+
+def test_points_without_a_psnr_are_left_out_of_bd_numbers():
+    exact = [*curve(), (9.0, None), (0.01, math.nan)]
+    assert bd_rate(exact, curve(0.8)) == bd_rate(curve(), curve(0.8))
+    assert bd_psnr(curve(), exact) == bd_psnr(curve(), curve())
 
 
 def test_no_bd_number_without_overlap_or_points():

@@ -1,8 +1,11 @@
 """roilib.models: the paper's extension keeps CompressAI's contracts."""
 
+import json
+
 import pytest
 import torch
 from compressai.models import ScaleHyperprior
+from safetensors import safe_open
 
 from roilib.models import HyperpriorWithObjFeatures, build_model, load_weights, save_weights, update_tables
 from roilib.parameters import Parameters
@@ -111,6 +114,18 @@ def test_weights_round_trip_and_mismatch(tmp_path):
         wrong = p.model_copy(update=change)
         with pytest.raises(ValueError, match=next(iter(change))):
             load_weights(tmp_path / "w.safetensors", build_model(wrong), wrong)
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    p, path, found = Parameters(which="hyperprior", N=8, M=12), tmp_path / "w.safetensors", set()
+    model = build_model(p)
+    for _ in range(8):
+        save_weights(path, model, p, step=7, licence="λ", hours="1")
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"parameters": json.dumps(p.model_dump(), sort_keys=True), "step": "7", "licence": "λ", "hours": "1"}
+        assert all(torch.equal(file.get_tensor(name), value) for name, value in model.state_dict().items())
 
 
 def test_both_plain_engines_share_weights(tmp_path):

@@ -178,3 +178,12 @@ def test_every_machine_setting_read_the_same_symbols_and_no_cap_was_passed():
     assert max(row["largest_difference"] for row in table.values()) <= 2
     for cap, rows in json.loads((folder / "byte_caps.json").read_text())["caps"].items():
         assert all("error" in row or (row["bytes"] <= int(cap) and row["passes"] <= 3) for row in rows)
+
+
+def test_under_load_every_stream_was_the_same_and_memory_came_back():
+    load = json.loads((ROOT / "report" / "results" / "reference" / "shipped" / "load.json").read_text())
+    rounds = [load[name] for name in ("second_round", "fresh_processes", "parallel_processes")]
+    assert all(made["equal"] == made["pictures"] > 0 for made in rounds)
+    assert load["pictures"] >= 1000
+    assert load["malloc_bytes_a_picture"] < 100
+    assert {"commit", "packages"} <= load["environment"].keys()

@@ -57,7 +57,7 @@ def write_results(folder):
     rows = [("roi_vbr", "total"), ("roi_vbr", "transforms"), ("roi_vbr", "entropy coding"), ("x265 medium", "total")]
     times = {"device": "cpu", "median": 0.1517, "p95": 0.1731, "p99": 0.1913}
     rows = [{"codec": codec, "stage": stage, "operation": operation} | times for codec, stage in rows for operation in ("encode", "decode")]
-    write(folder / "speed.json", {"rows": rows, "threads": 1, "frame": [375, 1242], "frames": 31, "warm_up": 3, "machine": {}})
+    write(folder / "speed.json", {"rows": rows, "threads": 1, "frame": [375, 1242], "frames": 31, "warm_up": 3})
     write(folder / "portability.json", {"table": {"1 thread": {"streams": 144, "mismatches": 3, "largest_difference": 2}}})
     trial = {"trial": "a", "compared_with": None, "change": "this", "steps": 700, "parameters": 4.31e6, "seconds_per_step": 0.377, "J": 0.4331}
     write(folder / "trials.json", [trial, trial | {"trial": "b", "compared_with": "a", "change": "that", "J": 0.2217}])
@@ -65,7 +65,7 @@ def write_results(folder):
     parameters = {"which": "roi_vbr", "lmbda": 0.012, "alpha": 0.9, "N": 96, "M": 768, "compr_img_size": 192, "batch_size": 8, "seed": 0}
     run = {"parameters": parameters, "steps": 6123, "seconds": 3457.0, "commit": "0123456789abcdef"}
     evaluated = {"commit": "fedcba9876543210", "dirty": True, "machine": "x86_64", "python": "3.12.1", "packages": {"torch": "2.14.1"}, "cores": 2}
-    write(folder / "provenance.json", {"evaluated": evaluated, "runs": {"roi_vbr-1": run}})
+    write(folder / "provenance.json", {"environment": evaluated, "runs": {"roi_vbr-1": run}})
     return folder
 
 
@@ -189,7 +189,7 @@ def test_every_measured_column_of_the_reference_records_reaches_the_text(tmp_pat
 
 def test_figures_are_the_same_bytes_when_drawn_again_and_others_when_their_table_changes(full, tmp_path):
     made = report.draw(full, tmp_path / "a")
-    assert set(made) == {"rate_psnr", "roi_plane", "alpha_sweep", "detection", "latency", "training"}
+    assert set(made) == {"rate_psnr", "roi_plane", "alpha_sweep", "detection", "latency", "training", "training_hours"}
     report.draw(full, tmp_path / "b")
     names = {f"{name}.{kind}" for name in made for kind in ("pdf", "png")}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
@@ -206,7 +206,7 @@ def test_figures_are_the_same_bytes_when_drawn_again_and_others_when_their_table
 
 def test_the_reference_results_make_a_report_without_their_pictures(tmp_path):
     made = report.draw(REFERENCE, tmp_path / "figures")
-    assert made == ["rate_psnr", "training"]
+    assert made == ["rate_psnr", "training", "training_hours"]
     text = text_of(REFERENCE, tmp_path / "figures", tmp_path / "out.pdf")
     rates = pd.read_csv(REFERENCE / "rates.csv")
     for value in (*rates["bpp"].map("{:.3f}".format), *rates["roi_psnr"].map("{:.2f}".format), *rates["bg_psnr"].map("{:.2f}".format)):

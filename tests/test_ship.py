@@ -1,5 +1,6 @@
 """roilib.ship: a run's weights as a small file that codes as well as the run's own."""
 
+import json
 import subprocess
 import sys
 
@@ -26,6 +27,7 @@ def test_the_file_is_small_and_says_where_it_comes_from(shipped, vbr_run):
     assert (about["step"], about["licence"]) == ("300", "research")
     assert float(about["hours"]) >= 0
     assert '"which": "roi_vbr"' in about["parameters"]
+    assert json.loads(about["environment"]) == json.loads((vbr_run.folder / "hparams.json").read_text())["environment"]
 
 
 def test_it_codes_like_the_run(shipped, vbr_run, tiny_kitti):

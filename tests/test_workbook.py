@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from conftest import strictly
 
 from roilib import comparisons, detection_rates, workbook
 
@@ -74,7 +75,7 @@ def finite(value):
 
 @pytest.mark.parametrize(
     ("name", "pictures"),
-    [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("04-vbr", 3), ("03-two", 3), ("05", 1), ("05-own", 2), ("06", 6), ("07", 1)],
+    [("01", 4), ("02", 2), ("03", 3), ("04", 3), ("04-zero", 3), ("04-vbr", 3), ("03-two", 3), ("05", 1), ("05-own", 2), ("06", 7), ("07", 1)],
 )
 def test_notebooks_show_their_figures(executed, name, pictures):
     assert shown(executed / f"{name}.ipynb") == pictures
@@ -90,6 +91,18 @@ def test_runs_end_in_finite_metrics(executed):
         assert metrics["steps"] == 4
         assert finite(metrics["history"])
         assert {"loss", "bpp_loss", "mse_loss", "roi_mse_loss", "bg_mse_loss", "psnr", "roi_psnr", "bg_psnr"} <= metrics["test"].keys()
+
+
+def test_every_file_of_numbers_has_its_origin_beside_it(executed):
+    told = {path.parent: strictly(path) for name in ("hparams", "provenance") for path in executed.rglob(f"{name}.json")}
+    assert {path.parent for path in (*executed.rglob("metrics.json"), *executed.rglob("records.json"))} == told.keys()
+    assert len(told) == 5 + 6 + 2  # runs, notebooks, folders of results
+    for about in told.values():
+        assert {"commit", "dirty", "source", "packages", "python", "processor"} <= about["environment"].keys()
+    own = told[executed / "own_results"]["parameters"]
+    assert own == told[executed / "own_runs" / "05_evaluation"]["parameters"] | {"resamples": 1000, "seed": 0}
+    assert {name: own[name] for name in OWN} == OWN
+    assert all(about["parameters"]["seed"] == 0 for folder, about in told.items() if (folder / "splits.json").exists())
 
 
 def test_a_cell_with_two_devices_starts_two_processes_and_shows_their_log(executed):
@@ -149,7 +162,7 @@ def test_the_playgrounds_metrics_hold_every_codec_at_about_the_same_bytes(execut
 
 def test_figures_are_pdf_and_png(executed):
     made = {path.name for path in (executed / "figures").iterdir()}
-    names = ("samples", "rate_psnr", "training", "detection", "roi_comparison", "bit_allocation")
+    names = ("samples", "rate_psnr", "training", "training_hours", "detection", "roi_comparison", "bit_allocation")
     assert made == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")}
     assert all((executed / "figures" / name).stat().st_size > 5000 for name in made)
 
