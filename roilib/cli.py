@@ -23,7 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("roilib:", *str(error).splitlines(), file=sys.stderr)  # a file's name may have line breaks
         return 2
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+        from roilib.distributed import out_of_memory
+
+        if not out_of_memory(error):
             raise
         print("roilib: not enough memory for a picture of this size", file=sys.stderr)
         return 2
