@@ -13,6 +13,7 @@ import json
 import platform
 import resource
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -105,8 +106,13 @@ def read_run(folder: Path) -> Run:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with sorted keys through a temporary name, so that no reader sees half a file."""
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):  # of a read-only disk
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def environment() -> dict[str, Any]:
