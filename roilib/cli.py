@@ -16,6 +16,7 @@ from roilib.container import MAGIC, MAX_BYTES, Header
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit code."""
+    sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
     args = _parser().parse_args(arguments)
     try:
         args.run(args)

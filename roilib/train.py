@@ -36,6 +36,7 @@ def train_or_test(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> di
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print the folder and the result; 0, or with one line on stderr 2, and 130 when it was interrupted."""
+    sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
     try:
         p = Parameters.parse_arguments(sys.argv[1:] if arguments is None else arguments)
         run = open_run(p) if rank() == 0 else Run(p.folder, p)
