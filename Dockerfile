@@ -1,10 +1,14 @@
-# JupyterLab (port 8888) and TensorBoard (6006) over the workbook; the same image runs it headless.
+# JupyterLab (port 8888, its address with the token is in the container's log) and TensorBoard (6006) over the workbook; the same image runs it headless.
+# Both listen to the whole container, which only publishes what -p names: keep 127.0.0.1 there. TensorBoard has no password.
 #   docker build -t roilib .
-#   docker run --gpus all -v DATA:/workbook/data/kitti -p 127.0.0.1:8888:8888 -p 127.0.0.1:6006:6006 roilib
-#   docker run --gpus all -v DATA:/workbook/data/kitti roilib ./run_all.sh --profile kitti --data-root data/kitti
+#   docker run --gpus all --shm-size 8g -v DATA:/workbook/data/kitti -p 127.0.0.1:8888:8888 -p 127.0.0.1:6006:6006 roilib
+#   docker run --gpus all --shm-size 8g -v DATA:/workbook/data/kitti roilib ./run_all.sh --profile kitti --data-root data/kitti
 # torch's wheels bring the CUDA runtime; the base image gives the driver's libraries their place.
+# A tag can be moved, a digest cannot: --build-arg DIGEST=@sha256:… holds the base at what `docker buildx imagetools inspect` says of the tag. None is
+# written here, since this file was never built against a registry.
 ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
-FROM ${BASE}
+ARG DIGEST=
+FROM ${BASE}${DIGEST}
 
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # hadolint ignore=DL3008
@@ -23,4 +27,6 @@ RUN ./run_all.sh --setup
 COPY --chown=researcher . .
 
 EXPOSE 8888 6006
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
+  CMD [".venv/bin/python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8888/api', timeout=5)"]
 CMD ["bash", "-c", ". ./setup.sh && (tensorboard --logdir runs --bind_all --port 6006 &) && exec jupyter lab --ip=0.0.0.0 --port=8888 --no-browser notebooks"]

@@ -15,7 +15,9 @@ while [ $# -gt 0 ]; do
     --second-detector)
       [ -f "$2" ] || { echo "run_all.sh: --second-detector $2: no such file" >&2; exit 2; }
       second_detector=$(realpath --relative-to="$here" "$2"); shift 2 ;;
-    --cores) cores=$2; shift 2 ;;
+    --cores)
+      [[ $2 =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: --cores $2: not a number of cores" >&2; exit 2; }
+      cores=$2; shift 2 ;;
     --setup) action=setup; shift ;;
     --lab) action=lab; shift ;;
     -h | --help) usage; exit 0 ;;
@@ -35,8 +37,7 @@ esac
 config=("profile=$profile")
 [ -z "$data_root" ] || config+=("data_root=$data_root")
 [ -z "$second_detector" ] || config+=("second_detector=$second_detector")
-mkdir -p runs
-exec 9>runs/lock
+{ mkdir -p runs && exec 9>runs/lock; } 2>/dev/null || { echo "run_all.sh: $here/runs: nothing can be written there" >&2; exit 2; }
 flock -n 9 || { echo "run_all.sh: another run_all.sh is at work here" >&2; exit 2; }
 gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
 snakemake --unlock --cores 1 --quiet all --config "${config[@]}" # a killed run leaves its lock
@@ -45,5 +46,5 @@ snakemake --cores "$cores" --resources gpu="$((gpus ? gpus : cores))" --keep-goi
 
 echo
 echo "Made by profile $profile:"
-find "runs/$profile" -name '*.ipynb' -o -name weights.safetensors | sort
-find "report/results/$profile" "report/figures/$profile" report/report.pdf -type f 2>/dev/null | sort
+find "runs/$profile" -name '*.ipynb' -o -name weights.safetensors 2>/dev/null | sort || true # none of a dry run
+find "report/results/$profile" "report/figures/$profile" report/report.pdf -type f 2>/dev/null | sort || true

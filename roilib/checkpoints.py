@@ -10,6 +10,7 @@ import signal
 import threading
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def save_checkpoint(path: Path, state: dict) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of some failed writes
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that has become read-only
+            temporary.unlink(missing_ok=True)
         reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
         raise ValueError(f"{path}: cannot be written ({reason}); make room, then the same command goes on from the checkpoint before it") from None
 

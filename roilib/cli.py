@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from roilib.container import MAGIC, MAX_BYTES, Header
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit code."""
+    sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
     args = _parser().parse_args(arguments)
     try:
         args.run(args)
@@ -21,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("roilib:", *str(error).splitlines(), file=sys.stderr)  # a file's name may have line breaks
         return 2
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+        from roilib.distributed import out_of_memory
+
+        if not out_of_memory(error):
             raise
         print("roilib: not enough memory for a picture of this size", file=sys.stderr)
         return 2
@@ -72,7 +77,8 @@ def _encode(args: argparse.Namespace) -> None:
         data = codec.encode(image, boxes, lmbda=args.lmbda, alpha=args.alpha, max_bytes=args.max_bytes)
     except ValueError as error:
         raise ValueError(f"{args.image}: {error}") from None
-    _write(args.out, data)
+    with _replacing(args.out) as temporary:
+        temporary.write_bytes(data)
 
 
 def _detected(image: np.ndarray) -> np.ndarray:
@@ -91,14 +97,9 @@ def _decode(args: argparse.Namespace) -> None:
         image = codec.decode(data)
     except ValueError as error:
         raise ValueError(f"{args.stream}: {error}") from None
-    temporary, kind = _temporary(args.out), Image.registered_extensions().get(args.out.suffix.lower(), "PNG")
-    try:
+    kind = Image.registered_extensions().get(args.out.suffix.lower(), "PNG")
+    with _replacing(args.out) as temporary:
         Image.fromarray(image).save(temporary, format=kind if kind in Image.SAVE else "PNG")
-        temporary.replace(args.out)
-    except OSError as error:
-        raise _unwritable(args.out, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -129,20 +130,15 @@ def _read(path: Path) -> bytes:
         raise ValueError(f"{path}: {error.strerror}") from None
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = _temporary(path)
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, whose file takes its place once it is whole; on failure nothing is left, and a ValueError names `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
+        yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _unwritable(path: Path, error: OSError) -> ValueError:
-    return ValueError(f"{path}: cannot be written ({error.strerror or error})")
+        with suppress(OSError):  # of a read-only disk, from which nothing can be removed either
+            temporary.unlink(missing_ok=True)

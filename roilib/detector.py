@@ -28,23 +28,31 @@ checks.AUTOINSTALL = False  # it would run pip for whatever module a weights fil
 STRIDE, GREY = 32, 114 / 255  # Ultralytics pads with this grey
 
 
-def load_yolo(weights: Path) -> nn.Module:
-    """Ultralytics' DetectionModel in fp32, frozen and in eval mode. Raises ValueError naming the file.
+def open_yolo(weights: Path) -> YOLO:
+    """An Ultralytics `.pt` as its own class; the one way in for such files. Raises ValueError naming the file.
 
-    Ultralytics' `.pt` files hold pickled objects, which can run code: of any but the shipped one a warning says so.
+    They hold pickled objects, which can run code: of any but the shipped one a warning says so.
     """
-    if not weights.is_file():
-        raise ValueError(f"{weights}: no such detector weights; give a YOLOv8n .pt file as detector_weights")
-    if not is_shipped(weights):
+    if weights.suffix != ".pt":  # Ultralytics would take it for an exported or an empty model
+        raise ValueError(f"{weights}: not an Ultralytics .pt file")
+    try:
+        known = is_shipped(weights)
+    except OSError as error:
+        raise ValueError(f"{error.filename}: {error.strerror}; give a YOLOv8n .pt file as detector_weights") from None
+    if not known:
         warnings.warn(
             f"{weights}: not the shipped detector, and an Ultralytics .pt can run code when it is loaded: use only a file you trust", stacklevel=2
         )
     try:
-        model = YOLO(weights).model
+        return YOLO(weights)
     except Exception as error:  # whatever unpickling a damaged file raises
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{weights}: not an Ultralytics model ({type(error).__name__}: {reason})") from None
-    return model.float().eval().requires_grad_(False)
+
+
+def load_yolo(weights: Path) -> nn.Module:
+    """Ultralytics' DetectionModel in fp32, frozen and in eval mode. Raises ValueError naming the file, and warns, as `open_yolo`."""
+    return open_yolo(weights).model.float().eval().requires_grad_(False)
 
 
 class HookedDetector(nn.Module):

@@ -27,8 +27,14 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]} (device=cpu always can, auto takes what is there)") from None
     return chosen
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, of this machine or of its GPU."""
+    said = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's CPU allocator has no class of its own
+    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -201,7 +201,7 @@ def log_pictures(session: Session, loader: DataLoader, writer: SummaryWriter, co
 def prefetched(loader: DataLoader) -> Iterator[dict]:
     """The loader's batches, the next one made in a thread while one is used; with loader processes, those work ahead themselves."""
     if loader.num_workers:
-        yield from loader
+        yield from from_processes(loader)
         return
     source = iter(loader)
     with ThreadPoolExecutor(1) as thread:
@@ -209,6 +209,21 @@ def prefetched(loader: DataLoader) -> Iterator[dict]:
         while (batch := ahead.result()) is not None:
             ahead = thread.submit(next, source, None)
             yield batch
+
+
+def from_processes(loader: DataLoader) -> Iterator[dict]:
+    """The batches of a loader with processes. Raises ValueError with the line that went wrong in one, or with advice when they cannot work."""
+    try:
+        torch.multiprocessing.Queue()  # fails as the loader's own would, but alone
+        yield from loader
+    except ValueError as error:  # its message is the process's whole traceback
+        raise ValueError(str(error).rstrip().rpartition("\n")[2].removeprefix("ValueError: ")) from None
+    except (OSError, RuntimeError) as error:
+        line = str(error).rstrip().rpartition("\n")[2]
+        if isinstance(error, RuntimeError) and not any(word in line for word in ("shared memory", "shm", "DataLoader worker")):
+            raise
+        advice = "they need memory and room in /dev/shm (Docker: --shm-size); num_workers=0 does without"
+        raise ValueError(f"the {loader.num_workers} processes that load pictures cannot work ({line}): {advice}") from None
 
 
 def test(run: Run, test_data: RoiDataset) -> dict:

@@ -9,15 +9,17 @@ Training is Ultralytics' own (https://docs.ultralytics.com/modes/train); only th
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
 import yaml
 from torch import nn
-from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from roilib.datasets import KITTI_CLASSES, RoiDataset, kitti_samples, split
+from roilib.detector import open_yolo
+from roilib.distributed import resolve_device
 from roilib.provenance import origin, sha256
 
 COCO_PARENTS = {
@@ -76,7 +78,7 @@ def write_yolo_dataset(dataset: RoiDataset, folder: Path, hold_out: int) -> Path
 
 def save_detector(trained: Path, out: Path, parameters: dict) -> None:
     """Write the trained model as an fp16 file that `ultralytics.YOLO` loads, with its origin, without the optimiser and this machine's paths."""
-    model = YOLO(trained).model.half()
+    model = open_yolo(trained).model.half()
     model.pt_path = out.name
     model.args = {"task": "detect", "imgsz": parameters["imgsz"]}
     temporary = out.with_suffix(".tmp")
@@ -84,33 +86,19 @@ def save_detector(trained: Path, out: Path, parameters: dict) -> None:
     temporary.replace(out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True, help="a KITTI root; its splits/train.txt is used")
-    parser.add_argument("--weights", type=Path, required=True, help="a COCO YOLOv8n file")
-    parser.add_argument("--hold-out", type=int, default=0, help="validate on every K-th training frame (0: train on all)")
-    parser.add_argument("--epochs", type=int, default=10, help="10 was best on a held-out fifth of train")
-    parser.add_argument("--imgsz", type=int, default=1248, help="longer side in pixels: 1248 is KITTI's own size")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=5e-4, help="AdamW's learning rate")
-    parser.add_argument("--freeze", type=int, default=10, help="layers kept as they are; 10 is the backbone")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--work", type=Path, default=Path("runs/detector"))
-    parser.add_argument("--out", type=Path, default=Path("data/weights/yolov8n_kitti.pt"))
-    args = parser.parse_args()
-
+def finetune(args: argparse.Namespace) -> None:
+    """Lay out the data, train, and write the detector. Raises ValueError naming the file or option that is wrong."""
+    device, yolo = resolve_device(args.device), open_yolo(args.weights)
     train = RoiDataset(split(kitti_samples(args.data_root), None, args.data_root)[0])
     data = write_yolo_dataset(train, args.work / "dataset", args.hold_out)
     settings = {"imgsz": args.imgsz, "epochs": args.epochs, "batch": args.batch, "lr0": args.lr, "freeze": args.freeze, "seed": args.seed}
-    yolo = YOLO(args.weights)
     yolo.train(
         trainer=KittiTrainer,
         data=str(data),
         project=str(args.work.resolve()),
         name="train",
         exist_ok=True,
-        device=args.device,
+        device=str(device),
         optimizer="AdamW",
         cos_lr=True,
         warmup_epochs=1,
@@ -125,8 +113,32 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     data = {"data": "KITTI 2D object, train split", "frames": len(train), "hold_out": args.hold_out, "start_sha256": sha256([args.weights])}
     save_detector(args.work / "train" / "weights" / chosen, args.out, settings | data)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0; 2 with one line for what is wrong with options or files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True, help="a KITTI root; its splits/train.txt is used")
+    parser.add_argument("--weights", type=Path, required=True, help="a COCO YOLOv8n file")
+    parser.add_argument("--hold-out", type=int, default=0, help="validate on every K-th training frame (0: train on all)")
+    parser.add_argument("--epochs", type=int, default=10, help="10 was best on a held-out fifth of train")
+    parser.add_argument("--imgsz", type=int, default=1248, help="longer side in pixels: 1248 is KITTI's own size")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=5e-4, help="AdamW's learning rate")
+    parser.add_argument("--freeze", type=int, default=10, help="layers kept as they are; 10 is the backbone")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--work", type=Path, default=Path("runs/detector"))
+    parser.add_argument("--out", type=Path, default=Path("data/weights/yolov8n_kitti.pt"))
+    args = parser.parse_args(arguments)
+    try:
+        finetune(args)
+    except ValueError as error:
+        print(f"roilib.finetune_detector: {error}", file=sys.stderr)
+        return 2
     print(f"wrote {args.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

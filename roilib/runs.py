@@ -13,6 +13,7 @@ import json
 import math
 import resource
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,13 @@ def finish(notebook: str, variables: Mapping[str, Any], metrics: dict) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with sorted keys through a temporary name, so that no reader sees half a file. Infinity and NaN, which JSON lacks, become null."""
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False) + "\n")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):  # of a read-only disk
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _finite(content: Any) -> Any:

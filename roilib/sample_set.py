@@ -8,7 +8,10 @@ import argparse
 import multiprocessing
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -36,15 +39,15 @@ def make_sample_set(root: str | Path, scenes: int = SCENES) -> Path:
     root = Path(root)
     if root.exists():
         return root
-    unfinished = _fresh(root)
-    _write_frames(unfinished, [(seed, 0.0, f"{seed:06d}") for seed in range(scenes)])
-    _copy_photographs(unfinished)
-    ids = [f"{seed:06d}" for seed in range(scenes)]
-    parts = {"train": [*ids[:-TEST_SCENES], "bus"], "test": [*ids[-TEST_SCENES:], "zidane"]}
-    (unfinished / "splits").mkdir()
-    for part, names in parts.items():
-        (unfinished / "splits" / f"{part}.txt").write_text("\n".join(names) + "\n")
-    return _appear(unfinished, root)
+    with _appearing(root) as unfinished:
+        _write_frames(unfinished, [(seed, 0.0, f"{seed:06d}") for seed in range(scenes)])
+        _copy_photographs(unfinished)
+        ids = [f"{seed:06d}" for seed in range(scenes)]
+        parts = {"train": [*ids[:-TEST_SCENES], "bus"], "test": [*ids[-TEST_SCENES:], "zidane"]}
+        (unfinished / "splits").mkdir()
+        for part, names in parts.items():
+            (unfinished / "splits" / f"{part}.txt").write_text("\n".join(names) + "\n")
+    return root
 
 
 def make_drive(root: str | Path, frames: int, seed: int = 0) -> Path:
@@ -58,26 +61,28 @@ def make_drive(root: str | Path, frames: int, seed: int = 0) -> Path:
         if found < frames:
             raise ValueError(f"{root}: a drive of {found} frames, not {frames}; name another folder or remove this one")
         return root
-    unfinished = _fresh(root)
-    _write_frames(unfinished, [(seed, i / FRAMES_PER_SECOND, f"{i:06d}") for i in range(frames)])
-    return _appear(unfinished, root)
-
-
-def _fresh(root: Path) -> Path:
-    unfinished = root.with_name(f"{root.name}.{os.getpid()}.tmp")
-    for folder in ("image_2", "label_2"):
-        (unfinished / "training" / folder).mkdir(parents=True)
-    return unfinished
-
-
-def _appear(unfinished: Path, root: Path) -> Path:
-    try:
-        unfinished.rename(root)
-    except OSError:  # another process was first
-        if not root.exists():
-            raise
-        shutil.rmtree(unfinished)
+    with _appearing(root) as unfinished:
+        _write_frames(unfinished, [(seed, i / FRAMES_PER_SECOND, f"{i:06d}") for i in range(frames)])
     return root
+
+
+@contextmanager
+def _appearing(root: Path) -> Iterator[Path]:
+    """A folder for `training/image_2` and `label_2` that is renamed to `root` when it is complete, and removed when something went wrong."""
+    unfinished = root.with_name(f"{root.name}.{os.getpid()}.tmp")
+    try:
+        for folder in ("image_2", "label_2"):
+            (unfinished / "training" / folder).mkdir(parents=True)
+        yield unfinished
+        try:
+            unfinished.rename(root)
+        except OSError:  # another process was first
+            if not root.exists():
+                raise
+    except OSError as error:
+        raise ValueError(f"{root}: cannot be made ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_frames(root: Path, frames: list[tuple[int, float, str]]) -> None:
@@ -102,14 +107,20 @@ def _copy_photographs(root: Path) -> None:
         write_kitti_label(root / "training" / "label_2" / f"{name}.txt", kinds, boxes)
 
 
-def main() -> None:
+def main() -> int:
+    """0; 2 with one line when there is no room for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--drive", type=int, metavar="FRAMES", help="a drive of so many frames instead of the sample set")
     parser.add_argument("--seed", type=int, default=0, help="which street to drive through")
     args = parser.parse_args()
-    print(make_drive(args.root, args.drive, args.seed) if args.drive else make_sample_set(args.root))
+    try:
+        print(make_drive(args.root, args.drive, args.seed) if args.drive else make_sample_set(args.root))
+    except ValueError as error:
+        print(f"roilib.sample_set: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

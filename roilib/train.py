@@ -10,29 +10,42 @@ import sys
 
 from roilib import engine
 from roilib.datasets import RoiDataset, load_splits
-from roilib.distributed import launch, process_count, rank, started_by_torchrun
+from roilib.distributed import launch, out_of_memory, process_count, rank, started_by_torchrun
 from roilib.parameters import Parameters
 from roilib.runs import Run, open_run
 
 
 def train_or_test(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
-    """What `run.parameters.what` says, in this process or, with several devices, in one process a device; the run's metrics."""
+    """What `run.parameters.what` says, in this process or, with several devices, in one process a device; the run's metrics.
+
+    Raises what `engine.train` raises, and ValueError with advice when memory does not suffice.
+    """
     p = run.parameters
     processes = 1 if started_by_torchrun() or run.metrics else process_count(p)
     if processes == 1:
-        return engine.train(run, train_data, test_data) if p.what == "train" else engine.test(run, test_data)
+        try:
+            return engine.train(run, train_data, test_data) if p.what == "train" else engine.test(run, test_data)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            settings = ", ".join(f"{name}={getattr(p, name)}" for name in ("device", "batch_size", "compr_img_size", "N", "M"))
+            raise ValueError(f"{run.folder}: not enough memory for {settings}; take a smaller batch_size, or more devices") from None
     launch(p, processes)
     return run.metrics
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print the folder and the result; 0, or with one line on stderr 2, and 130 when it was interrupted."""
+    sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
     try:
         p = Parameters.parse_arguments(sys.argv[1:] if arguments is None else arguments)
         run = open_run(p) if rank() == 0 else Run(p.folder, p)
         metrics = train_or_test(run, *load_splits(p))
     except ValueError as error:
         print(f"roilib.train: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"roilib.train: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"roilib.train: {interrupt or 'interrupted'}", file=sys.stderr)

@@ -87,6 +87,7 @@ _held: list = []  # open lock files
 
 def main() -> int:
     """0; 2 with one line for bad parameters; 1 with one line that names the executed notebook when a cell failed."""
+    sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebook", type=Path)
     parser.add_argument("executed", type=Path, help="where the executed notebook goes")

@@ -6,7 +6,7 @@ import torch
 from ultralytics import YOLO
 
 from roilib.datasets import KITTI_CLASSES, RoiDataset, kitti_samples
-from roilib.finetune_detector import COCO_PARENTS, narrow_head, save_detector, write_yolo_dataset
+from roilib.finetune_detector import COCO_PARENTS, main, narrow_head, save_detector, write_yolo_dataset
 from roilib.provenance import origin
 
 
@@ -54,3 +54,18 @@ def test_dataset_is_laid_out_as_ultralytics_reads_it(tiny_kitti, tmp_path):
     x0, y0, x1, y1 = data.samples[1].boxes[0].tolist()
     expected = [data.samples[1].labels[0], (x0 + x1) / 2 / 160, (y0 + y1) / 2 / 96, (x1 - x0) / 160, (y1 - y0) / 96]
     np.testing.assert_allclose(rows[0], expected, atol=1e-6)
+
+
+def test_a_strangers_weights_are_warned_of_and_mistakes_are_one_line(tiny_kitti, tmp_path, capsys):
+    (tmp_path / "other.pt").write_bytes(b"not weights")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    command = ["--data-root", str(tiny_kitti), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out.pt"), "--weights"]
+    with pytest.warns(UserWarning, match=r"other\.pt: .*can run code"):
+        assert main([*command, str(tmp_path / "other.pt")]) == 2
+    assert main([*command, str(tmp_path / "none.pt")]) == main([*command, str(tmp_path / "model.onnx")]) == 2
+    assert main([*command, str(tmp_path / "other.pt"), "--device", "warp"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4
+    for line, named in zip(said, ("other.pt: ", "none.pt: ", "model.onnx: ", "device warp cannot be used"), strict=True):
+        assert named in line
+    assert not (tmp_path / "work").exists()

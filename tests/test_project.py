@@ -112,6 +112,21 @@ def test_dockerfile_passes_its_linter():
     assert done.returncode == 0, done.stdout
 
 
+def test_containers_are_published_on_this_machine_alone_and_run_as_nobody_special():
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    for text in (dockerfile, (ROOT / "README.md").read_text()):
+        lines = [line for line in text.splitlines() if "docker run" in line]
+        assert len(lines) == 2
+        assert all("--shm-size" in line for line in lines)
+        published = re.findall(r"-p (\S+)", " ".join(lines))
+        assert published == ["127.0.0.1:8888:8888", "127.0.0.1:6006:6006"]
+    commands = [line.split()[0] for line in dockerfile.splitlines() if line[:1].isupper()]
+    assert commands.index("USER") < commands.index("COPY") < commands.index("HEALTHCHECK") < commands.index("CMD")
+    assert commands.count("USER") == 1
+    assert "USER 1001" in dockerfile
+    assert not re.search(r"token=|password=", dockerfile)  # Jupyter makes a new token at each start
+
+
 def test_readme_holds_the_parameters_as_they_are():
     assert parameter_table() in (ROOT / "README.md").read_text()
     assert all(f"`{name}`" in parameter_table() for name in Parameters.model_fields)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import pytest
 import torch
@@ -140,6 +141,12 @@ def test_of_any_other_detector_a_warning_names_the_risk(tmp_path, recwarn):
     (tmp_path / "other.pt").write_bytes(b"x" + content)
     with pytest.warns(UserWarning, match=r"other\.pt: .*can run code"), pytest.raises(ValueError, match=r"other\.pt: not an Ultralytics model"):
         HookedDetector(tmp_path / "other.pt")
+
+
+def test_ultralytics_files_have_one_way_in():
+    sources = {path: path.read_text() for pattern in ("roilib/*.py", "benchmarks/*.py", "notebooks/*") for path in REPOSITORY.glob(pattern)}
+    assert [path.name for path, text in sources.items() if re.search(r"\bYOLO\(", text)] == ["detector.py"]
+    assert all("weights_only=True" in call for text in sources.values() for call in re.findall(r"torch\.load\((?:[^()]|\([^()]*\))*\)", text))
 
 
 def test_a_detector_file_that_names_a_missing_module_installs_nothing(tmp_path, monkeypatch):
