@@ -86,20 +86,23 @@ def test_jobs_take_different_gpus(tmp_path):
     command = "from pathlib import Path; from roilib import workbook; "
     command += "print(workbook.claim_gpus({}, ['0', '1', '2'], Path({!r})), flush=True); input()"
     jobs = []
+
+    def claimed(count):  # by a process that keeps them until it ends
+        arguments = [sys.executable, "-c", command.format(count, str(tmp_path))]
+        jobs.append(subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY))
+        return jobs[-1].stdout.readline().strip()
+
     try:
-        for count, expected in ((1, "['0']"), (2, "['1', '2']")):
-            job = subprocess.Popen(
-                [sys.executable, "-c", command.format(count, str(tmp_path))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-            )
-            jobs.append(job)
-            assert job.stdout.readline().strip() == expected
+        assert claimed(1) == "['0']"
+        assert claimed(2) == "['1', '2']"
         with pytest.raises(ValueError, match=r"1 GPUs asked for, but of 0, 1, 2 only 0 are free"):
             workbook.claim_gpus(1, ["0", "1", "2"], tmp_path)
         jobs[0].communicate("\n")
-        assert workbook.claim_gpus(1, ["0", "1", "2"], tmp_path) == ["0"]
+        assert claimed(1) == "['0']"
     finally:
         for job in jobs:
             job.kill()
+            job.communicate()
 
 
 def test_visible_gpus_are_those_of_the_environment(monkeypatch):
