@@ -10,11 +10,12 @@ import signal
 import threading
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from roilib.files import replacing
 
 KEPT = 2
 
@@ -24,16 +25,12 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
     Raises ValueError with one line when it cannot be written, for example to a full disk; what was there stays.
     """
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of some failed writes
-        with suppress(OSError):  # of a disk that has become read-only
-            temporary.unlink(missing_ok=True)
         reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
         raise ValueError(f"{path}: cannot be written ({reason}); make room, then the same command goes on from the checkpoint before it") from None
 

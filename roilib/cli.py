@@ -5,13 +5,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from roilib.container import MAGIC, MAX_BYTES, Header
+from roilib.files import replacing
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,7 +78,7 @@ def _encode(args: argparse.Namespace) -> None:
         data = codec.encode(image, boxes, lmbda=args.lmbda, alpha=args.alpha, max_bytes=args.max_bytes)
     except ValueError as error:
         raise ValueError(f"{args.image}: {error}") from None
-    with _replacing(args.out) as temporary:
+    with _writing(args.out) as temporary:
         temporary.write_bytes(data)
 
 
@@ -98,7 +99,7 @@ def _decode(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise ValueError(f"{args.stream}: {error}") from None
     kind = Image.registered_extensions().get(args.out.suffix.lower(), "PNG")
-    with _replacing(args.out) as temporary:
+    with _writing(args.out) as temporary:
         Image.fromarray(image).save(temporary, format=kind if kind in Image.SAVE else "PNG")
 
 
@@ -131,14 +132,10 @@ def _read(path: Path) -> bytes:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, whose file takes its place once it is whole; on failure nothing is left, and a ValueError names `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _writing(path: Path) -> Iterator[Path]:
+    """`replacing`, whose failure is a ValueError that names `path`."""
     try:
-        yield temporary
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        with suppress(OSError):  # of a read-only disk, from which nothing can be removed either
-            temporary.unlink(missing_ok=True)

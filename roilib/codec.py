@@ -22,10 +22,11 @@ from roilib import quality
 from roilib.container import MAX_BOXES, MAX_SIDE, Header
 from roilib.detector import HookedDetector, frame_features, pad
 from roilib.distributed import resolve_precision
-from roilib.models import HyperpriorWithObjFeatures, build_model, check_size, check_tables, decode_latents, load_state, read_weights
+from roilib.models import HyperpriorWithObjFeatures, build_model, decode_latents
 from roilib.parameters import Parameters
 from roilib.roi_vbr import RoiVbr
 from roilib.shipped import shipped
+from roilib.weights import check_size, check_tables, load_state, read_weights
 
 DEFAULT_LMBDA, DEFAULT_ALPHA = 0.012, 0.9
 PASSES, CODER_BYTES, TOLERANCE = 3, 8, 0.015  # of a byte cap: written at most so often, what two coders add, octaves that may be left

@@ -8,7 +8,6 @@ Losses are shares of the uncompressed AP in per cent, with 95 % bootstrap interv
 
 import gzip
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas as pd
 from roilib.bootstrap import COUNT, SEED, group, identity, picture_ids, resamples, run_name, with_interval
 from roilib.detection import average_precisions
 from roilib.evaluation import CODEC_NAMES, UNCOMPRESSED
+from roilib.files import replacing
 
 FILE = "detections.json.gz"
 MEASURES = ("agnostic_ap50", "map50", "map50_95")  # those whose loss is reported
@@ -33,9 +33,9 @@ def apart(records: list[dict]) -> tuple[list[dict], list[dict]]:
 
 def write_detections(folder: Path, found: list[dict]) -> Path:
     """Write what `apart` found as `folder/detections.json.gz`, the same bytes each time."""
-    path, temporary = Path(folder) / FILE, Path(folder) / f"{FILE}.{os.getpid()}.tmp"
-    temporary.write_bytes(gzip.compress(json.dumps(found, separators=(",", ":")).encode(), mtime=0))
-    temporary.replace(path)
+    path = Path(folder) / FILE
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(json.dumps(found, separators=(",", ":")).encode(), mtime=0))
     return path
 
 

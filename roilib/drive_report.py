@@ -15,6 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from roilib.files import replacing
 from roilib.metrics import pooled_psnr
 from roilib.plots import save_figure
 from roilib.runs import write_json
@@ -182,6 +183,5 @@ def _page(frames: pd.DataFrame, networks: list[str]) -> str:
 
 
 def _write_text(path: Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(content)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(content)

@@ -23,12 +23,13 @@ from roilib.checkpoints import Interrupt
 from roilib.datasets import RoiDataset, batches
 from roilib.distributed import agree, make_fabric
 from roilib.meters import Means, Speed
-from roilib.models import save_weights, update_tables
+from roilib.models import update_tables
 from roilib.parameters import Parameters
 from roilib.quality import Q_MAX
 from roilib.roi_vbr import RoiVbr
 from roilib.runs import Run, write_json
 from roilib.session import Session, forward, knobs, over_processes, start, train_step
+from roilib.weights import save_weights
 
 MILESTONE_EPOCHS, SPEED_STEPS = 50, 20
 

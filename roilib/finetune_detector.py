@@ -20,6 +20,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from roilib.datasets import KITTI_CLASSES, RoiDataset, kitti_samples, split
 from roilib.detector import open_yolo
 from roilib.distributed import resolve_device
+from roilib.files import replacing
 from roilib.provenance import origin, sha256
 
 COCO_PARENTS = {
@@ -81,9 +82,8 @@ def save_detector(trained: Path, out: Path, parameters: dict) -> None:
     model = open_yolo(trained).model.half()
     model.pt_path = out.name
     model.args = {"task": "detect", "imgsz": parameters["imgsz"]}
-    temporary = out.with_suffix(".tmp")
-    torch.save({"model": model, "train_args": model.args, "provenance": origin(parameters), "license": "AGPL-3.0"}, temporary)
-    temporary.replace(out)
+    with replacing(out) as temporary:
+        torch.save({"model": model, "train_args": model.args, "provenance": origin(parameters), "license": "AGPL-3.0"}, temporary)
 
 
 def finetune(args: argparse.Namespace) -> None:

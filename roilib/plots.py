@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from roilib.datasets import RoiDataset
+from roilib.files import replacing
 from roilib.playground import Coded, Result
 from roilib.quality import CELL
 from roilib.results import curve_label
@@ -41,9 +42,8 @@ def save_figure(figure: Figure | None, folder: str | Path, name: str) -> list[Pa
             path.unlink(missing_ok=True)
         return []
     for path, metadata in zip(paths, ({"CreationDate": None}, {"Software": None}), strict=True):
-        temporary = path.with_name(f".{path.name}")
-        figure.savefig(temporary, metadata=metadata, format=path.suffix[1:])
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, metadata=metadata, format=path.suffix[1:])
     return paths
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import typst
 
 from roilib import figures, plots
+from roilib.files import replacing
 from roilib.results import read_json, read_table
 
 ROOT = Path(__file__).parent.parent
@@ -55,9 +56,8 @@ def build(results: str | Path, folder: str | Path, out: str | Path = OUT) -> lis
     except typst.TypstError as error:
         raise ValueError(f"{SOURCE}: {error}") from None
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}")
-    temporary.write_bytes(pdf)
-    temporary.replace(out)
+    with replacing(out) as temporary:
+        temporary.write_bytes(pdf)
     return [warning.message for warning in warnings]
 
 

@@ -13,7 +13,6 @@ import json
 import math
 import resource
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from roilib.checkpoints import Checkpoints
+from roilib.files import replacing
 from roilib.parameters import Parameters
 from roilib.provenance import origin, told
 
@@ -110,15 +110,9 @@ def finish(notebook: str, variables: Mapping[str, Any], metrics: dict) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys through a temporary name, so that no reader sees half a file. Infinity and NaN, which JSON lacks, become null."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    try:
+    """Write JSON with sorted keys, so that no reader sees half a file. Infinity and NaN, which JSON lacks, become null."""
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False) + "\n")
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):  # of a read-only disk
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _finite(content: Any) -> Any:

@@ -26,6 +26,7 @@ import papermill
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from roilib.files import replacing
 from roilib.workbook import ROOT
 
 NOTEBOOK = "07_playground.ipynb"
@@ -159,10 +160,8 @@ def main() -> None:
         for step in (1, 1, 1, -1, -1, -1):
             answered(page, functools.partial(slide, page, 1, step))
         page.screenshot(path=f"{folder}/page.png")
-        temporary = args.out.with_suffix(".tmp")
-        with Image.open(f"{folder}/page.png") as shot:
+        with Image.open(f"{folder}/page.png") as shot, replacing(args.out) as temporary:
             shot.convert("RGB").save(temporary, "png", optimize=True)
-        temporary.replace(args.out)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ from roilib.detector import HookedDetector
 from roilib.distributed import make_fabric
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
 from roilib.meters import Health, Means, term_share
-from roilib.models import HyperpriorWithObjFeatures, build_model, keep_entropy_models_in_fp32, load_weights
+from roilib.models import HyperpriorWithObjFeatures, build_model, keep_entropy_models_in_fp32
 from roilib.muon import MuonAdamW, takes_muon
 from roilib.noise import QuantisationNoise
 from roilib.parameters import Parameters
 from roilib.roi_vbr import RoiVbr
 from roilib.runs import peak_memory_mb
+from roilib.weights import load_weights
 
 CLIP_NORM, AUX_LR, MUON_LR, LINEAR_LR = 1.0, 1e-3, 2.5, 0.25  # the latter two as shares of max_lr
 PROGRESS = ("step", "epoch", "position", "seconds", "peak_memory_mb", "history", "best")

@@ -14,8 +14,9 @@ import torch
 from roilib.checkpoints import Checkpoints
 from roilib.datasets import load_splits
 from roilib.engine import make_tables
-from roilib.models import build_model, save_weights
+from roilib.models import build_model
 from roilib.parameters import Parameters
+from roilib.weights import save_weights
 
 
 @torch.no_grad()

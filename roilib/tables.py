@@ -13,6 +13,7 @@ from roilib.datasets import RoiDataset
 from roilib.detection import BENCHMARK
 from roilib.detector import HookedDetector
 from roilib.evaluation import CODEC_NAMES
+from roilib.files import replacing
 from roilib.metrics import bd_psnr, bd_rate, pooled_psnr, rising
 from roilib.parameters import WITHOUT_EFFECT
 from roilib.roi import roi_mask
@@ -97,9 +98,8 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     for name, table in tables.items():
         path = Path(folder) / f"{name}.csv"
         if len(table):
-            temporary = path.with_suffix(".tmp")
-            table.to_csv(temporary, index=False)
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                table.to_csv(temporary, index=False)
         else:
             path.unlink(missing_ok=True)
 

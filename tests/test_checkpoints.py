@@ -15,8 +15,8 @@ from conftest import REPOSITORY
 from roilib import engine, train
 from roilib.checkpoints import Checkpoints, Interrupt, load_checkpoint, save_checkpoint
 from roilib.datasets import RoiDataset, load_splits
-from roilib.models import read_weights
 from roilib.runs import Run, open_run
+from roilib.weights import read_weights
 
 
 def begin(p, **options):

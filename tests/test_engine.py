@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from roilib import engine, tables, train
 from roilib.checkpoints import load_checkpoint
 from roilib.datasets import RoiDataset, batches, load_splits
-from roilib.models import read_weights
 from roilib.runs import all_runs, open_run
 from roilib.session import start, train_step
+from roilib.weights import read_weights
 
 ENGINES = [
     {"which": "hyperprior"},

@@ -10,12 +10,13 @@ from roilib import engine
 from roilib.datasets import batches, load_splits
 from roilib.detector import SHIPPED_WEIGHTS
 from roilib.distributed import process_count, resolve_device, resolve_precision
-from roilib.models import build_model, read_weights, save_weights
+from roilib.models import build_model
 from roilib.parameters import Parameters
 from roilib.quality import quality_index
 from roilib.runs import open_run
 from roilib.session import forward, knobs, start, train_step
 from roilib.shipped import shipped
+from roilib.weights import read_weights, save_weights
 
 WITH_FEATURES = {"which": "hyperprior_with_obj_features"}
 

@@ -7,8 +7,9 @@ import torch
 from compressai.models import ScaleHyperprior
 from safetensors import safe_open
 
-from roilib.models import HyperpriorWithObjFeatures, build_model, load_weights, save_weights, update_tables
+from roilib.models import HyperpriorWithObjFeatures, build_model, update_tables
 from roilib.parameters import Parameters
+from roilib.weights import load_weights, save_weights
 
 
 def randomise(model):

@@ -12,7 +12,7 @@ from roilib.dct import dct_basis, spectrum
 from roilib.entropy import TOTAL, frequencies
 from roilib.integer import MAX, ZERO
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
-from roilib.models import build_model, read_weights
+from roilib.models import build_model
 from roilib.quality import Q_MAX, STEPS_PER_OCTAVE, quality_index
 from roilib.roi_vbr import (
     CONTEXT_UNIT,
@@ -27,6 +27,7 @@ from roilib.roi_vbr import (
     magnitude_table,
 )
 from roilib.session import knobs
+from roilib.weights import read_weights
 
 
 @pytest.fixture(scope="module")

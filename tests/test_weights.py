@@ -12,9 +12,10 @@ from safetensors.torch import save, save_file
 
 from roilib import codec
 from roilib.detector import SHIPPED_WEIGHTS, HookedDetector
-from roilib.models import build_model, load_weights, read_weights, save_weights
+from roilib.models import build_model
 from roilib.parameters import Parameters
 from roilib.shipped import shipped
+from roilib.weights import load_weights, read_weights, save_weights
 
 
 def written(folder, **values):
