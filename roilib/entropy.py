@@ -1,7 +1,8 @@
 """Symbols to bytes and back, by constriction's range coder.
 
 Symbols are coded in groups of one and the same probability table, so that the coder works on whole arrays. Tables are integers which the
-weights file carries: computed anew, a differently rounded exponential somewhere could make two machines disagree.
+weights file carries: computed anew, a differently rounded exponential somewhere could make two machines disagree. An encoder's `thresholds` are
+its own affair.
 """
 
 import math
@@ -14,6 +15,7 @@ from scipy.special import erf
 TOTAL = 1 << 24  # of a table's frequencies
 CODER_BITS = 128  # that a decoder may still give when it has read its last byte: twice its state
 TAIL_SHARE = 2.0**-11  # of the probability that goes to far symbols, beyond what a Gaussian gives them; less for scales below 1
+BIT_WORTH = 0.045  # squared error, in quantiser steps, that an encoder gives for a bit; the best of a few on KITTI's train split
 
 
 def reach(scale: float) -> int:
@@ -32,6 +34,15 @@ def frequencies(scale: float) -> np.ndarray:
     counts = np.maximum(np.round(p * TOTAL), 1).astype(np.int64)
     counts[0] += TOTAL - (counts * sides).sum()
     return counts.astype(np.int32)
+
+
+def thresholds(scale: float) -> np.ndarray:
+    """(reach + 1,) float32: the least distance from the mean, in quantiser steps, that is worth symbol 0, ±1, ±2, … of this scale's table.
+
+    Between k - 1 and k it is where the error that k saves is worth the bits that it costs more, at BIT_WORTH a bit; without bits, k - 1/2.
+    """
+    bits = -np.log2(frequencies(scale) / TOTAL)
+    return np.concatenate([[0], np.arange(1, len(bits)) - 0.5 + BIT_WORTH / 2 * np.diff(bits)]).astype(np.float32)
 
 
 class Tables:

@@ -16,10 +16,13 @@ import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-MAX, SUM_MAX, BIAS_MAX, HEADROOM = 127, 2**24 - 1, 2**29, 1.25
+MAX, SUM_MAX, BIAS_MAX = 127, 2**24 - 1, 2**29
+REPRESENTED = 0.9  # of the largest activation seen: finer steps for all are worth cutting the rare ones beyond
+COARSE_SHIFT = 3  # 2 to its power: how much more a weight of a coarse input counts
 ZERO, LARGEST = -128, 255  # how 0 is stored of what is never negative, and its largest value
 
 
@@ -38,29 +41,45 @@ def int8_products_are_exact() -> bool:
     return bool((torch._int_mm(rows.to(torch.int8), rows.T.contiguous().to(torch.int8)) == exact).all())
 
 
-def patches(a: Tensor, side: int, zero: Tensor) -> Tensor:
-    """(B, H, W, C) → (B, H, W, side² C): of each cell the values that a convolution sees, the zero (C,) of each channel beyond the border."""
+def patches(a: Tensor, side: int, zero: Tensor, cells: np.ndarray | None = None) -> Tensor:
+    """(B, H, W, C) → (B, H, W, side² C): of each cell the values that a convolution sees, the zero (C,) of each channel beyond the border.
+
+    With cells (n,), numbers of cells row by row, only of these: (B, n, side² C).
+    """
     edge, (batch, height, width, _) = side // 2, a.shape
     padded = zero.expand(batch, height + 2 * edge, width + 2 * edge, -1).contiguous()
     padded[:, edge : edge + height, edge : edge + width] = a
-    return padded.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
+    windows = padded.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3)
+    return windows.flatten(3) if cells is None else windows[:, cells // width, cells % width].flatten(2)
 
 
 class IntegerConv(nn.Module):
-    """The nn.Conv2d of an odd kernel that keeps the size, on integers, its sums shifted right. zero (in,): int8 that stands for 0 in its inputs."""
+    """The nn.Conv2d of an odd kernel that keeps the size, on integers, its sums shifted right.
 
-    def __init__(self, conv: nn.Conv2d, zero: Tensor):
+    zero (in,): int8 that stands for 0 in its inputs; coarse: how many of the last inputs have units so large that their weights would leave the
+    others' no precision. Those are added up apart, and shifted left.
+    """
+
+    def __init__(self, conv: nn.Conv2d, zero: Tensor, coarse: int = 0):
         super().__init__()
-        self.side, self.zero = conv.kernel_size[0], zero
+        self.side, self.zero, self.coarse = conv.kernel_size[0], zero, coarse
+        self.fine = conv.in_channels - coarse
         self.register_buffer("weight", torch.zeros(self.side**2 * conv.in_channels, conv.out_channels, dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(conv.out_channels, dtype=torch.int32))
         self.register_buffer("shift", torch.zeros(conv.out_channels, dtype=torch.int32))
 
-    def forward(self, a: Tensor) -> Tensor:
-        """a (B, H, W, in) int8 → (B, H, W, out) int32."""
-        a = patches(a, self.side, self.zero) if self.side > 1 else a
-        sums = product(a.flatten(0, 2), self.weight).add_(self.bias)
-        return sums.bitwise_right_shift_(self.shift).unflatten(0, a.shape[:3])
+    def forward(self, a: Tensor, cells: np.ndarray | None = None) -> Tensor:
+        """a (B, H, W, in) int8 → (B, H, W, out) int32; with cells, as in `patches`, (B, n, out)."""
+        sums = self._sums(a, slice(self.fine), cells)
+        if self.coarse:
+            sums += self._sums(a, slice(self.fine, None), cells) << COARSE_SHIFT
+        return sums.add_(self.bias).bitwise_right_shift_(self.shift)
+
+    def _sums(self, a: Tensor, inputs: slice, cells: np.ndarray | None) -> Tensor:
+        """The weighted sums of some input channels."""
+        a = patches(a[..., inputs], self.side, self.zero[inputs], cells) if self.side > 1 else a[..., inputs]
+        weight = self.weight.unflatten(0, (self.side**2, -1))[:, inputs].flatten(0, 1)
+        return product(a.flatten(0, -2), weight).unflatten(0, a.shape[:-1])
 
     @torch.no_grad()
     def quantise(self, conv: nn.Conv2d, unit_in: Tensor, a_max: Tensor, unit_out: Tensor | None, group: int) -> Tensor:
@@ -70,6 +89,7 @@ class IntegerConv(nn.Module):
         channels in a row share a unit, for the pixel shuffle behind them. For the last one unit_out (out,) are powers of two.
         """
         weight, bias = (conv.weight * unit_in[:, None, None]).double(), conv.bias.double()
+        weight[:, self.fine :] /= 2**COARSE_SHIFT
         largest, total = weight.abs().amax((1, 2, 3)).clamp(min=1e-12), weight.abs().sum((1, 2, 3)).clamp(min=1e-12)
         room = (SUM_MAX // 2) / (total * -ZERO)
         finest = torch.minimum(MAX / largest, room)  # steps a unit of the sum, at most
@@ -92,7 +112,7 @@ class IntegerConv(nn.Module):
 
     def check(self) -> None:
         """Raise ValueError unless every sum this layer can make is exact."""
-        sums, bias = self.weight.double().abs().sum(0) * -ZERO, self.bias.double().abs()
+        sums, bias = self.weight.double().abs().sum(0) * -ZERO, self.bias.double().abs()  # of both kinds of inputs together
         if sums.max() > SUM_MAX or bias.max() > BIAS_MAX or not ((self.shift >= 0) & (self.shift < 32)).all():
             raise ValueError("an integer network whose sums are not exact")
 
@@ -101,35 +121,39 @@ class IntegerNet(nn.Module):
     """The integer twin of a float nn.Sequential of Conv2d, ReLU and PixelShuffle; empty until `quantise`.
 
     It stays on the CPU, and the integers that it is, wherever the model that it is part of goes. signed: the input channels that can be negative;
-    of the others, and of outputs behind a ReLU, 0 is stored as ZERO.
+    of the others, and of outputs behind a ReLU, 0 is stored as ZERO. coarse: as in IntegerConv, of the network's inputs.
     """
 
-    def __init__(self, net: nn.Sequential, signed: Sequence[int] = ()):
+    def __init__(self, net: nn.Sequential, signed: Sequence[int] = (), coarse: int = 0):
         super().__init__()
         zero = torch.full((net[0].in_channels,), ZERO, dtype=torch.int8)
         zero[list(signed)] = 0
         self.layers = nn.ModuleList()
-        for layer in net:
-            self.layers.append(IntegerConv(layer, zero) if isinstance(layer, nn.Conv2d) else layer)
+        for i, layer in enumerate(net):
+            self.layers.append(IntegerConv(layer, zero, coarse if i == 0 else 0) if isinstance(layer, nn.Conv2d) else layer)
             if isinstance(layer, nn.Conv2d):
                 zero = torch.full((layer.out_channels,), ZERO, dtype=torch.int8)
             elif isinstance(layer, nn.PixelShuffle):
                 zero = zero[:: layer.upscale_factor**2]
         self.last = max(i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d))
+        self.last_wide = max((i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d) and layer.kernel_size[0] > 1), default=None)
         self.ends_in_relu = any(isinstance(layer, nn.ReLU) for layer in net[self.last :])
 
     def _apply(self, fn, recurse=True):  # what .to(), .cuda() and .half() call
         return self
 
     @torch.no_grad()
-    def forward(self, a: Tensor) -> Tensor:
-        """a (B, H, W, C) int8 on the CPU → (B, H', W', out): int8 of a network that ends in a ReLU, else int32."""
+    def forward(self, a: Tensor, cells: np.ndarray | None = None) -> Tensor:
+        """a (B, H, W, C) int8 on the CPU → (B, H', W', out): int8 of a network that ends in a ReLU, else int32.
+
+        With cells (n,), numbers of cells row by row, only these are computed: (B, n, out).
+        """
         with torch.autocast(a.device.type, enabled=False):  # it would round the sums to bf16
             for i, layer in enumerate(self.layers):
                 if isinstance(layer, nn.PixelShuffle):
                     a = layer(a.movedim(-1, 1)).movedim(1, -1).contiguous()
                 elif isinstance(layer, IntegerConv):
-                    a = layer(a)
+                    a = layer(a, cells if i == self.last_wide else None)
                     a = a.clamp_(0, LARGEST).add_(ZERO).to(torch.int8) if i != self.last or self.ends_in_relu else a
         return a
 
@@ -144,7 +168,7 @@ class IntegerNet(nn.Module):
         if (unit_out is None) != self.ends_in_relu:
             raise ValueError("unit_out belongs to a network that does not end in a ReLU")
         net, inputs, unit_in = copy.deepcopy(net).cpu(), [a.cpu() for a in inputs], unit_in.cpu()
-        largest = {i: HEADROOM * value for i, value in self._largest(net, inputs).items()}
+        largest = {i: REPRESENTED * value for i, value in self._largest(net, inputs).items()}
         convs = [i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d)]
         for i in convs:
             group = math.prod(layer.upscale_factor**2 for layer in net[i + 1 : _next(convs, i, len(net))] if isinstance(layer, nn.PixelShuffle))

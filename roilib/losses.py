@@ -19,7 +19,7 @@ import torch
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
-LMBDA_MIDDLE, BALANCE = 0.012, 0.6
+LMBDA_MIDDLE, BALANCE = 0.012, 0.5
 
 
 def bpp_terms(output: dict, target: Tensor) -> dict[str, Tensor]:

@@ -4,8 +4,9 @@
     peers × grid           ├─► tasks, one a picture and setting ──► processes ──► cache/<hash>.json ──► records, times
     uncompressed pictures  ┘
 
-A point's hash is of the model's weights (or the peer's libraries), the setting, the picture's bytes and its objects, so nothing stale is found.
-What a detector found is kept with the point, by the hash of the detector's file: a new detector measures it again, without one it is read as it is.
+A point's hash is of the model's weights and what a bit is worth to its encoder (or the peer's libraries), the setting, the picture's bytes and
+its objects, so nothing stale is found. What a detector found is kept with the point, by the hash of the detector's file: a new detector measures it
+again, without one it is read as it is.
 """
 
 import functools
@@ -25,6 +26,7 @@ import torch
 from roilib.codec import Codec, load_codec
 from roilib.datasets import RoiDataset, Sample
 from roilib.detector import SHIPPED_WEIGHTS, HookedDetector
+from roilib.entropy import BIT_WORTH
 from roilib.evaluation import SHIPPED, evaluate, evaluate_peer, settings, uncompressed, weights_file
 from roilib.runs import Run, write_json
 from roilib.shipped import shipped
@@ -60,7 +62,7 @@ class Task:
 
     def key(self) -> str:
         """What stands for this point's content."""
-        codec = _codec(self.weights, self.device).id.hex() if self.weights else [self.peer, *map(version, LIBRARIES)]
+        codec = [_codec(self.weights, self.device).id.hex(), BIT_WORTH] if self.weights else [self.peer, *map(version, LIBRARIES)]
         objects = [self.sample.boxes.tolist(), [self.classes[i] for i in self.sample.labels]]
         content = [FORM, codec, self.knobs, self.sample.id, objects, hashlib.sha256(self.sample.path.read_bytes()).hexdigest()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

@@ -4,7 +4,6 @@ The transforms are a linear one, which starts as the 16x16 DCT of luma and two c
 the linear one cannot do. What decides probabilities runs on integers (roilib.integer), so a stream decodes to the same symbols everywhere.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -12,24 +11,26 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.entropy_models import EntropyBottleneck
 from compressai.models import CompressionModel
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from roilib.context import CONTEXT_UNIT, MEAN_UNIT, VALUE_SCALE, VALUE_UNITS, magnitudes, passes_of, stored_magnitudes, stored_values, with_known
 from roilib.dct import dct_basis, spectrum
-from roilib.entropy import CODER_BITS, TAIL_SHARE, Counter, Decoder, Encoder, Tables, frequencies, reach
-from roilib.integer import MAX, ZERO, IntegerNet
-from roilib.quality import CELL, STEPS_PER_OCTAVE, floor_log2, quality_index
+from roilib.entropy import CODER_BITS, Counter, Decoder, Encoder, Tables, frequencies, reach
+from roilib.integer import MAX, IntegerNet
+from roilib.quality import CELL, STEPS_PER_OCTAVE, quality_index
+from roilib.scales import LEVELS_PER_OCTAVE, SCALE_LEVELS, SCALE_MIN, SCALES, TailedGaussian, level_of, round_to_cheap, scale_of
 
 Q_MIDDLE, Q_SPREAD = quality_index(0.012), 263  # quality indices that 0 and 1 stand for as an input of networks, 1 relative to 0
 STEP = 46.5 / 255  # the DCT quantiser's step that suits lmbda 0.012
-SCALE_MIN, SCALE_LEVELS, LEVELS_PER_OCTAVE = 0.1, 80, 8  # scale of level i: SCALE_MIN * 2^(i / 8), up to 94
 SLICES = (16, 64, 192)  # where the latent's channels, largest scales first, are cut
-MEAN_UNIT, CONTEXT_UNIT, Q_UNIT = 1 / 64, 1 / 16, 4  # what 1 stands for in the integer networks
-SCALES = tuple(SCALE_MIN * 2 ** (i / LEVELS_PER_OCTAVE) for i in range(SCALE_LEVELS))
+PASSES = (3, 2, 1, 1)  # over the cells of each slice: where most bits are, neighbours tell most
+Q_UNIT = 4  # steps of quality that 1 stands for in the integer networks
 LEVEL_SHIFT = (2 * STEPS_PER_OCTAVE // LEVELS_PER_OCTAVE).bit_length() - 1  # 2 to its power: steps of quality that raise the scale by a level
 OCTAVES = 4  # of scale that 1 in an entropy network's output stands for
+Cells = slice | np.ndarray  # which of a latent's cells, numbered row by row
 
 
 class Block(nn.Module):
@@ -46,31 +47,13 @@ class Block(nn.Module):
         return x + self.body(x)
 
 
-class TailedGaussian(GaussianConditional):
-    """A Gaussian with a share of far symbols, as in the tables of roilib.entropy: an outlier costs bits in proportion to its size, not its square."""
-
-    def _likelihood(self, inputs: Tensor, scales: Tensor, means: Tensor | None = None) -> Tensor:
-        distance = (inputs if means is None else inputs - means).abs()
-        scales = self.lower_bound_scale(scales)
-        gauss = self._standardized_cumulative((0.5 - distance) / scales) - self._standardized_cumulative((-0.5 - distance) / scales)
-        share, ratio = TAIL_SHARE * scales.clamp(max=1), torch.exp2(-1 / (1 + scales))
-        return (1 - share) * gauss + share * (1 - ratio) / (1 + ratio) * ratio**distance
-
-
-@functools.cache
-def magnitude_table() -> Tensor:
-    """By |y_hat| in units of MEAN_UNIT: log2(1 + |y_hat|) in units of CONTEXT_UNIT, to the nearest, as integer networks store it."""
-    one, halves = round(1 / MEAN_UNIT), round(2 / CONTEXT_UNIT)
-    return torch.tensor([ZERO + (floor_log2(one + a, halves) - floor_log2(one, halves) + 1) // 2 for a in range(1 << 16)], dtype=torch.int8)
-
-
 def conv3(i: int, o: int) -> nn.Conv2d:
     """3x3 convolution that keeps the size."""
     return nn.Conv2d(i, o, 3, padding=1)
 
 
 def entropy_parameters(i: int, hidden: int, o: int) -> nn.Sequential:
-    """From the i channels of a slice's context to its scales and means."""
+    """From the i channels of a context to scales and means."""
     return nn.Sequential(conv3(i, hidden), nn.ReLU(), conv3(hidden, hidden), nn.ReLU(), nn.Conv2d(hidden, o, 1))
 
 
@@ -80,17 +63,19 @@ class RoiVbr(CompressionModel):
         x ─┬─► a_lin ─►(+)─► y · gain_a(q) ─►(-)─► Q ─► AE ═══ AD ─►(+)─► · gain_s(q) ─► s_lin ─┬─►(+)─► x_hat
            └─► g_a ─────┘            │      means    scales, means                               └─► g_s ─┘
                                      ├─► h_a(·, q) ─► z ─ Q · EB ─► h_s ─► h ─┐     ▲
-                                     │                                        ├─► e[k](h, q, slices before k)
-                                     └────── slices 0 … k-1 of y_hat ─────────┘
+                                     │                                        ├─► e[k][pass](h, q, …)
+                                     └── y_hat of slices 0 … k-1 and of k's ──┘
+                                         cells that earlier passes coded
 
-    y (B, M, H/16, W/16) is cut into slices of falling scale; the probabilities of each depend on those before it. h_s and e run on
-    integers when bits are written or read. g_s corrects the linear synthesis in the picture, at an eighth of its size.
+    y (B, M, H/16, W/16) is cut into slices of falling scale; the probabilities of each depend on those before it, and in the first two also on
+    neighbouring cells, which earlier passes over the slice have coded (roilib.context): e[k] holds a network a pass. h_s and e run on integers
+    when bits are written or read. g_s corrects the linear synthesis in the picture, at an eighth of its size.
 
     Args:
         N: channels of the convolutional transforms at 1/8; the hyper networks have as many.
         M: channels of the latent, at most 768 = 3 * 16 * 16 (all of a cell).
     Sources: spatially scaled latents, Perugachi-Diaz et al. (BMVC 2022); gain units, Cui et al. (CVPR 2021); channel slices, Minnen and Singh
-    (ICIP 2020).
+    (ICIP 2020); passes over cells, He et al. (CVPR 2021).
     """
 
     def __init__(self, N: int = 128, M: int = 768):
@@ -109,9 +94,16 @@ class RoiVbr(CompressionModel):
         self.h_a = nn.Sequential(nn.Conv2d(M + 1, N, 1), nn.ReLU(), nn.Conv2d(N, N, 4, 2, 1), nn.ReLU(), nn.Conv2d(N, N // 2, 4, 2, 1))
         shuffle = nn.PixelShuffle(2)
         self.h_s = nn.Sequential(conv3(N // 2, 4 * N), shuffle, nn.ReLU(), conv3(N, 4 * N), shuffle, nn.ReLU())
-        self.e = nn.ModuleList(entropy_parameters(N + 1 + start, N, 2 * (end - start)) for start, end in self.slices)
+        self.e, self.e_integer = nn.ModuleList(), nn.ModuleList()
+        for (start, end), passes in zip(self.slices, PASSES, strict=False):
+            n, shared = end - start, N + 1 + start  # channels of a slice, and of what all its passes know
+            own = [3 * n if turn else 0 for turn in range(passes)]  # channels that tell of the slice's own y_hat
+            nets = nn.ModuleList(entropy_parameters(shared + more, N, 2 * n) for more in own)
+            signed = [[N, *range(shared + n, shared + more)] for more in own]
+            twins = (IntegerNet(net, places, coarse=more // 3) for net, places, more in zip(nets, signed, own, strict=True))
+            self.e.append(nets)
+            self.e_integer.append(nn.ModuleList(twins))
         self.h_s_integer = IntegerNet(self.h_s, signed=range(N // 2))
-        self.e_integer = nn.ModuleList(IntegerNet(net, signed=[N]) for net in self.e)
         self.register_buffer("y_counts", torch.from_numpy(np.concatenate([frequencies(scale) for scale in SCALES])))
         self._start()
 
@@ -125,8 +117,9 @@ class RoiVbr(CompressionModel):
             layer.weight.mul_(0.02)
             layer.bias.zero_()
         octaves = torch.log2(torch.tensor([scale for scale, *_ in spectrum(self.M)]) / SCALE_MIN)
-        for (start, end), net in zip(self.slices, self.e, strict=True):
-            net[-1].bias[: end - start] = octaves[start:end] / OCTAVES
+        for (start, end), nets in zip(self.slices, self.e, strict=True):
+            for net in nets:
+                net[-1].bias[: end - start] = octaves[start:end] / OCTAVES
 
     @property
     def downsampling_factor(self) -> int:
@@ -171,8 +164,8 @@ class RoiVbr(CompressionModel):
         return self.entropy_bottleneck.quantiles[:, 0, 1].detach()[:, None, None]
 
     def context(self, h: Tensor, q: Tensor, before: Tensor) -> Tensor:
-        """The input of e[k]; before: y_hat of the slices before it (B, start, h, w), whose magnitudes tell how much to expect."""
-        return torch.cat([h, self.condition(q), (1 + before.abs()).log2()], 1)
+        """What all passes over slice k know; before: y_hat of the slices before it (B, start, h, w)."""
+        return torch.cat([h, self.condition(q), magnitudes(before)], 1)
 
     def forward(self, x: Tensor, q: Tensor) -> dict:
         """x (B, 3, H, W) in [0, 1], sides multiples of 64; q (B, 1, H/16, W/16) quality indices 0 … 654."""
@@ -182,31 +175,47 @@ class RoiVbr(CompressionModel):
         h = self.h_s(z_hat - self.medians())
         y_hat, likelihoods = y[:, :0], []
         for k, (start, end) in enumerate(self.slices):
-            octaves, means = self.e[k](self.context(h, q, y_hat)).float().chunk(2, 1)
-            octaves = OCTAVES * octaves + (q - Q_MIDDLE) / (2 * STEPS_PER_OCTAVE)  # the plain gain's
-            scales = SCALE_MIN * torch.exp2(octaves.clamp(max=(SCALE_LEVELS - 1) / LEVELS_PER_OCTAVE))
             part = y[:, start:end]
-            likelihoods.append(self.gaussian_conditional(part, scales, means)[1])
-            rounded = part + (torch.round(part - means) + means - part).detach()  # straight through for the decoder, noise for the rate
+            rounded, octaves, means = self._code_slice(k, part, self.context(h, q, y_hat), q)
+            likelihoods.append(self.gaussian_conditional.of_symbols(part, rounded, scale_of(octaves), means))
             y_hat = torch.cat([y_hat, rounded], 1)
         return {"x_hat": self.synthesis(y_hat * gain_s, q), "likelihoods": {"y": torch.cat(likelihoods, 1), "z": z_likelihoods}}
+
+    def _code_slice(self, k: int, part: Tensor, context: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """y_hat of a slice's y, and the scales (in octaves of SCALE_MIN) and means that its symbols are coded with, all (B, n, h, w)."""
+        turns, found = passes_of(len(self.e[k]), *part.shape[-2:]).to(part.device), (torch.zeros_like(part),) * 3
+        for turn, net in enumerate(self.e[k]):
+            octaves, means = net(with_known(context, found[0]) if turn else context).float().chunk(2, 1)
+            octaves = OCTAVES * octaves + (q - Q_MIDDLE) / (2 * STEPS_PER_OCTAVE)  # the plain gain's
+            rounded = part + (round_to_cheap(part - means, level_of(octaves)) + means - part).detach()  # straight through for what comes after
+            found = tuple(torch.where(turns == turn, new, old) for new, old in zip((rounded, octaves, means), found, strict=True))
+        return found
+
+    def _contexts(self, h: Tensor, q: Tensor, y_hat: Tensor) -> list[list[Tensor]]:
+        """By slice and pass: the input of each network of e."""
+        found = []
+        for (start, end), nets in zip(self.slices, self.e, strict=True):
+            context, turns = self.context(h, q, y_hat[:, :start]), passes_of(len(nets), *y_hat.shape[-2:]).to(y_hat.device)
+            later = (with_known(context, torch.where(turns < turn, y_hat[:, start:end], 0)) for turn in range(1, len(nets)))
+            found.append([context, *later])
+        return found
 
     @torch.no_grad()
     def quantise(self, pictures: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Make the integer networks from the trained ones, and z's tables; pictures: some (x, q) of `forward`, to see how large activations get."""
-        hyper_latents, contexts = [], [[] for _ in self.slices]
+        hyper_latents, contexts = [], []
         for x, q in pictures:
             y = self.analysis(x) * self.gains(q)[0]
             hyper_latents.append(torch.round(self.hyper(y, q) - self.medians()))
-            h = self.h_s(hyper_latents[-1])
-            for k, (start, _) in enumerate(self.slices):
-                contexts[k].append(self.context(h, q, torch.round(y[:, :start])))
+            contexts.append(self._contexts(self.h_s(hyper_latents[-1]), q, torch.round(y)))
         unit_h, unit_q = self.h_s_integer.quantise(self.h_s, hyper_latents, torch.ones(self.N // 2)), torch.tensor([Q_UNIT / Q_SPREAD])
         for k, (start, end) in enumerate(self.slices):
-            units = torch.cat([unit_h, unit_q, torch.full((start,), CONTEXT_UNIT)])
+            own = torch.tensor([CONTEXT_UNIT, *(unit / VALUE_SCALE for unit in VALUE_UNITS)]).repeat_interleave(end - start)
             outputs = torch.full((2 * (end - start),), 1 / (OCTAVES * 2 * STEPS_PER_OCTAVE))  # a step of quality moves the scale by as much
             outputs[end - start :] = MEAN_UNIT
-            self.e_integer[k].quantise(self.e[k], contexts[k], units, outputs)
+            for turn, (integer, net) in enumerate(zip(self.e_integer[k], self.e[k], strict=True)):
+                units = torch.cat([unit_h, unit_q, torch.full((start,), CONTEXT_UNIT), own if turn else own[:0]])
+                integer.quantise(net, [seen[k][turn] for seen in contexts], units, outputs)
         self.entropy_bottleneck.update(force=True)
 
     def tables(self) -> tuple[Tables, Tables]:
@@ -219,31 +228,42 @@ class RoiVbr(CompressionModel):
         return y, z
 
     def coded(self, part: slice, levels: np.ndarray) -> np.ndarray:
-        """Where in the levels (h, w, n), flattened, symbols are in the stream: in the last slice not at the lowest level, too sure to be zero."""
+        """Where in the levels (cells, n), flattened, symbols are in the stream: in the last slice not at the lowest level, too sure to be zero."""
         return np.flatnonzero(levels) if part.stop == self.M else np.arange(levels.size)
 
     @torch.no_grad()
-    def scan(self, z: np.ndarray, q: Tensor, code: Callable[[slice, np.ndarray, np.ndarray], np.ndarray]) -> Tensor:
-        """y_hat (1, M, h, w) in fp32, slice by slice, all on integers on the CPU.
+    def scan(
+        self, z: np.ndarray, q: Tensor, code: Callable[[slice, slice | np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    ) -> tuple[np.ndarray, Tensor]:
+        """The symbols (h, w, M) int32 and y_hat (1, M, h, w) fp32, slice by slice and pass by pass, all on integers on the CPU.
 
-        z (h/4, w/4, N/2): symbols; q (1, 1, h, w); code(channels, levels, means) gives the symbols of these channels, all (h, w, n) integers, the
-        means in units of MEAN_UNIT: an encoder makes and writes them, a decoder reads them.
+        z (h/4, w/4, N/2): symbols; q (1, 1, h, w); code(channels, cells, levels, means) gives the symbols of these channels at these of the h * w
+        cells, numbered row by row, as levels and means all (cells, n) integers, the means in units of MEAN_UNIT: an encoder makes and writes them,
+        a decoder reads them.
         """
         with record_function("hyper synthesis"):
             h = self.h_s_integer(torch.from_numpy(z.astype(np.int8))[None])[0]
         gain = q.cpu()[0, 0, :, :, None].int() - Q_MIDDLE
-        nearest = gain + (1 << LEVEL_SHIFT - 1)
+        nearest = gain.flatten(0, 1) + (1 << LEVEL_SHIFT - 1)
         condition = torch.div(gain + Q_UNIT // 2, Q_UNIT, rounding_mode="floor").to(torch.int8)
-        magnitudes, scaled = magnitude_table(), torch.empty(*gain.shape[:2], self.M, dtype=torch.int32)  # y_hat in units of MEAN_UNIT
-        for k, (start, end) in enumerate(self.slices):
+        found = np.zeros((*gain.shape[:2], self.M), np.int32)
+        scaled = torch.zeros(found.shape, dtype=torch.int32)  # y_hat in units of MEAN_UNIT, as far as it is known
+        for (start, end), nets in zip(self.slices, self.e_integer, strict=True):
+            turns, own = passes_of(len(nets), *gain.shape[:2]).flatten(), scaled[..., start:end]
             with record_function("entropy networks"):
-                context = magnitudes[scaled[..., :start].abs().clamp_(max=len(magnitudes) - 1)]
-                scales, means = self.e_integer[k](torch.cat([h, condition, context], -1)[None])[0].chunk(2, -1)
-                levels = (scales + nearest).bitwise_right_shift_(LEVEL_SHIFT).clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
-            with record_function("entropy coding"):
-                symbols = code(slice(start, end), levels.numpy(), means.numpy())
-            scaled[..., start:end] = torch.from_numpy(symbols) * round(1 / MEAN_UNIT) + means
-        return scaled.movedim(-1, 0)[None] * MEAN_UNIT
+                context = torch.cat([h, condition, stored_magnitudes(scaled[..., :start])], -1)
+            for turn, net in enumerate(nets):
+                some = np.flatnonzero(turns == turn) if len(nets) > 1 else None
+                cells = slice(None) if some is None else some  # a slice needs no copies
+                with record_function("entropy networks"):
+                    known = [stored_magnitudes(own), stored_values(own)] if turn else []
+                    scales, means = net(torch.cat([context, *known], -1)[None], some).flatten(0, -2).chunk(2, -1)
+                    levels = (scales + nearest[cells]).bitwise_right_shift_(LEVEL_SHIFT).clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
+                with record_function("entropy coding"):
+                    symbols = code(slice(start, end), cells, levels.numpy(), means.numpy())
+                found.reshape(-1, self.M)[cells, start:end] = symbols
+                scaled.view(-1, self.M)[cells, start:end] = torch.from_numpy(symbols) * round(1 / MEAN_UNIT) + means
+        return found, scaled.movedim(-1, 0)[None] * MEAN_UNIT
 
     @torch.no_grad()
     def compress(self, x: Tensor, q: Tensor) -> dict:
@@ -274,19 +294,17 @@ class RoiVbr(CompressionModel):
             z = _cells_first(torch.round(self.hyper(y, q) - self.medians()))
         z = z.clip(z_tables.low.clip(-MAX), z_tables.high.clip(max=MAX)).astype(np.int32)
         z_coder.put(z.ravel(), self.z_levels(z.shape[:2]), z_tables)
-        y, parts = _cells_first(y), []
+        rows = _cells_first(y).reshape(-1, self.M)
 
-        def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
+        def code(part: slice, cells: Cells, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
             places, symbols = self.coded(part, levels), np.zeros(levels.shape, np.int32)
             chosen = levels.ravel()[places]
-            bound, distance = y_tables.high[chosen], y[..., part].ravel()[places] - means.ravel()[places] * np.float32(MEAN_UNIT)
-            symbols.ravel()[places] = np.rint(distance).clip(-bound, bound)
+            bound, distance = y_tables.high[chosen], rows[cells, part].ravel()[places] - means.ravel()[places] * np.float32(MEAN_UNIT)
+            symbols.ravel()[places] = round_to_cheap(torch.from_numpy(distance), torch.from_numpy(chosen)).numpy().clip(-bound, bound)
             y_coder.put(symbols.ravel()[places], chosen, y_tables)
-            parts.append(symbols)
             return symbols
 
-        self.scan(z, q, code)
-        return [np.concatenate(parts, -1), z]
+        return [self.scan(z, q, code)[0], z]
 
     @torch.no_grad()
     def decode_symbols(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> tuple[list[np.ndarray], Tensor]:
@@ -294,16 +312,15 @@ class RoiVbr(CompressionModel):
         with record_function("tables"):
             y_tables, z_tables = self.tables()
         z = Decoder(strings[1][0]).get(self.z_levels(shape), z_tables).reshape(*shape, -1)
-        coder, parts = Decoder(strings[0][0]), []
+        coder = Decoder(strings[0][0])
 
-        def code(part: slice, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
+        def code(part: slice, cells: Cells, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
             places, symbols = self.coded(part, levels), np.zeros(levels.shape, np.int32)
             symbols.ravel()[places] = coder.get(levels.ravel()[places], y_tables)
-            parts.append(symbols)
             return symbols
 
-        y_hat = self.scan(z, q, code)
-        return [np.concatenate(parts, -1), z], y_hat
+        y, y_hat = self.scan(z, q, code)
+        return [y, z], y_hat
 
     def least_bytes(self, shape: tuple[int, int]) -> int:
         """No stream of a z (*shape, N/2) has fewer: that of the most probable symbols, less what the coder keeps."""

@@ -2,6 +2,7 @@
 
 python -m roilib.sample_set data/sample                       20 scenes, bus.jpg and zidane.jpg, with splits
 python -m roilib.sample_set data/drive --drive 100 --seed 7   one street driven through, ten frames a second
+python -m roilib.sample_set data/streets --streets 40         a frame of each of 40 streets, to train on
 """
 
 import argparse
@@ -55,14 +56,23 @@ def make_drive(root: str | Path, frames: int, seed: int = 0) -> Path:
 
     A folder of pictures is taken as it is. Raises ValueError where a KITTI root holds fewer pictures.
     """
-    root = Path(root)
+    return _rendered(Path(root), [(seed, i / FRAMES_PER_SECOND, f"{i:06d}") for i in range(frames)])
+
+
+def make_streets(root: str | Path, count: int, seed: int = 100) -> Path:
+    """As `make_drive`, but the first frame of each of `count` streets, of which `seed` is the first. The sample set has those of seeds 0 to 19."""
+    return _rendered(Path(root), [(seed + i, 0.0, f"{seed + i:06d}") for i in range(count)])
+
+
+def _rendered(root: Path, frames: list[tuple[int, float, str]]) -> Path:
+    """The frames (seed, time, id) at `root`, unless as many are there."""
     if root.exists():
-        found = len(list((root / "training" / "image_2").glob("*"))) if (root / "training").is_dir() else frames
-        if found < frames:
-            raise ValueError(f"{root}: a drive of {found} frames, not {frames}; name another folder or remove this one")
+        found = len(list((root / "training" / "image_2").glob("*"))) if (root / "training").is_dir() else len(frames)
+        if found < len(frames):
+            raise ValueError(f"{root}: has {found} of {len(frames)} frames; name another folder or remove this one")
         return root
     with _appearing(root) as unfinished:
-        _write_frames(unfinished, [(seed, i / FRAMES_PER_SECOND, f"{i:06d}") for i in range(frames)])
+        _write_frames(unfinished, frames)
     return root
 
 
@@ -111,11 +121,17 @@ def main() -> int:
     """0; 2 with one line when there is no room for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
-    parser.add_argument("--drive", type=int, metavar="FRAMES", help="a drive of so many frames instead of the sample set")
-    parser.add_argument("--seed", type=int, default=0, help="which street to drive through")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--drive", type=int, metavar="FRAMES", help="a drive of so many frames instead of the sample set")
+    kind.add_argument("--streets", type=int, metavar="COUNT", help="a frame of each of so many streets instead of the sample set")
+    parser.add_argument("--seed", type=int, help="which street to drive through (0), or the first of the streets (100)")
     args = parser.parse_args()
+    seed = {} if args.seed is None else {"seed": args.seed}
     try:
-        print(make_drive(args.root, args.drive, args.seed) if args.drive else make_sample_set(args.root))
+        if args.drive:
+            print(make_drive(args.root, args.drive, **seed))
+        else:
+            print(make_streets(args.root, args.streets, **seed) if args.streets else make_sample_set(args.root))
     except ValueError as error:
         print(f"roilib.sample_set: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,8 @@ from roilib.files import replacing
 from roilib.integer import IntegerConv
 from roilib.models import HyperpriorWithObjFeatures, update_tables
 from roilib.parameters import Parameters
-from roilib.roi_vbr import RoiVbr, TailedGaussian
+from roilib.roi_vbr import RoiVbr
+from roilib.scales import TailedGaussian
 
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # made from the weights by update_tables
 PICKLED = (".pt", ".pth", ".ckpt", ".tar")

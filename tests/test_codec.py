@@ -194,7 +194,7 @@ def test_a_header_that_lies_under_a_right_checksum_is_refused(vbr, image):
 def test_a_decoder_that_computes_otherwise_says_so(vbr, vbr_run, image):
     data = codec.encode(image, BOX, model=vbr)
     other = codec.load_codec(vbr_run.weights)
-    other.model.e_integer[0].layers[2].bias += 2**12
+    other.model.e_integer[0][0].layers[2].bias += 2**12
     with pytest.raises(ValueError, match=r"symbols|not a stream"):
         other.decode(data)
     with pytest.raises(ValueError, match=rf"of model {vbr.id.hex()}, these weights are 00000000"):

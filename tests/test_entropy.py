@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from roilib.entropy import TOTAL, Decoder, Encoder, Tables, frequencies, reach
+from roilib.entropy import BIT_WORTH, TOTAL, Decoder, Encoder, Tables, frequencies, reach, thresholds
 
 SCALES = [0.1, 0.5, 3.0, 60.0]
 
@@ -32,6 +32,16 @@ def test_a_table_is_a_gaussian_with_a_tail(scale):
     if scale >= 0.5:  # a finer Gaussian falls into one bin
         assert (p * k**2).sum() == pytest.approx(scale**2 + 1 / 12, rel=0.1)
     assert half[-1] / TOTAL > 1e-8  # far symbols cost bits, not the picture
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_threshold_is_where_the_error_saved_is_worth_the_bits(scale):
+    bits, limits = -np.log2(frequencies(scale) / TOTAL), thresholds(scale).astype(float)
+    assert limits[0] == 0
+    for k in range(1, len(bits)):
+        larger, smaller = ((limits[k] - symbol) ** 2 + BIT_WORTH * bits[symbol] for symbol in (k, k - 1))
+        assert larger == pytest.approx(smaller, abs=1e-4 * k)
+    assert (limits[1:] >= np.arange(1, len(bits)) - 0.5 - 1e-3).all(), "never away from the mean"
 
 
 def test_symbols_come_back_in_the_bytes_that_their_tables_say(tables):

@@ -48,6 +48,19 @@ def test_it_follows_the_float_network(quantised):
     assert (wanted - got).abs().max() < 0.02 * wanted.abs().max() + unit
 
 
+def test_inputs_of_large_units_leave_the_others_their_precision():
+    net, units = head_like()[:1], torch.tensor([1 / 16] * 7 + [8.0] * 3)
+    a = symbols(4, 10, 9, 9) * (torch.arange(10) < 7)[:, None, None]  # the large ones are seldom there
+    off = []
+    for coarse in (0, 3):
+        twin = IntegerNet(net, range(10), coarse)
+        twin.quantise(net, [symbols(4, 10, 9, 9) * units[:, None, None]], units, torch.full((24,), 1 / 64))
+        off.append(float((net(a * units[:, None, None]) - twin(integers(a)).movedim(-1, 1) / 64).abs().mean()))
+        both = net(symbols(4, 10, 9, 9) * units[:, None, None])
+        assert (both - twin(integers(symbols(4, 10, 9, 9))).movedim(-1, 1) / 64).abs().mean() < 0.03 * both.abs().max()
+    assert off[1] < 0.3 * off[0], off
+
+
 def test_a_network_that_ends_in_a_relu_tells_its_units():
     net = hyper_like()
     twin, a = IntegerNet(net, signed=range(6)), symbols(4, 6, 5, 6)

@@ -109,7 +109,8 @@ def test_training_draws_uniform_labelled_and_random_pictures_over_the_whole_rang
     kinds = ["none" if not len(b) else "own" if b[0, :4].tolist() == [40, 40, 90, 80] else "random" for b, _, _ in drawn]
     assert all(150 < kinds.count(kind) < 250 for kind in ("none", "own", "random"))
     qualities = np.array([quality for _, quality, _ in drawn])
-    assert np.histogram(qualities, 4, (0, Q_MAX))[0].min() > 100
+    assert np.histogram(qualities, 4, (Q_FLOOR, Q_MAX))[0].min() > 100
+    assert 10 < (qualities < Q_FLOOR).sum() < 60
     assert all(0 < alpha <= ALPHA_ONE for _, _, alpha in drawn)
     assert {len(draw(np.random.default_rng(seed), np.zeros((0, 4)), 128)[0]) > 0 for seed in range(30)} == {True, False}
     assert all((b[:, 4] <= 255).all() and (b[:, 2:4] <= 128).all() for b, _, _ in drawn)

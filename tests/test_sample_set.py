@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from roilib.datasets import RoiDataset, kitti_samples, split
-from roilib.sample_set import make_drive, make_sample_set
+from roilib.sample_set import make_drive, make_sample_set, make_streets
 
 
 def files(root):
@@ -46,9 +46,19 @@ def test_it_is_a_kitti_data_set(small_set):
         assert (boxes[:, 2:] <= torch.tensor(image.shape[:0:-1])).all()
 
 
+def test_streets_are_the_first_frames_of_their_seeds(small_set, tmp_path):
+    root = make_streets(tmp_path / "streets", 1, seed=0)
+    (picture,) = (root / "training" / "image_2").iterdir()
+    assert picture.name == "000000.png"
+    assert picture.read_bytes() == (small_set[0] / "training" / "image_2" / "000000.png").read_bytes()
+    assert make_streets(root, 1, seed=0) == root
+    with pytest.raises(ValueError, match="has 1 of 2 frames"):
+        make_streets(root, 2)
+
+
 def test_what_exists_is_not_made_again(small_set):
     root, appeared = small_set
     assert make_sample_set(root) == make_drive(root, 3) == root
     assert files(root) == appeared
-    with pytest.raises(ValueError, match="a drive of 3 frames, not 100"):
+    with pytest.raises(ValueError, match="has 3 of 100 frames"):
         make_drive(root, 100)

@@ -78,7 +78,7 @@ HOSTILE = {
     "tables of negative length": ("vbr", lambda s, m: (filled(s, "entropy_bottleneck._cdf_length", -5), m), "probability tables"),
     "negative frequencies": ("vbr", lambda s, m: (filled(s, "y_counts", -1), m), "probability tables"),
     "integers that are not exact": ("vbr", lambda s, m: (filled(s, "h_s_integer.layers.0.bias", 2**30), m), "sums are not exact"),
-    "shifts that are none": ("vbr", lambda s, m: (filled(s, "e_integer.0.layers.0.shift", -1), m), "sums are not exact"),
+    "shifts that are none": ("vbr", lambda s, m: (filled(s, "e_integer.0.0.layers.0.shift", -1), m), "sums are not exact"),
 }
 
 

@@ -1,0 +1,73 @@
+"""What roi_vbr's entropy networks know of y_hat: the slices before their own, and of their own slice the cells of earlier passes.
+
+    passes   1      2      3
+             0 0    0 1    0 2      the pass that codes each of 2x2 cells; those of one pass do not know each other,
+             0 0    1 0    2 1      so they are coded, and decoded, all at once
+
+As the integer networks see it, y_hat is whole multiples of MEAN_UNIT.
+Source: D. He et al., "Checkerboard context model for efficient learned image compression" (CVPR 2021).
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from roilib.integer import MAX, ZERO
+from roilib.quality import floor_log2
+
+MEAN_UNIT, CONTEXT_UNIT = 1 / 64, 1 / 16  # what 1 stands for in integers: means, magnitudes in octaves
+VALUE_UNITS = (1 / 4, 2)  # and both parts of a value: what fits into eight bits finely, and what large ones have beyond that
+SMALL = MAX * VALUE_UNITS[0]
+VALUE_SCALE = 8  # a value of y_hat that is 1 as a network's input
+PATTERNS = {1: ((0,),), 2: ((0, 1), (1, 0)), 3: ((0, 2), (2, 1))}
+
+
+def passes_of(passes: int, height: int, width: int) -> Tensor:
+    """(height, width) int64: the pass, 0 … passes - 1, that codes each cell."""
+    pattern = torch.tensor(PATTERNS[passes])
+    side = len(pattern)
+    return pattern.repeat(-(-height // side), -(-width // side))[:height, :width]
+
+
+def magnitudes(y_hat: Tensor) -> Tensor:
+    """How large values are, in octaves: it tells how much to expect beside them."""
+    return (1 + y_hat.abs()).log2()
+
+
+def values(y_hat: Tensor) -> Tensor:
+    """(B, n, …) → (B, 2 n, …): the small parts of values, then the rest of large ones; networks add them up."""
+    small = y_hat.clamp(-SMALL, SMALL)
+    return torch.cat([small, y_hat - small], 1) / VALUE_SCALE
+
+
+def with_known(context: Tensor, known: Tensor) -> Tensor:
+    """The input of a network of a second or third pass: what the first knew (B, C, h, w), then `magnitudes` and `values` of its own slice's y_hat
+    (B, n, h, w), which is 0 where it is not known yet.
+    """
+    return torch.cat([context, magnitudes(known), values(known)], 1)
+
+
+@functools.cache
+def magnitude_table() -> Tensor:
+    """By |y_hat| in units of MEAN_UNIT: `magnitudes` in units of CONTEXT_UNIT, to the nearest, as integer networks store it."""
+    one, halves = round(1 / MEAN_UNIT), round(2 / CONTEXT_UNIT)
+    return torch.tensor([ZERO + (floor_log2(one + a, halves) - floor_log2(one, halves) + 1) // 2 for a in range(1 << 16)], dtype=torch.int8)
+
+
+def stored_magnitudes(y_hat: Tensor) -> Tensor:
+    """int8 of `magnitudes`; y_hat: integers in units of MEAN_UNIT, any shape."""
+    table = magnitude_table()
+    return table[y_hat.abs().clamp_(max=len(table) - 1)]
+
+
+def stored_values(y_hat: Tensor) -> Tensor:
+    """(…, n) → (…, 2 n) int8 of `values` in VALUE_UNITS, to the nearest, halves away from 0; y_hat: integers in units of MEAN_UNIT."""
+    small = y_hat.clamp(-round(SMALL / MEAN_UNIT), round(SMALL / MEAN_UNIT))
+    return torch.cat([_nearest(part, unit) for part, unit in zip((small, y_hat - small), VALUE_UNITS, strict=True)], -1)
+
+
+def _nearest(y_hat: Tensor, unit: float) -> Tensor:
+    shift = round(unit / MEAN_UNIT).bit_length() - 1
+    sizes = (y_hat.abs() + (1 << shift - 1)).bitwise_right_shift_(shift).clamp_(max=MAX)
+    return (sizes * y_hat.sign()).to(torch.int8)
