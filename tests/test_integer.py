@@ -48,6 +48,7 @@ def test_it_follows_the_float_network(quantised):
     assert (wanted - got).abs().max() < 0.02 * wanted.abs().max() + unit
 
 
+@torch.no_grad()
 def test_inputs_of_large_units_leave_the_others_their_precision():
     net, units = head_like()[:1], torch.tensor([1 / 16] * 7 + [8.0] * 3)
     a = symbols(4, 10, 9, 9) * (torch.arange(10) < 7)[:, None, None]  # the large ones are seldom there
@@ -75,7 +76,7 @@ def test_a_network_that_ends_in_a_relu_tells_its_units():
 def test_no_sum_is_too_large_to_be_exact(quantised):
     _, twin, _, _ = quantised
     for layer in (twin.layers[0], twin.layers[2]):
-        assert layer.weight.abs().max() > 100  # the range is used
+        assert layer.weight.abs().max() > 64  # the range is used
         assert layer.weight.abs().double().sum(0).max() * -ZERO <= SUM_MAX
         assert layer.bias.abs().max() <= BIAS_MAX < 2**31 - SUM_MAX
 

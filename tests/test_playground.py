@@ -85,7 +85,7 @@ def test_a_peer_gets_as_many_bytes(coder, request_, peer):
     image = np.tile(street(0), (2, 2, 1))
     stream = coder.codec.encode(image, BOX, lmbda=0.05)
     peers = peer_within(image, BOX, peer, stream)
-    assert 0.85 * len(stream) < peers.bytes <= len(stream)
+    assert 0.8 * len(stream) < peers.bytes <= len(stream)
     worst = peer_within(image, BOX, peer, coder.codec.encode(image[:16, :16], lmbda=0.0004))  # which needs fewer than any peer
     assert worst.bytes < peers.bytes
     assert worst.setting.split(",")[0] in ("quality 1", "crf 51")
@@ -99,7 +99,7 @@ def test_a_search_ends_when_told_to(coder, request_):
         if len(tries) == 3:
             raise Superseded
 
-    stream = coder.codec.encode(street(0), BOX)
+    stream = coder.codec.encode(street(0), BOX, lmbda=0.12)
     with pytest.raises(Superseded):
         peer_within(street(0), BOX, "jpeg", stream, check)
 
