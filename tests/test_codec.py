@@ -149,16 +149,16 @@ def test_real_bytes_are_what_the_likelihoods_say(vbr):
 
 def test_bits_of_the_cells_are_those_of_the_stream(vbr, image):
     image = image[:90, :150]
-    data = codec.encode(image, BOX, lmbda=0.02, alpha=0.97, model=vbr)
+    data = codec.encode(image, BOX, lmbda=0.012, alpha=0.99, model=vbr)
     cells = vbr.cell_bits(image, data)
     assert cells.shape == (8, 12)  # of 128x192 pixels
-    assert cells.sum() == pytest.approx(vbr.estimate(image, BOX, lmbda=0.02, alpha=0.97), rel=1e-6)
+    assert cells.sum() == pytest.approx(vbr.estimate(image, BOX, lmbda=0.012, alpha=0.99), rel=1e-6)
     strings = Header.unpack(data)[1]
     assert cells.sum() == pytest.approx(8 * sum(map(len, strings)), rel=0.05)
-    assert cells[2:3, 2:5].mean() > 1.2 * cells[:, 6:9].mean()  # inside the box, and outside
-    capped = codec.encode(image, BOX, max_bytes=len(data) // 2, model=vbr)
-    bits = 8 * sum(map(len, Header.unpack(capped)[1]))  # few, of which whole words of two coders are a part
-    assert vbr.cell_bits(image, capped).sum() == pytest.approx(bits, rel=0.05, abs=64)
+    assert cells[2:3, 2:5].mean() > 1.5 * cells[:, 6:9].mean()  # inside the box, and outside
+    capped = codec.encode(image, BOX, max_bytes=len(data) * 3 // 4, model=vbr)
+    bits = 8 * sum(map(len, Header.unpack(capped)[1]))
+    assert vbr.cell_bits(image, capped).sum() == pytest.approx(bits, rel=0.05)
     with pytest.raises(ValueError, match="not a stream of this picture"):
         vbr.cell_bits(image[1:], data)
 
