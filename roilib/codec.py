@@ -126,7 +126,7 @@ class Codec:
         header, _, y_hat, q = self._decode(data)
         with self.autocast():
             x_hat = self.model.g_s(y_hat) if q is None else self.model.reconstruct(y_hat, q)
-        return x_hat[0, :, : header.height, : header.width].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+        return x_hat[0, :, : header.height, : header.width].clamp_(0, 1).mul_(255).round_().byte().permute(1, 2, 0).cpu().numpy()
 
     def decode_symbols(self, data: bytes) -> list[np.ndarray]:
         """The integers that a stream holds, one array a latent: the same on every machine."""
@@ -157,15 +157,18 @@ class Codec:
 
     def _inputs(self, image: np.ndarray, rows: np.ndarray, indices: tuple[int, int]) -> tuple:
         """What the model sees of a picture: x, and quality indices or features and mask where it takes them."""
-        frame = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None].float() / 255
-        x = pad(frame, self.model.downsampling_factor)
+        right, bottom = (-side % self.model.downsampling_factor for side in image.shape[1::-1])
+        x = self._tensor(np.pad(image, ((0, bottom), (0, right), (0, 0)), "edge"))
         if isinstance(self.model, RoiVbr):
             return x, self._quality(rows, image.shape[:2], x.shape[-2:], indices)
         if not isinstance(self.model, HyperpriorWithObjFeatures):
             return (x,)
         mask = torch.from_numpy(quality.importance_map(rows, *image.shape[:2]) > 0).float()[None, None].to(self.device)
-        features = frame_features(self.detector, frame, x.shape[-2:]) if self.parameters.uses_detector else None
+        features = frame_features(self.detector, self._tensor(image), x.shape[-2:]) if self.parameters.uses_detector else None
         return x, features, pad(mask, self.model.downsampling_factor, value=0)
+
+    def _tensor(self, image: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None].float() / 255
 
     def _quality(self, rows: np.ndarray, size: tuple[int, int], padded: tuple[int, int], indices: tuple[int, int]) -> Tensor:
         return torch.from_numpy(quality.quality_map(rows, size, padded, *indices)).float()[None, None].to(self.device)

@@ -56,18 +56,17 @@ def magnitude_table() -> Tensor:
 
 
 def stored_magnitudes(y_hat: Tensor) -> Tensor:
-    """int8 of `magnitudes`; y_hat: integers in units of MEAN_UNIT, any shape."""
-    table = magnitude_table()
-    return table[y_hat.abs().clamp_(max=len(table) - 1)]
+    """int8 of `magnitudes`; y_hat: int32 in units of MEAN_UNIT, any shape."""
+    return torch.from_numpy(magnitude_table().numpy().take(y_hat.abs().numpy(), mode="clip"))
 
 
 def stored_values(y_hat: Tensor) -> Tensor:
-    """(…, n) → (…, 2 n) int8 of `values` in VALUE_UNITS, to the nearest, halves away from 0; y_hat: integers in units of MEAN_UNIT."""
+    """(…, n) → (…, 2 n) int8 of `values` in VALUE_UNITS, to the nearest, halves away from 0; y_hat: int32 in units of MEAN_UNIT."""
     small = y_hat.clamp(-round(SMALL / MEAN_UNIT), round(SMALL / MEAN_UNIT))
     return torch.cat([_nearest(part, unit) for part, unit in zip((small, y_hat - small), VALUE_UNITS, strict=True)], -1)
 
 
 def _nearest(y_hat: Tensor, unit: float) -> Tensor:
     shift = round(unit / MEAN_UNIT).bit_length() - 1
-    sizes = (y_hat.abs() + (1 << shift - 1)).bitwise_right_shift_(shift).clamp_(max=MAX)
-    return (sizes * y_hat.sign()).to(torch.int8)
+    halves = (y_hat >> 31) + (1 << shift - 1)  # one less of what is negative
+    return halves.add_(y_hat).bitwise_right_shift_(shift).clamp_(-MAX, MAX).to(torch.int8)

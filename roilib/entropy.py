@@ -5,6 +5,7 @@ weights file carries: computed anew, a differently rounded exponential somewhere
 its own affair.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -62,14 +63,15 @@ class Tables:
 
     def cost(self, symbols: np.ndarray, levels: np.ndarray) -> float:
         """Bits that these symbols will take, by their tables."""
-        order, ends = _groups(levels, len(self.models))
-        grouped = np.split(symbols[order], ends[:-1])
-        return float(sum(self.bits[i][group - self.low[i]].sum() for i, group in enumerate(grouped) if len(group)))
+        order, groups = _groups(levels)
+        places = (symbols - self.low[levels])[order]
+        return float(sum(self.bits[level][places[group]].sum() for level, group in groups))
 
 
-def _groups(levels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Order that sorts symbols by their level (uint8), and where each level ends."""
-    return np.argsort(levels, kind="stable"), np.cumsum(np.bincount(levels, minlength=count))
+def _groups(levels: np.ndarray) -> tuple[np.ndarray, list[tuple[int, slice]]]:
+    """Order that sorts symbols by their level (uint8), and where the symbols of each level that there is are then."""
+    ends = np.cumsum(np.bincount(levels)).tolist()
+    return np.argsort(levels, kind="stable"), [(i, slice(a, b)) for i, (a, b) in enumerate(itertools.pairwise([0, *ends])) if a < b]
 
 
 class Encoder:
@@ -80,10 +82,10 @@ class Encoder:
 
     def put(self, symbols: np.ndarray, levels: np.ndarray, tables: Tables) -> None:
         """Add symbols (n,) int32, each within its level's table; levels (n,) uint8."""
-        order, ends = _groups(levels, len(tables.models))
-        for i, group in enumerate(np.split(symbols[order], ends[:-1])):
-            if len(group):
-                self._coder.encode(np.ascontiguousarray(group - tables.low[i], np.int32), tables.models[i])
+        order, groups = _groups(levels)
+        symbols = symbols[order]
+        for level, group in groups:
+            self._coder.encode(symbols[group] - tables.low[level], tables.models[level])
 
     def data(self) -> bytes:
         """The stream so far."""
@@ -112,23 +114,19 @@ class Decoder:
 
     def get(self, levels: np.ndarray, tables: Tables) -> np.ndarray:
         """The next len(levels) symbols, int32."""
-        order, ends = _groups(levels, len(tables.models))
-        if tables.least_bits @ np.diff(ends, prepend=0) > self._bits:
+        order, groups = _groups(levels)
+        if sum(tables.least_bits[level] * (group.stop - group.start) for level, group in groups) > self._bits:
             raise ValueError("a stream too short for its symbols")
-        found = np.empty(len(levels), np.int32)
-        start = 0
-        for i, end in enumerate(ends):
-            if end > start:
-                ended = self._coder.maybe_exhausted()
-                try:
-                    group = self._coder.decode(tables.models[i], int(end - start))
-                except (AssertionError, ValueError) as error:
-                    raise ValueError(f"not a stream of these symbols ({error})") from None
-                if ended:
-                    self._spend(tables.bits[i][group].sum())
-                found[start:end] = group + tables.low[i]
-            start = end
-        symbols = np.empty_like(found)
+        found, symbols = np.empty(len(levels), np.int32), np.empty(len(levels), np.int32)
+        for level, group in groups:
+            ended = self._coder.maybe_exhausted()
+            try:
+                places = self._coder.decode(tables.models[level], group.stop - group.start)
+            except (AssertionError, ValueError) as error:
+                raise ValueError(f"not a stream of these symbols ({error})") from None
+            if ended:
+                self._spend(tables.bits[level][places].sum())
+            np.add(places, tables.low[level], out=found[group])
         symbols[order] = found
         return symbols
 

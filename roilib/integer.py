@@ -46,11 +46,16 @@ def patches(a: Tensor, side: int, zero: Tensor, cells: np.ndarray | None = None)
 
     With cells (n,), numbers of cells row by row, only of these: (B, n, side² C).
     """
-    edge, (batch, height, width, _) = side // 2, a.shape
-    padded = zero.expand(batch, height + 2 * edge, width + 2 * edge, -1).contiguous()
+    edge, (batch, height, width, channels) = side // 2, a.shape
+    padded = a.new_empty(batch, height + 2 * edge, width + 2 * edge, channels)
     padded[:, edge : edge + height, edge : edge + width] = a
-    windows = padded.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3)
-    return windows.flatten(3) if cells is None else windows[:, cells // width, cells % width].flatten(2)
+    for sides in (padded, padded.movedim(2, 1)):
+        sides[:, :edge] = sides[:, sides.shape[1] - edge :] = zero
+    if cells is None:
+        return padded.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
+    stride, around = width + 2 * edge, np.arange(side)  # by number of the padded cell, whose channels are copied as a whole
+    seen = (cells // width * stride + cells % width)[:, None] + (around[:, None] * stride + around).ravel()
+    return padded.flatten(1, 2).index_select(1, torch.from_numpy(seen.ravel())).reshape(batch, len(cells), side**2 * channels)
 
 
 class IntegerConv(nn.Module):

@@ -8,6 +8,7 @@ lmbda * 2 * (alpha * m + (1 - alpha) * (1 - m)), clamped to [0.0004, 0.12]; with
 a byte cap leaves no choice is lmbda itself below 0.0004; then it is the floor.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -43,12 +44,15 @@ def floor_log2(value: int, steps: int = STEPS_PER_OCTAVE) -> int:
     return (value**steps).bit_length() - 1
 
 
+@functools.lru_cache(256)
 def quality_table(quality: int, alpha: int) -> np.ndarray:
-    """(256,) int16: the quality index of each importance 0–255, for the indices of lmbda and alpha."""
+    """(256,) int16, not to be written to: the quality index of each importance 0–255, for the indices of lmbda and alpha."""
     weights = [alpha * m + (ALPHA_ONE - alpha) * (FULL - m) for m in range(FULL + 1)]
     plain = floor_log2(ALPHA_ONE // 2 * FULL)  # of weight 1
     shifts = [floor_log2(weight) - plain if weight else -Q_MAX for weight in weights]
-    return np.array([min(max(quality + shift, min(quality, Q_FLOOR)), Q_MAX) for shift in shifts], np.int16)
+    table = np.array([min(max(quality + shift, min(quality, Q_FLOOR)), Q_MAX) for shift in shifts], np.int16)
+    table.flags.writeable = False
+    return table
 
 
 def importance_map(boxes: np.ndarray, height: int, width: int) -> np.ndarray:

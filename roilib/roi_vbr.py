@@ -4,9 +4,11 @@ The transforms are a linear one, which starts as the 16x16 DCT of luma and two c
 the linear one cannot do. What decides probabilities runs on integers (roilib.integer), so a stream decodes to the same symbols everywhere.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -16,10 +18,11 @@ from compressai.models import CompressionModel
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from roilib import channels_last
 from roilib.context import CONTEXT_UNIT, MEAN_UNIT, VALUE_SCALE, VALUE_UNITS, magnitudes, passes_of, stored_magnitudes, stored_values, with_known
 from roilib.dct import dct_basis, spectrum
 from roilib.entropy import CODER_BITS, Counter, Decoder, Encoder, Tables, frequencies, reach
-from roilib.integer import MAX, IntegerNet
+from roilib.integer import MAX, ZERO, IntegerNet
 from roilib.quality import CELL, STEPS_PER_OCTAVE, quality_index
 from roilib.scales import LEVELS_PER_OCTAVE, SCALE_LEVELS, SCALE_MIN, SCALES, TailedGaussian, level_of, round_to_cheap, scale_of
 
@@ -86,9 +89,9 @@ class RoiVbr(CompressionModel):
         low = min(256, M)  # channels that the convolutional analysis adds to
         self.entropy_bottleneck = EntropyBottleneck(N // 2, init_scale=1)  # of CompressAI's 10 it takes thousands of steps to recover
         self.gaussian_conditional = TailedGaussian(None, scale_bound=SCALE_MIN)
-        self.a_lin = nn.Sequential(nn.PixelUnshuffle(CELL), nn.Conv2d(3 * CELL**2, M, 1, bias=False))
+        self.a_lin = nn.Sequential(channels_last.PixelUnshuffle(CELL), nn.Conv2d(3 * CELL**2, M, 1, bias=False))
         self.s_lin = nn.Sequential(nn.Conv2d(M, 3 * CELL**2, 1, bias=False), nn.PixelShuffle(CELL))
-        self.g_a = nn.Sequential(nn.PixelUnshuffle(8), conv3(192, N), *(Block(N) for _ in range(4)), nn.Conv2d(N, low, 4, 2, 1))
+        self.g_a = nn.Sequential(channels_last.PixelUnshuffle(8), conv3(192, N), *(Block(N) for _ in range(4)), nn.Conv2d(N, low, 4, 2, 1))
         self.g_s = nn.Sequential(conv3(192 + 1, N), *(Block(N) for _ in range(4)), conv3(N, 192), nn.PixelShuffle(8))
         self.gain = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 2 * M))
         self.h_a = nn.Sequential(nn.Conv2d(M + 1, N, 1), nn.ReLU(), nn.Conv2d(N, N, 4, 2, 1), nn.ReLU(), nn.Conv2d(N, N // 2, 4, 2, 1))
@@ -126,21 +129,28 @@ class RoiVbr(CompressionModel):
         """Sides of x must be multiples of this."""
         return 64
 
-    def gains(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors before and after quantisation (B, M, h, w) of the quality indices q (B, 1, h, w)."""
+    def gain_a(self, q: Tensor) -> Tensor:
+        """Factors before quantisation (B, M, h, w) of the quality indices q (B, 1, h, w)."""
+        return self._gain(q, 0)
+
+    def gain_s(self, q: Tensor) -> Tensor:
+        """Factors after quantisation, as `gain_a`."""
+        return self._gain(q, 1)
+
+    def _gain(self, q: Tensor, side: int) -> Tensor:
         different, cells = q.unique(return_inverse=True)  # few, beside the cells
         octaves = (different.float() - Q_MIDDLE)[:, None] / STEPS_PER_OCTAVE
         with torch.autocast(q.device.type, enabled=False):
-            learned = self.gain(octaves / 4)
-        plain = 0.5 * math.log(2) * octaves  # the step that suits lmbda goes with its root
-        a, s = learned.chunk(2, 1)
-        return tuple(F.embedding(cells[:, 0], factors.exp()).movedim(-1, 1) for factors in (a + plain, s - plain))
+            learned = self.gain(octaves / 4).chunk(2, 1)[side]
+        plain = (-1) ** side * 0.5 * math.log(2) * octaves  # the step that suits lmbda goes with its root
+        return F.embedding(cells[:, 0], (learned + plain).exp()).movedim(-1, 1)
 
     def analysis(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) in [0, 1] → y (B, M, H/16, W/16) before its gain."""
         x = x - 0.5
         y, learned = self.a_lin(x).float(), self.g_a(x).float()
-        return torch.cat([y[:, : learned.shape[1]] + learned, y[:, learned.shape[1] :]], 1)
+        y[:, : learned.shape[1]] += learned
+        return y
 
     def synthesis(self, v: Tensor, q: Tensor) -> Tensor:
         """y_hat after its gain (B, M, h, w) → x_hat (B, 3, 16 h, 16 w)."""
@@ -148,7 +158,7 @@ class RoiVbr(CompressionModel):
         with torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device)):  # decoders of other precision see the same picture
             x = self.s_lin(v).float()
         fine = F.interpolate(self.condition(q), scale_factor=2, mode="nearest")
-        return x + self.g_s(torch.cat([F.pixel_unshuffle(x, 8), fine], 1)).float() + 0.5
+        return self.g_s(channels_last.cat([channels_last.pixel_unshuffle(x, 8), fine])).float().add_(x).add_(0.5)
 
     @staticmethod
     def condition(q: Tensor) -> Tensor:
@@ -157,7 +167,7 @@ class RoiVbr(CompressionModel):
 
     def hyper(self, y: Tensor, q: Tensor) -> Tensor:
         """z (B, N/2, h/4, w/4) of y after its gain."""
-        return self.h_a(torch.cat([(y.abs() + 0.01).log(), self.condition(q)], 1)).float()
+        return self.h_a(channels_last.cat([y.abs().add_(0.01).log(), self.condition(q)])).float()
 
     def medians(self) -> Tensor:
         """(N/2, 1, 1): what z is rounded relative to."""
@@ -169,8 +179,7 @@ class RoiVbr(CompressionModel):
 
     def forward(self, x: Tensor, q: Tensor) -> dict:
         """x (B, 3, H, W) in [0, 1], sides multiples of 64; q (B, 1, H/16, W/16) quality indices 0 … 654."""
-        gain_a, gain_s = self.gains(q)
-        y = self.analysis(x) * gain_a
+        y = self.analysis(x) * self.gain_a(q)
         z_hat, z_likelihoods = self.entropy_bottleneck(self.hyper(y, q))
         h = self.h_s(z_hat - self.medians())
         y_hat, likelihoods = y[:, :0], []
@@ -179,7 +188,7 @@ class RoiVbr(CompressionModel):
             rounded, octaves, means = self._code_slice(k, part, self.context(h, q, y_hat), q)
             likelihoods.append(self.gaussian_conditional.of_symbols(part, rounded, scale_of(octaves), means))
             y_hat = torch.cat([y_hat, rounded], 1)
-        return {"x_hat": self.synthesis(y_hat * gain_s, q), "likelihoods": {"y": torch.cat(likelihoods, 1), "z": z_likelihoods}}
+        return {"x_hat": self.synthesis(y_hat * self.gain_s(q), q), "likelihoods": {"y": torch.cat(likelihoods, 1), "z": z_likelihoods}}
 
     def _code_slice(self, k: int, part: Tensor, context: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """y_hat of a slice's y, and the scales (in octaves of SCALE_MIN) and means that its symbols are coded with, all (B, n, h, w)."""
@@ -205,7 +214,7 @@ class RoiVbr(CompressionModel):
         """Make the integer networks from the trained ones, and z's tables; pictures: some (x, q) of `forward`, to see how large activations get."""
         hyper_latents, contexts = [], []
         for x, q in pictures:
-            y = self.analysis(x) * self.gains(q)[0]
+            y = self.analysis(x) * self.gain_a(q)
             hyper_latents.append(torch.round(self.hyper(y, q) - self.medians()))
             contexts.append(self._contexts(self.h_s(hyper_latents[-1]), q, torch.round(y)))
         unit_h, unit_q = self.h_s_integer.quantise(self.h_s, hyper_latents, torch.ones(self.N // 2)), torch.tensor([Q_UNIT / Q_SPREAD])
@@ -220,22 +229,20 @@ class RoiVbr(CompressionModel):
 
     def tables(self) -> tuple[Tables, Tables]:
         """Probability tables of y's levels and of z's channels."""
-        ends = np.cumsum([reach(scale) + 1 for scale in SCALES])[:-1]
-        y = Tables.symmetric(np.split(self.y_counts.cpu().numpy(), ends))
         bottleneck = self.entropy_bottleneck
-        cdfs = zip(bottleneck._quantized_cdf.cpu().numpy(), bottleneck._cdf_length.tolist(), strict=True)
-        z = Tables([np.diff(cdf[: length - 1]) for cdf, length in cdfs], bottleneck._offset.tolist())  # the last entry is CompressAI's escape
-        return y, z
+        cdfs, lengths, offsets = (t.cpu().numpy() for t in (bottleneck._quantized_cdf, bottleneck._cdf_length, bottleneck._offset))
+        rows = tuple(cdf[:length].tobytes() for cdf, length in zip(cdfs, lengths, strict=True))
+        return _y_tables(self.y_counts.cpu().numpy().tobytes()), _z_tables(rows, tuple(offsets.tolist()))
 
-    def coded(self, part: slice, levels: np.ndarray) -> np.ndarray:
-        """Where in the levels (cells, n), flattened, symbols are in the stream: in the last slice not at the lowest level, too sure to be zero."""
-        return np.flatnonzero(levels) if part.stop == self.M else np.arange(levels.size)
+    def coded(self, part: slice, levels: np.ndarray) -> np.ndarray | EllipsisType:
+        """Index of the levels (cells, n) whose symbols are in the stream: in the last slice not the lowest level's, too sure to be zero."""
+        return levels > 0 if part.stop == self.M else ...
 
     @torch.no_grad()
     def scan(
         self, z: np.ndarray, q: Tensor, code: Callable[[slice, slice | np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     ) -> tuple[np.ndarray, Tensor]:
-        """The symbols (h, w, M) int32 and y_hat (1, M, h, w) fp32, slice by slice and pass by pass, all on integers on the CPU.
+        """The symbols and y_hat in units of MEAN_UNIT, both (h, w, M) int32, slice by slice and pass by pass, all on integers on the CPU.
 
         z (h/4, w/4, N/2): symbols; q (1, 1, h, w); code(channels, cells, levels, means) gives the symbols of these channels at these of the h * w
         cells, numbered row by row, as levels and means all (cells, n) integers, the means in units of MEAN_UNIT: an encoder makes and writes them,
@@ -243,27 +250,34 @@ class RoiVbr(CompressionModel):
         """
         with record_function("hyper synthesis"):
             h = self.h_s_integer(torch.from_numpy(z.astype(np.int8))[None])[0]
-        gain = q.cpu()[0, 0, :, :, None].int() - Q_MIDDLE
-        nearest = gain.flatten(0, 1) + (1 << LEVEL_SHIFT - 1)
-        condition = torch.div(gain + Q_UNIT // 2, Q_UNIT, rounding_mode="floor").to(torch.int8)
-        found = np.zeros((*gain.shape[:2], self.M), np.int32)
-        scaled = torch.zeros(found.shape, dtype=torch.int32)  # y_hat in units of MEAN_UNIT, as far as it is known
+        (height, width), shared = q.shape[-2:], self.N + 1
+        gain = q.cpu().view(-1, 1).int() - Q_MIDDLE
+        nearest = gain + (1 << LEVEL_SHIFT - 1)
+        found = torch.zeros(height * width, self.M, dtype=torch.int32)
+        scaled = torch.zeros_like(found)  # y_hat in units of MEAN_UNIT, as far as it is known
+        known = torch.full((height * width, shared + self.M), ZERO, dtype=torch.int8)  # what all networks see, then magnitudes of y_hat
+        known[:, : self.N] = h.flatten(0, 1)
+        known[:, self.N] = torch.div(gain + Q_UNIT // 2, Q_UNIT, rounding_mode="floor")[:, 0]
         for (start, end), nets in zip(self.slices, self.e_integer, strict=True):
-            turns, own = passes_of(len(nets), *gain.shape[:2]).flatten(), scaled[..., start:end]
-            with record_function("entropy networks"):
-                context = torch.cat([h, condition, stored_magnitudes(scaled[..., :start])], -1)
+            turns = passes_of(len(nets), height, width).flatten().numpy()
+            own = torch.zeros(height * width, 2 * (end - start), dtype=torch.int8) if len(nets) > 1 else None  # values of this slice's y_hat
             for turn, net in enumerate(nets):
                 some = np.flatnonzero(turns == turn) if len(nets) > 1 else None
                 cells = slice(None) if some is None else some  # a slice needs no copies
                 with record_function("entropy networks"):
-                    known = [stored_magnitudes(own), stored_values(own)] if turn else []
-                    scales, means = net(torch.cat([context, *known], -1)[None], some).flatten(0, -2).chunk(2, -1)
+                    seen = torch.cat([known[:, : shared + end], own], 1) if turn else known[:, : shared + start]
+                    scales, means = net(seen.view(1, height, width, -1), some).view(-1, 2 * (end - start)).chunk(2, 1)
                     levels = (scales + nearest[cells]).bitwise_right_shift_(LEVEL_SHIFT).clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
                 with record_function("entropy coding"):
-                    symbols = code(slice(start, end), cells, levels.numpy(), means.numpy())
-                found.reshape(-1, self.M)[cells, start:end] = symbols
-                scaled.view(-1, self.M)[cells, start:end] = torch.from_numpy(symbols) * round(1 / MEAN_UNIT) + means
-        return found, scaled.movedim(-1, 0)[None] * MEAN_UNIT
+                    symbols = torch.from_numpy(code(slice(start, end), cells, levels.numpy(), means.numpy()))
+                y_hat = torch.add(means, symbols, alpha=round(1 / MEAN_UNIT))
+                found[cells, start:end], scaled[cells, start:end] = symbols, y_hat
+                with record_function("entropy networks"):
+                    if turn + 1 < len(nets):
+                        own[cells] = stored_values(y_hat)
+                    if turn + 1 < len(nets) or end < self.M:
+                        known[cells, shared + start : shared + end] = stored_magnitudes(y_hat)
+        return found.view(height, width, -1).numpy(), scaled.view(height, width, -1)
 
     @torch.no_grad()
     def compress(self, x: Tensor, q: Tensor) -> dict:
@@ -289,7 +303,7 @@ class RoiVbr(CompressionModel):
         """Give all symbols to the coders, and return them: y (h, w, M), z (h/4, w/4, N/2)."""
         with record_function("tables"):
             y_tables, z_tables = self.tables()
-        y = y * self.gains(q)[0]
+        y = y * self.gain_a(q)
         with record_function("hyper analysis"):
             z = _cells_first(torch.round(self.hyper(y, q) - self.medians()))
         z = z.clip(z_tables.low.clip(-MAX), z_tables.high.clip(max=MAX)).astype(np.int32)
@@ -297,11 +311,11 @@ class RoiVbr(CompressionModel):
         rows = _cells_first(y).reshape(-1, self.M)
 
         def code(part: slice, cells: Cells, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
-            places, symbols = self.coded(part, levels), np.zeros(levels.shape, np.int32)
-            chosen = levels.ravel()[places]
-            bound, distance = y_tables.high[chosen], rows[cells, part].ravel()[places] - means.ravel()[places] * np.float32(MEAN_UNIT)
-            symbols.ravel()[places] = round_to_cheap(torch.from_numpy(distance), torch.from_numpy(chosen)).numpy().clip(-bound, bound)
-            y_coder.put(symbols.ravel()[places], chosen, y_tables)
+            coded, symbols = self.coded(part, levels), np.zeros(levels.shape, np.int32)
+            chosen = levels[coded]
+            bound, distance = y_tables.high[chosen], rows[cells, part][coded] - means[coded] * np.float32(MEAN_UNIT)
+            symbols[coded] = round_to_cheap(torch.from_numpy(distance), torch.from_numpy(chosen)).numpy().clip(-bound, bound)
+            y_coder.put(symbols[coded].ravel(), chosen.ravel(), y_tables)
             return symbols
 
         return [self.scan(z, q, code)[0], z]
@@ -315,12 +329,13 @@ class RoiVbr(CompressionModel):
         coder = Decoder(strings[0][0])
 
         def code(part: slice, cells: Cells, levels: np.ndarray, means: np.ndarray) -> np.ndarray:
-            places, symbols = self.coded(part, levels), np.zeros(levels.shape, np.int32)
-            symbols.ravel()[places] = coder.get(levels.ravel()[places], y_tables)
+            coded, symbols = self.coded(part, levels), np.zeros(levels.shape, np.int32)
+            chosen = levels[coded]
+            symbols[coded] = coder.get(chosen.ravel(), y_tables).reshape(chosen.shape)
             return symbols
 
         y, y_hat = self.scan(z, q, code)
-        return [y, z], y_hat
+        return [y, z], (y_hat * MEAN_UNIT).movedim(-1, 0)[None]
 
     def least_bytes(self, shape: tuple[int, int]) -> int:
         """No stream of a z (*shape, N/2) has fewer: that of the most probable symbols, less what the coder keeps."""
@@ -339,7 +354,18 @@ class RoiVbr(CompressionModel):
     def reconstruct(self, y_hat: Tensor, q: Tensor) -> Tensor:
         """x_hat (1, 3, H, W) in [0, 1] of the y_hat that `decode_symbols` returns."""
         with record_function("synthesis"):
-            return self.synthesis(y_hat.to(q.device) * self.gains(q)[1], q).clamp_(0, 1)
+            return self.synthesis(y_hat.to(q.device) * self.gain_s(q), q).clamp_(0, 1)
+
+
+@functools.lru_cache(8)
+def _y_tables(counts: bytes) -> Tables:
+    ends = np.cumsum([reach(scale) + 1 for scale in SCALES])[:-1]
+    return Tables.symmetric(np.split(np.frombuffer(counts, np.int32), ends))
+
+
+@functools.lru_cache(8)
+def _z_tables(cdfs: tuple[bytes, ...], offsets: tuple[int, ...]) -> Tables:
+    return Tables([np.diff(np.frombuffer(cdf, np.int32)[:-1]) for cdf in cdfs], offsets)  # the last entry is CompressAI's escape
 
 
 def _cells_first(latent: Tensor) -> np.ndarray:

@@ -55,7 +55,7 @@ def round_to_cheap(distance: Tensor, levels: Tensor) -> Tensor:
     levels: integers, of the tables that the symbols are coded with, same shape. Encoders choose the symbols, so decoders need not know how.
     """
     symbols = distance.round()
-    others = symbols.nan_to_num().nonzero(as_tuple=True)  # few: most symbols are 0, and stay it
+    others = (symbols.abs() > 0).nonzero(as_tuple=True)  # few: most symbols are 0, and stay it, as NaN does
     table, size, levels = threshold_table(distance.device), distance[others].abs(), levels[others].long()
     nearest = size.round().clamp_(max=table.shape[1] - 1).long()
     symbols[others] = (nearest - (size < table[levels, nearest]).long()).to(size.dtype).copysign(distance[others])

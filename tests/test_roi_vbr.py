@@ -1,5 +1,6 @@
 """roilib.roi_vbr: one model, knobs at run time, the same symbols everywhere."""
 
+import copy
 import math
 
 import numpy as np
@@ -194,7 +195,7 @@ def test_integer_networks_say_what_the_float_ones_do_in_every_pass(trained, fram
             asked.append((cells, levels.astype(np.float32), means * MEAN_UNIT))
             return rows[cells, part]
 
-        _, y_hat = model.scan(z, q, same)
+        y_hat = (model.scan(z, q, same)[1] * MEAN_UNIT).movedim(-1, 0)[None]
         with torch.no_grad():
             contexts = model._contexts(model.h_s(torch.from_numpy(z).float().movedim(-1, 0)[None]), q, y_hat)
             pairs = [pair for nets, seen in zip(model.e, contexts, strict=True) for pair in zip(nets, seen, strict=True)]
@@ -284,3 +285,14 @@ def test_the_symbol_with_the_least_cost_is_taken(level):
     assert (costs[torch.arange(2001), taken.abs().long()] - costs.amin(1)).max() < 1e-4
     if SCALES[level] < 4:  # of wider Gaussians the next symbol costs hardly more
         assert (taken != distance.round()).any()
+
+
+def test_tables_are_made_once_and_again_for_other_weights(trained):
+    model = copy.deepcopy(trained[1])
+    before = model.tables()
+    assert model.tables() == before  # the same objects: to make them takes as long as a network
+    model.y_counts[:2] += torch.tensor([-1, 1], dtype=torch.int32)
+    model.entropy_bottleneck._offset[0] += 1
+    y, z = model.tables()
+    assert not np.array_equal(y.bits[0], before[0].bits[0])
+    assert (z.low - before[1].low).tolist() == [1, *[0] * (len(z.low) - 1)]
