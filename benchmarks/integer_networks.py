@@ -3,7 +3,8 @@
     python benchmarks/integer_networks.py --data-root DIR [--weights FILE] [--json FILE]
 
 The float curve is what `forward` says, bits and picture; the integer one is the payload of real streams and what they decode to, so the entropy
-coder's own loss is counted too. BD-rate over both, α = 0.5, transforms in fp32.
+coder's own loss is counted too. BD-rate over both, α = 0.5, transforms in fp32. How much of it is the coder's, and not the networks', is what the
+payload has more than the tables say by which its symbols are coded.
 """
 
 import argparse
@@ -37,6 +38,13 @@ def real_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float, 
     return 8 * sum(map(len, Header.unpack(stream)[1])), codec.decode(stream)
 
 
+@torch.no_grad()
+def coder_loss(codec: Codec, image: np.ndarray, lmbda: float) -> float:
+    """What share of the bits that its tables promise a stream's payload has more."""
+    x, q = codec._inputs(image, *codec._knobs(image, (), lmbda, 0.5))
+    return real_picture(codec, image, lmbda)[0] / (8 * codec.model.size(codec.model.analysis(x), q)) - 1
+
+
 def curve(code, codec: Codec, data: RoiDataset) -> list[tuple[float, float]]:
     """(bpp, pooled PSNR) at each λ."""
     points = []
@@ -64,9 +72,12 @@ def main() -> None:
     cost, overlap = bd_rate(curves["float"], curves["integer"])
     for name, points in curves.items():
         print(f"{name:8}", *(f"{bpp:.4f} bpp {psnr:.2f} dB " for bpp, psnr in points))
+    losses = [[coder_loss(codec, data[i][0].permute(1, 2, 0).numpy(), lmbda) for i in range(len(data))] for lmbda in LMBDAS]
+    print("coder   ", *(f"{np.mean(loss):.2%} (at most {max(loss):.2%})" for loss in losses))
     print(f"BD-rate of the integer networks {cost:+.2f} % ({len(data)} frames)")
     if options.json:
         result = {"curves": curves, "bd_rate": cost, "overlap": overlap, "lmbda": LMBDAS, "frames": len(data)}
+        result |= {"coder_loss": [{"mean": float(np.mean(loss)), "most": max(loss)} for loss in losses]}
         write_json(options.json, result | {"model": codec.id.hex()} | origin(vars(options)))
 
 

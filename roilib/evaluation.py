@@ -31,6 +31,7 @@ from roilib.provenance import origin, sha256
 from roilib.roi import roi_mask
 from roilib.runs import Run, write_json
 from roilib.shipped import shipped
+from roilib.weights import training_of
 
 CODEC_NAMES = {  # what a codec is called in figures, in the order of the paper's
     "hyperprior": "baseline",
@@ -180,7 +181,7 @@ def _parameters(folder: Path) -> dict:
 
 def provenance(parameters: Mapping, data: RoiDataset, runs: Sequence[Run] = (), weights: Sequence[str] = (), detectors: Sequence[Path] = ()) -> dict:
     """Where an evaluation's numbers come from: its parameters, this code, machine and versions, the pictures; each run's parameters, code, steps and
-    time; weights files' parameters; detectors' hashes.
+    time; weights files' parameters, model, steps and time; detectors' hashes.
     """
     found = {}
     for run in runs:
@@ -189,6 +190,7 @@ def provenance(parameters: Mapping, data: RoiDataset, runs: Sequence[Run] = (), 
         found[run.folder.name] = {"parameters": trained["parameters"], "steps": run.metrics["steps"]} | code | timing
     codecs = {name: load_codec(weights_file(name)) for name in weights}
     files = {name: {"parameters": codec.parameters.model_dump(), "model": codec.id.hex()} for name, codec in codecs.items()}
+    files = {name: about | training_of(weights_file(name)) for name, about in files.items()}
     pictures = {"pictures": len(data), "pictures_sha256": sha256(sample.path for sample in data.samples)}
     return origin(parameters) | pictures | {"runs": found, "weights": files, "detectors": {path.stem: sha256([path]) for path in detectors}}
 

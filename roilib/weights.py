@@ -64,6 +64,13 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError(f"{path}: not a roilib weights file ({type(error).__name__}: {error})") from None
 
 
+def training_of(path: str | Path) -> dict[str, float]:
+    """What a weights file says of the training that made it: `steps`, and `hours` where it does."""
+    with safe_open(path, "pt") as file:
+        said = file.metadata()
+    return {"steps": int(said["step"])} | ({"hours": float(said["hours"])} if "hours" in said else {})
+
+
 def check_size(path: str | Path, state: dict[str, Tensor], p: Parameters) -> None:
     """Raise ValueError for a file that says of itself that its model is larger than what it holds, before such a model is made.
 

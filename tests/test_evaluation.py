@@ -121,7 +121,9 @@ def test_provenance_names_code_parameters_and_time(trained, tiny_kitti):
     found = provenance({"alpha": [0.9]}, RoiDataset(kitti_samples(tiny_kitti)[:2]), trained, ["shipped"], detector_files(["shipped"]))
     assert found["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert (found["parameters"], found["pictures"], list(found["detectors"])) == ({"alpha": [0.9]}, 2, ["yolov8n_kitti"])
-    assert found["weights"]["shipped"]["model"] == load_codec().id.hex()
+    about = found["weights"]["shipped"]
+    assert about["model"] == load_codec().id.hex()
+    assert about["steps"] == about["parameters"]["max_steps"] > 0 < about["hours"]
     assert found["pictures_sha256"] != provenance({}, RoiDataset(kitti_samples(tiny_kitti)[:1]))["pictures_sha256"]
     assert set(found["runs"]) == {run.folder.name for run in trained}
     for about in found["runs"].values():
