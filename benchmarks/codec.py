@@ -77,7 +77,7 @@ def stage_times() -> Iterator[dict[str, float]]:
 def ours(times: Times, codec: Codec, detector: HookedDetector, frame: np.ndarray, knobs: dict[str, float]) -> None:
     """roi_vbr with given boxes, by stage, and with the detector. What no stage takes is the container: checks, header, checksums, colours, copies."""
     device = codec.device.type
-    look, found = seconds(lambda: detector.detect(torch.from_numpy(frame).to(codec.device).permute(2, 0, 1)[None].float() / 255)[0].cpu().numpy())
+    look, found = seconds(lambda: detector.regions(frame))
     with stage_times() as encoding:
         encode, stream = seconds(lambda: codec.encode(frame, BOXES, **knobs))
     with stage_times() as decoding:
@@ -85,7 +85,7 @@ def ours(times: Times, codec: Codec, detector: HookedDetector, frame: np.ndarray
     for operation, total, stages in (("encode", encode, encoding), ("decode", decode, decoding)):
         for stage, spent in {"total": total, **stages, "container": total - sum(stages.values())}.items():
             times["roi_vbr", device, operation, stage].append(spent)
-    with_boxes, _ = seconds(lambda: codec.encode(frame, found[:, :4], **knobs))
+    with_boxes, _ = seconds(lambda: codec.encode(frame, found, **knobs))
     times["roi_vbr", device, "encode", "detector"].append(look)
     times["roi_vbr + detector", device, "encode", "total"].append(look + with_boxes)
 

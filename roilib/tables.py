@@ -93,6 +93,16 @@ def rate_order_table(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["run", "alpha", "pictures", "not_rising"])
 
 
+def speed_table(speed: Mapping) -> pd.DataFrame:
+    """One row a codec and device, the slowest first: milliseconds of a frame, the median of encoding and decoding and their 95th percentiles; speed:
+    what benchmarks/codec.py wrote.
+    """
+    times = pd.DataFrame(speed["rows"]).query("stage == 'total'").set_index(["codec", "device", "operation"])[["median", "p95"]] * 1000
+    wide = times.unstack()
+    wide.columns = [operation if name == "median" else f"{operation}_p95" for name, operation in wide.columns]
+    return wide.sort_values("encode", ascending=False).reset_index()
+
+
 def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write every table that has rows as `folder/name.csv`; of an empty one no file of an earlier evaluation stays either."""
     for name, table in tables.items():
@@ -120,9 +130,11 @@ BD_COLUMNS = {"anchor_label": "against", "bd_rate": "BD-rate %"} | BOUNDS | {"bd
 BYTE_RATIO_COLUMNS = {"theirs_label": "against", "ratio": "bytes, ours/theirs"} | BOUNDS | {"reached": "points reached", "hull": "of"}
 DETECTION_COLUMNS = {"detector": "detector", "label": "codec", "strength": "α or qoffset", "agnostic_ap50": "AP50", "agnostic_ap50_loss": "loss %"}
 DETECTION_COLUMNS |= {"agnostic_ap50_loss_low": "95 % from", "agnostic_ap50_loss_high": "to"}
+SPEED_COLUMNS = {"codec": "codec", "encode": "encode ms", "encode_p95": "p95", "decode": "decode ms", "decode_p95": "p95 "}
 DIGITS = {"lmbda": "g", "alpha": "g", "bpp": ".3f", "bpp_roi_vbr": ".3f", "ms_ssim": ".4f", "label": "", "roi_bd_rate": ".1f"}
 DIGITS |= dict.fromkeys(("over", "dropped", "late", "lost", "affected", "reached", "hull"), "d") | {"delay_p95": ".0f", "agnostic_ap50": ".3f"}
 DIGITS |= dict.fromkeys(("anchor_label", "theirs_label", "detector"), "") | dict.fromkeys(("strength", "budget"), "g")
+DIGITS |= {"codec": ""} | dict.fromkeys(("encode", "encode_p95", "decode", "decode_p95"), ".0f")
 DIGITS |= dict.fromkeys(("bd_rate", "agnostic_ap50_loss", "agnostic_ap50_loss_low", "agnostic_ap50_loss_high"), ".1f")
 
 

@@ -185,6 +185,13 @@ def test_the_readmes_comparisons_are_the_shipped_codecs_records():
     assert tables.markdown(budgets[budgets["label"] != "x264 medium"], tables.BUDGET_COLUMNS) in readme
 
 
+def test_the_speeds_in_the_readme_are_measured_ones():
+    table = tables.speed_table(json.loads((ROOT / "report" / "results" / "reference" / "shipped" / "speed.json").read_text()))
+    assert tables.markdown(table, tables.SPEED_COLUMNS) in (ROOT / "README.md").read_text()
+    ours, baseline = (table.set_index("codec").loc[name, ["encode", "decode"]].sum() for name in ("roi_vbr", "bmshj2018-hyperprior"))
+    assert baseline >= 5 * ours
+
+
 def test_every_machine_setting_read_the_same_symbols_and_no_cap_was_passed():
     folder = ROOT / "report" / "results" / "reference" / "shipped"
     table = json.loads((folder / "portability.json").read_text())["table"]
