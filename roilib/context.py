@@ -68,5 +68,5 @@ def stored_values(y_hat: Tensor) -> Tensor:
 
 def _nearest(y_hat: Tensor, unit: float) -> Tensor:
     shift = round(unit / MEAN_UNIT).bit_length() - 1
-    halves = (y_hat >> 31) + (1 << shift - 1)  # one less of what is negative
+    halves = (y_hat >> 31) + (1 << shift - 1)  # one less of what is negative: shifts round down, halves shall go away from 0
     return halves.add_(y_hat).bitwise_right_shift_(shift).clamp_(-MAX, MAX).to(torch.int8)

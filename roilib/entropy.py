@@ -83,7 +83,7 @@ class Encoder:
     def put(self, symbols: np.ndarray, levels: np.ndarray, tables: Tables) -> None:
         """Add symbols (n,) int32, each within its level's table; levels (n,) uint8."""
         order, groups = _groups(levels)
-        symbols = symbols[order]
+        symbols = symbols[order].astype(np.int32, copy=False)
         for level, group in groups:
             self._coder.encode(symbols[group] - tables.low[level], tables.models[level])
 

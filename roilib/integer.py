@@ -53,9 +53,9 @@ def patches(a: Tensor, side: int, zero: Tensor, cells: np.ndarray | None = None)
         sides[:, :edge] = sides[:, sides.shape[1] - edge :] = zero
     if cells is None:
         return padded.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
-    stride, around = width + 2 * edge, np.arange(side)  # by number of the padded cell, whose channels are copied as a whole
-    seen = (cells // width * stride + cells % width)[:, None] + (around[:, None] * stride + around).ravel()
-    return padded.flatten(1, 2).index_select(1, torch.from_numpy(seen.ravel())).reshape(batch, len(cells), side**2 * channels)
+    row, steps = width + 2 * edge, np.arange(side)
+    numbers = (cells // width * row + cells % width)[:, None] + (steps[:, None] * row + steps).ravel()  # of the padded cells that each one sees
+    return padded.flatten(1, 2).index_select(1, torch.from_numpy(numbers.ravel())).reshape(batch, len(cells), side**2 * channels)
 
 
 class IntegerConv(nn.Module):

@@ -138,11 +138,12 @@ class RoiVbr(CompressionModel):
         return self._gain(q, 1)
 
     def _gain(self, q: Tensor, side: int) -> Tensor:
+        """The factors of a side, 0: before quantisation, 1: after it."""
         different, cells = q.unique(return_inverse=True)  # few, beside the cells
         octaves = (different.float() - Q_MIDDLE)[:, None] / STEPS_PER_OCTAVE
         with torch.autocast(q.device.type, enabled=False):
             learned = self.gain(octaves / 4).chunk(2, 1)[side]
-        plain = (-1) ** side * 0.5 * math.log(2) * octaves  # the step that suits lmbda goes with its root
+        plain = (0.5, -0.5)[side] * math.log(2) * octaves  # the step that suits lmbda goes with its root
         return F.embedding(cells[:, 0], (learned + plain).exp()).movedim(-1, 1)
 
     def analysis(self, x: Tensor) -> Tensor:
@@ -228,7 +229,7 @@ class RoiVbr(CompressionModel):
         self.entropy_bottleneck.update(force=True)
 
     def tables(self) -> tuple[Tables, Tables]:
-        """Probability tables of y's levels and of z's channels."""
+        """Probability tables of y's levels and of z's channels, not to be changed: the same objects for the same weights."""
         bottleneck = self.entropy_bottleneck
         cdfs, lengths, offsets = (t.cpu().numpy() for t in (bottleneck._quantized_cdf, bottleneck._cdf_length, bottleneck._offset))
         rows = tuple(cdf[:length].tobytes() for cdf, length in zip(cdfs, lengths, strict=True))
@@ -251,10 +252,10 @@ class RoiVbr(CompressionModel):
         with record_function("hyper synthesis"):
             h = self.h_s_integer(torch.from_numpy(z.astype(np.int8))[None])[0]
         (height, width), shared = q.shape[-2:], self.N + 1
-        gain = q.cpu().view(-1, 1).int() - Q_MIDDLE
+        gain = q.cpu().reshape(-1, 1).int() - Q_MIDDLE
         nearest = gain + (1 << LEVEL_SHIFT - 1)
-        found = torch.zeros(height * width, self.M, dtype=torch.int32)
-        scaled = torch.zeros_like(found)  # y_hat in units of MEAN_UNIT, as far as it is known
+        found = torch.empty(height * width, self.M, dtype=torch.int32)  # untouched memory costs nothing, should the stream be none
+        scaled = torch.empty_like(found)  # y_hat in units of MEAN_UNIT
         known = torch.full((height * width, shared + self.M), ZERO, dtype=torch.int8)  # what all networks see, then magnitudes of y_hat
         known[:, : self.N] = h.flatten(0, 1)
         known[:, self.N] = torch.div(gain + Q_UNIT // 2, Q_UNIT, rounding_mode="floor")[:, 0]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,13 @@ def test_patches_are_what_a_convolution_sees():
     conv.weight.data.round_()
     got = patches(a, 3, torch.zeros(4, dtype=torch.int8)).float() @ conv.weight.permute(2, 3, 1, 0).flatten(0, 2)
     assert torch.allclose(got.movedim(-1, 1), conv(a.movedim(-1, 1).float()), atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [3, 5])
+def test_patches_of_some_cells_are_those_of_all(side):
+    a, zero = torch.randint(-5, 6, (2, 6, 7, 4), dtype=torch.int8), torch.tensor([0, ZERO, 1, 2], dtype=torch.int8)
+    cells = np.array([0, 5, 6, 7, 20, 41])
+    assert torch.equal(patches(a, side, zero, cells), patches(a, side, zero).flatten(1, 2)[:, cells])
 
 
 def test_no_order_of_sums_changes_a_result(quantised, monkeypatch):

@@ -66,7 +66,7 @@ def test_no_boxes_means_uniform_quality_whatever_alpha_says():
         assert set(quality_map(np.zeros((0, 5), np.int64), (30, 50), (64, 64), 200, alpha).ravel()) == {200}
 
 
-def testfloor_log2_are_exact():
+def test_floor_log2_is_exact():
     from roilib.quality import floor_log2
 
     for value in (1, 2, 3, 255, 2**14 * 255, 2**24 - 1):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import VBR
 
-from roilib.context import CONTEXT_UNIT, MEAN_UNIT, PATTERNS, VALUE_SCALE, magnitude_table, passes_of, stored_values, values
+from roilib.context import CONTEXT_UNIT, MEAN_UNIT, PATTERNS, VALUE_SCALE, magnitude_table, passes_of, stored_magnitudes, stored_values, values
 from roilib.datasets import RoiDataset, kitti_samples
 from roilib.dct import dct_basis, spectrum
 from roilib.entropy import BIT_WORTH, TOTAL, frequencies
@@ -181,6 +181,8 @@ def test_magnitudes_are_exact_logarithms():
     exact = torch.log2(1 + torch.arange(len(table), dtype=torch.float64) / one) / CONTEXT_UNIT
     assert (exact - (table.double() - ZERO)).abs().max() <= 0.5
     assert table.max() <= MAX
+    y_hat = torch.tensor([0, -1, 640, -640, len(table) - 1, len(table), -(2**30)], dtype=torch.int32)
+    assert stored_magnitudes(y_hat).tolist() == table[[0, 1, 640, 640, -1, -1, -1]].tolist()
 
 
 def test_integer_networks_say_what_the_float_ones_do_in_every_pass(trained, frame):
@@ -285,6 +287,12 @@ def test_the_symbol_with_the_least_cost_is_taken(level):
     assert (costs[torch.arange(2001), taken.abs().long()] - costs.amin(1)).max() < 1e-4
     if SCALES[level] < 4:  # of wider Gaussians the next symbol costs hardly more
         assert (taken != distance.round()).any()
+
+
+def test_a_map_may_be_part_of_a_larger_one(trained, frame):
+    model, x = trained[1], frame[..., :64, :128]
+    q = torch.arange(300.0, 300 + 8 * 16).view(1, 1, 8, 16)[..., 2:6, 3:11]
+    assert model.compress(x, q)["strings"] == model.compress(x, q.contiguous())["strings"]
 
 
 def test_tables_are_made_once_and_again_for_other_weights(trained):
