@@ -1,4 +1,4 @@
-"""Tensors (B, C, H, W) whose channels lie side by side in memory, as CPU convolutions like them; torch's own ways there take twice as long or more."""
+"""Tensors (B, C, H, W) whose channels lie side by side in memory, as CPU convolutions like them; torch's own ways there take at least twice as long."""
 
 from collections.abc import Sequence
 
