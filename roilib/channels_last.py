@@ -1,4 +1,4 @@
-"""Tensors (B, C, H, W) whose channels lie side by side in memory, as CPU convolutions like them; torch's own ways there take at least twice as long."""
+"""Tensors (B, C, H, W) whose channels lie side by side in memory, as CPU convolutions like them, in half the time that torch takes or less."""
 
 from collections.abc import Sequence
 
