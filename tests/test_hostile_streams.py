@@ -155,6 +155,35 @@ def test_the_least_bytes_are_those_of_the_most_probable_symbols():
     assert model.least_bytes((9, 11)) <= len(coder.data()) <= model.least_bytes((9, 11)) + 28
 
 
+MEMORY = """
+import resource
+import numpy as np
+from roilib.codec import load_codec
+from roilib.container import Header
+from roilib.entropy import Encoder
+
+codec = load_codec()
+tables, levels, coder = codec.model.tables()[1], codec.model.z_levels((64, 64)), Encoder()
+best = np.array([bits.argmin() for bits in tables.bits], np.int32) + tables.low
+coder.put(best[levels], levels, tables)
+strings = b"", coder.data()
+stream = Header(codec.id, 4096, 4096, 442, 30_000, np.zeros((0, 5), np.int64), tuple(map(len, strings)), 0).pack(strings)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    codec.decode(stream)
+except ValueError as error:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+"""
+
+
+def test_what_a_stream_does_not_hold_takes_no_memory():
+    """Its hyper-latent is whole, so that the decoder begins; what it would fill for the rest of 16 megapixels is hundreds of MB."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    kilobytes, message = done.stdout.split(maxsplit=1)
+    assert "too short" in message
+    assert int(kilobytes) < 220_000
+
+
 def roilib(*words, **options):
     return subprocess.run([sys.executable, "-m", "roilib", *map(str, words)], cwd=REPOSITORY, capture_output=True, text=True, **options)
 
