@@ -61,7 +61,7 @@ def write_results(folder):
     write(folder / "portability.json", {"table": {"1 thread": {"streams": 144, "mismatches": 3, "largest_difference": 2}}})
     trial = {"trial": "a", "compared_with": None, "change": "this", "steps": 700, "parameters": 4.31e6, "seconds_per_step": 0.377, "J": 0.4331}
     write(folder / "trials.json", [trial, trial | {"trial": "b", "compared_with": "a", "change": "that", "J": 0.2217}])
-    write(folder / "integer_networks.json", {"bd_rate": 0.2317, "frames": 24})
+    write(folder / "integer_networks.json", {"bd_rate": 0.2317, "frames": 24, "coder_loss": [{"mean": 0.00113, "most": 0.00257}]})
     parameters = {"which": "roi_vbr", "lmbda": 0.012, "alpha": 0.9, "N": 96, "M": 768, "compr_img_size": 192, "batch_size": 8, "seed": 0}
     run = {"parameters": parameters, "steps": 6123, "seconds": 3457.0, "commit": "0123456789abcdef"}
     evaluated = {"commit": "fedcba9876543210", "dirty": True, "machine": "x86_64", "python": "3.12.1", "packages": {"torch": "2.14.1"}, "cores": 2}
