@@ -13,6 +13,7 @@ import ctypes
 import gc
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 
 from roilib.codec import Codec, load_codec
 from roilib.provenance import origin
@@ -51,7 +53,10 @@ def coded(codec: Codec, number: int, largest: int) -> str:
 def by_processes(count: int, numbers: list[int], weights: Path | None, largest: int) -> list[list[str]]:
     """What each of `count` new processes, at work at once, makes of the pictures of these numbers."""
     words = [sys.executable, __file__, "--largest", str(largest), *(["--weights", str(weights)] if weights else [])]
-    started = [subprocess.Popen([*words, "--only", *map(str, numbers)], stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    alike = os.environ | {
+        "OMP_NUM_THREADS": str(torch.get_num_threads())
+    }  # threads may change a picture by rounding, and Ultralytics sets their number
+    started = [subprocess.Popen([*words, "--only", *map(str, numbers)], stdout=subprocess.PIPE, text=True, env=alike) for _ in range(count)]
     return [json.loads(process.communicate()[0]) for process in started]
 
 
