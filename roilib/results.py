@@ -33,7 +33,7 @@ LOOKS = {  # colour (Okabe and Ito's, which colour-blind people tell apart) and 
     "x265 ultrafast+zerolatency": ("#FF9E66", "1"),
     "x264 ultrafast+zerolatency": ("#F5C96B", "2"),
     "jpeg": ("#999999", "*"),
-    "webp": ("#A6761D", "p"),
+    "webp": ("#00A6C8", "p"),
     "avif": ("#66A61E", "d"),
     "jxl": ("#E7298A", ">"),
 }
