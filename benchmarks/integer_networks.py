@@ -32,17 +32,22 @@ def float_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float,
     return sum(-v.double().log2().sum().item() for v in output["likelihoods"].values()), x_hat.permute(1, 2, 0).numpy()
 
 
+def payload_bits(stream: bytes) -> int:
+    """Bits of a stream's strings."""
+    return 8 * sum(map(len, Header.unpack(stream)[1]))
+
+
 def real_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float, np.ndarray]:
     """Bits of the stream's payload and its picture."""
     stream = codec.encode(image, lmbda=lmbda, alpha=0.5)
-    return 8 * sum(map(len, Header.unpack(stream)[1])), codec.decode(stream)
+    return payload_bits(stream), codec.decode(stream)
 
 
 @torch.no_grad()
 def coder_loss(codec: Codec, image: np.ndarray, lmbda: float) -> float:
     """What share of the bits that its tables promise a stream's payload has more."""
     x, q = codec._inputs(image, *codec._knobs(image, (), lmbda, 0.5))
-    return real_picture(codec, image, lmbda)[0] / (8 * codec.model.size(codec.model.analysis(x), q)) - 1
+    return payload_bits(codec.encode(image, lmbda=lmbda, alpha=0.5)) / (8 * codec.model.size(codec.model.analysis(x), q)) - 1
 
 
 def curve(code, codec: Codec, data: RoiDataset) -> list[tuple[float, float]]:

@@ -53,9 +53,8 @@ def coded(codec: Codec, number: int, largest: int) -> str:
 def by_processes(count: int, numbers: list[int], weights: Path | None, largest: int) -> list[list[str]]:
     """What each of `count` new processes, at work at once, makes of the pictures of these numbers."""
     words = [sys.executable, __file__, "--largest", str(largest), *(["--weights", str(weights)] if weights else [])]
-    alike = os.environ | {
-        "OMP_NUM_THREADS": str(torch.get_num_threads())
-    }  # threads may change a picture by rounding, and Ultralytics sets their number
+    # The number of threads may change a picture by rounding, and Ultralytics has set another one for processes that are started here.
+    alike = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     started = [subprocess.Popen([*words, "--only", *map(str, numbers)], stdout=subprocess.PIPE, text=True, env=alike) for _ in range(count)]
     return [json.loads(process.communicate()[0]) for process in started]
 

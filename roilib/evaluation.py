@@ -190,7 +190,8 @@ def provenance(parameters: Mapping, data: RoiDataset, runs: Sequence[Run] = (), 
         found[run.folder.name] = {"parameters": trained["parameters"], "steps": run.metrics["steps"]} | code | timing
     codecs = {name: load_codec(weights_file(name)) for name in weights}
     files = {name: {"parameters": codec.parameters.model_dump(), "model": codec.id.hex()} for name, codec in codecs.items()}
-    files = {name: about | training_of(weights_file(name)) for name, about in files.items()}
+    for name, about in files.items():
+        about |= training_of(weights_file(name))
     pictures = {"pictures": len(data), "pictures_sha256": sha256(sample.path for sample in data.samples)}
     return origin(parameters) | pictures | {"runs": found, "weights": files, "detectors": {path.stem: sha256([path]) for path in detectors}}
 

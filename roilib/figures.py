@@ -59,13 +59,11 @@ def roi_plane(rates: pd.DataFrame) -> Figure | None:
     for budget in BUDGETS:
         ax.axvline(budget, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
         ax.annotate(f"{budget:g} dB", (budget, 1), (2, 2), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=7, color="0.4")
-    named = table.drop_duplicates(["strength"], keep="last").index.union(
-        table.index[table["codec"].isin(CODEC_NAMES)]
-    )  # peers' offsets once: they lie close
+    named = table["codec"].isin(CODEC_NAMES) | ~table.duplicated("strength", keep="last")  # of peers, which lie close, an offset once
     for codec, group in table.groupby("codec", sort=False):
         colour, marker = look(codec)
         ax.plot([0, *group["bg_loss"]], [0, *group["roi_bd_rate"]], color=colour, marker=marker, markersize=5, label=codec_label(codec))
-        for _, row in group[group.index.isin(named)].iterrows():
+        for _, row in group[named[group.index]].iterrows():
             text, ours = strength_label(codec, row["strength"]).removeprefix("offset "), codec in CODEC_NAMES  # ours below, theirs above
             place = {"xytext": (-2, -5) if ours else (3, 3), "ha": "right" if ours else "left", "va": "top" if ours else "bottom"}
             ax.annotate(text, (row["bg_loss"], row["roi_bd_rate"]), textcoords="offset points", fontsize=7, color=colour, **place)

@@ -65,10 +65,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def training_of(path: str | Path) -> dict[str, float]:
-    """What a weights file says of the training that made it: `steps`, and `hours` where it does."""
+    """What a weights file says of the training that made it, of `steps` and `hours`."""
     with safe_open(path, "pt") as file:
         said = file.metadata()
-    return {"steps": int(said["step"])} | ({"hours": float(said["hours"])} if "hours" in said else {})
+    return {name: float(said[key]) if name == "hours" else int(said[key]) for name, key in (("steps", "step"), ("hours", "hours")) if key in said}
 
 
 def check_size(path: str | Path, state: dict[str, Tensor], p: Parameters) -> None:
