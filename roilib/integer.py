@@ -6,6 +6,8 @@ instruction set, library nor reduced-precision matrix units can change a result;
 
     a ──► W · a + b ──► floor(· 2^-shift) ──► clamp to 0 … 255 ──► next layer, which undoes the scale of its inputs
 
+Where eight bits are too few for weights, two int8 make one of fourteen: W = 64 * high + low, two products of the same inputs.
+
 What is never negative is stored as a - 128, so that it has all eight bits; the biases make up for it.
 
 ReLUs pass positive factors on, so each channel has its own scale; only the outputs of the last layer have a unit that the caller chooses.
@@ -21,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 MAX, SUM_MAX, BIAS_MAX = 127, 2**24 - 1, 2**29
-REPRESENTED = 0.9  # of the largest activation seen: finer steps for all are worth cutting the rare ones beyond
-COARSE_SHIFT = 3  # 2 to its power: how much more a weight of a coarse input counts
+PLANE_SHIFT = 6  # 2 to its power: how much more the high part of a fine weight counts
 ZERO, LARGEST = -128, 255  # how 0 is stored of what is never negative, and its largest value
 
 
@@ -61,30 +62,25 @@ def patches(a: Tensor, side: int, zero: Tensor, cells: np.ndarray | None = None)
 class IntegerConv(nn.Module):
     """The nn.Conv2d of an odd kernel that keeps the size, on integers, its sums shifted right.
 
-    zero (in,): int8 that stands for 0 in its inputs; coarse: how many of the last inputs have units so large that their weights would leave the
-    others' no precision. Those are added up apart, and shifted left.
+    zero (in,): int8 that stands for 0 in its inputs; fine: weights of fourteen bits, their high parts beside their low ones.
     """
 
-    def __init__(self, conv: nn.Conv2d, zero: Tensor, coarse: int = 0):
+    def __init__(self, conv: nn.Conv2d, zero: Tensor, fine: bool = False):
         super().__init__()
-        self.side, self.zero, self.coarse = conv.kernel_size[0], zero, coarse
-        self.fine = conv.in_channels - coarse
-        self.register_buffer("weight", torch.zeros(self.side**2 * conv.in_channels, conv.out_channels, dtype=torch.int8))
+        self.side, self.zero, self.fine = conv.kernel_size[0], zero, fine
+        self.register_buffer("weight", torch.zeros(self.side**2 * conv.in_channels, conv.out_channels * (1 + fine), dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(conv.out_channels, dtype=torch.int32))
         self.register_buffer("shift", torch.zeros(conv.out_channels, dtype=torch.int32))
 
     def forward(self, a: Tensor, cells: np.ndarray | None = None) -> Tensor:
         """a (B, H, W, in) int8 → (B, H, W, out) int32; with cells, as in `patches`, (B, n, out)."""
-        sums = self._sums(a, slice(self.fine), cells)
-        if self.coarse:
-            sums += self._sums(a, slice(self.fine, None), cells) << COARSE_SHIFT
+        if self.side > 1:
+            a = patches(a, self.side, self.zero, cells)
+        sums = product(a.flatten(0, -2), self.weight).unflatten(0, a.shape[:-1])
+        if self.fine:
+            high, low = sums.chunk(2, -1)
+            sums = (high << PLANE_SHIFT).add_(low)
         return sums.add_(self.bias).bitwise_right_shift_(self.shift)
-
-    def _sums(self, a: Tensor, inputs: slice, cells: np.ndarray | None) -> Tensor:
-        """The weighted sums of some input channels."""
-        a = patches(a[..., inputs], self.side, self.zero[inputs], cells) if self.side > 1 else a[..., inputs]
-        weight = self.weight.unflatten(0, (self.side**2, -1))[:, inputs].flatten(0, 1)
-        return product(a.flatten(0, -2), weight).unflatten(0, a.shape[:-1])
 
     @torch.no_grad()
     def quantise(self, conv: nn.Conv2d, unit_in: Tensor, a_max: Tensor, unit_out: Tensor | None, group: int) -> Tensor:
@@ -94,21 +90,23 @@ class IntegerConv(nn.Module):
         channels in a row share a unit, for the pixel shuffle behind them. For the last one unit_out (out,) are powers of two.
         """
         weight, bias = (conv.weight * unit_in[:, None, None]).double(), conv.bias.double()
-        weight[:, self.fine :] /= 2**COARSE_SHIFT
         largest, total = weight.abs().amax((1, 2, 3)).clamp(min=1e-12), weight.abs().sum((1, 2, 3)).clamp(min=1e-12)
-        room = (SUM_MAX // 2) / (total * -ZERO)
-        finest = torch.minimum(MAX / largest, room)  # steps a unit of the sum, at most
+        room, tightest = (MAX, SUM_MAX // 2) if not self.fine else (MAX << PLANE_SHIFT, SUM_MAX // 4 << PLANE_SHIFT)
+        finest = torch.minimum(room / largest, tightest / (total * -ZERO))  # steps a unit of the sum, at most
         finest = finest.reshape(-1, group).amin(1, keepdim=True).expand(-1, group).reshape(-1)
         if unit_out is None:
             a_max = a_max.double().reshape(-1, group).amax(1, keepdim=True).expand(-1, group).reshape(-1).clamp(min=1e-6)
-            shift = torch.ceil(torch.log2(a_max * finest / LARGEST)).clamp(min=0)
+            octaves = torch.log2(a_max * finest / LARGEST)
+            shift = (octaves.floor() if self.fine else octaves.ceil()).clamp(min=0)  # fine weights have bits to spare, activations have none
             steps = torch.minimum(finest, LARGEST * 2**shift / a_max)
             unit_out = 2**shift / steps
         else:
             shift = torch.floor(torch.log2(finest * unit_out.double())).clamp(min=0)
             steps = 2**shift / unit_out.double()
-        self.weight.copy_((weight * steps[:, None, None, None]).round().permute(2, 3, 1, 0).flatten(0, 2))
-        of_zeros = (self.weight.double().unflatten(0, (-1, conv.in_channels)) * self.zero[:, None]).sum((0, 1))
+        weight = (weight * steps[:, None, None, None]).round().permute(2, 3, 1, 0).flatten(0, 2)
+        high = (weight / 2**PLANE_SHIFT).round()
+        self.weight.copy_(torch.cat([high, weight - high * 2**PLANE_SHIFT], 1) if self.fine else weight)
+        of_zeros = (weight.unflatten(0, (-1, conv.in_channels)) * self.zero[:, None]).sum((0, 1))
         half = torch.where(shift > 0, 2 ** (shift - 1), 0)  # of a step: to nearest
         self.bias.copy_(((bias * steps).round() + half - of_zeros).clamp(-BIAS_MAX, BIAS_MAX))
         self.shift.copy_(shift)
@@ -117,7 +115,7 @@ class IntegerConv(nn.Module):
 
     def check(self) -> None:
         """Raise ValueError unless every sum this layer can make is exact."""
-        sums, bias = self.weight.double().abs().sum(0) * -ZERO, self.bias.double().abs()  # of both kinds of inputs together
+        sums, bias = self.weight.double().abs().sum(0) * -ZERO, self.bias.double().abs()
         if sums.max() > SUM_MAX or bias.max() > BIAS_MAX or not ((self.shift >= 0) & (self.shift < 32)).all():
             raise ValueError("an integer network whose sums are not exact")
 
@@ -126,16 +124,16 @@ class IntegerNet(nn.Module):
     """The integer twin of a float nn.Sequential of Conv2d, ReLU and PixelShuffle; empty until `quantise`.
 
     It stays on the CPU, and the integers that it is, wherever the model that it is part of goes. signed: the input channels that can be negative;
-    of the others, and of outputs behind a ReLU, 0 is stored as ZERO. coarse: as in IntegerConv, of the network's inputs.
+    of the others, and of outputs behind a ReLU, 0 is stored as ZERO. fine: as in IntegerConv.
     """
 
-    def __init__(self, net: nn.Sequential, signed: Sequence[int] = (), coarse: int = 0):
+    def __init__(self, net: nn.Sequential, signed: Sequence[int] = (), fine: bool = False):
         super().__init__()
         zero = torch.full((net[0].in_channels,), ZERO, dtype=torch.int8)
         zero[list(signed)] = 0
         self.layers = nn.ModuleList()
-        for i, layer in enumerate(net):
-            self.layers.append(IntegerConv(layer, zero, coarse if i == 0 else 0) if isinstance(layer, nn.Conv2d) else layer)
+        for layer in net:
+            self.layers.append(IntegerConv(layer, zero, fine) if isinstance(layer, nn.Conv2d) else layer)
             if isinstance(layer, nn.Conv2d):
                 zero = torch.full((layer.out_channels,), ZERO, dtype=torch.int8)
             elif isinstance(layer, nn.PixelShuffle):
@@ -173,7 +171,7 @@ class IntegerNet(nn.Module):
         if (unit_out is None) != self.ends_in_relu:
             raise ValueError("unit_out belongs to a network that does not end in a ReLU")
         net, inputs, unit_in = copy.deepcopy(net).cpu(), [a.cpu() for a in inputs], unit_in.cpu()
-        largest = {i: REPRESENTED * value for i, value in self._largest(net, inputs).items()}
+        largest = self._largest(net, inputs)
         convs = [i for i, layer in enumerate(net) if isinstance(layer, nn.Conv2d)]
         for i in convs:
             group = math.prod(layer.upscale_factor**2 for layer in net[i + 1 : _next(convs, i, len(net))] if isinstance(layer, nn.PixelShuffle))

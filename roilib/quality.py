@@ -70,13 +70,15 @@ def cell_means(importance: np.ndarray) -> np.ndarray:
     return (sums + CELL**2 // 2) // CELL**2
 
 
-def draw(random: np.random.Generator, boxes: np.ndarray, side: int) -> tuple[np.ndarray, int, int]:
+def draw(random: np.random.Generator, boxes: np.ndarray, side: int, place: int = 0, of: int = 1) -> tuple[np.ndarray, int, int]:
     """What one training picture of side x side pixels is coded with: boxes as in `importance_map`, and the indices of lmbda and alpha.
 
-    lmbda is log-uniform from LMBDA_MIN on, one in 20 below it, where only byte caps lead. A third of the pictures is uniform, a third has its
-    labelled `boxes` (K, 4), the rest has random ones; the ROI's weight over the background's is log-uniform from 1/4 to 1024.
+    lmbda is log-uniform from LMBDA_MIN on, one in 20 below it, where only byte caps lead: the picture at `place` of a batch `of` so many draws from
+    its own part of the range, so that every batch has all rates. A third of the pictures is uniform, a third has its labelled `boxes` (K, 4), the
+    rest has random ones; the ROI's weight over the background's is log-uniform from 1/4 to 1024.
     """
-    quality = int(random.integers(Q_FLOOR) if random.random() < 0.05 else random.integers(Q_FLOOR, Q_MAX + 1))
+    part = (place + random.random()) / of
+    quality = int(random.integers(Q_FLOOR) if random.random() < 0.05 else Q_FLOOR + part * (Q_MAX + 1 - Q_FLOOR))
     octaves, kind = random.uniform(-2, 10), random.integers(3)
     alpha = round(ALPHA_ONE / (1 + 2.0**-octaves))
     if kind == 0:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from roilib import channels_last
-from roilib.context import CONTEXT_UNIT, MEAN_UNIT, VALUE_SCALE, VALUE_UNITS, magnitudes, passes_of, stored_magnitudes, stored_values, with_known
+from roilib.context import CONTEXT_UNIT, MEAN_UNIT, VALUE_SCALE, VALUE_UNITS, Cells, Known, cells_of, magnitudes, passes_of, with_known
 from roilib.dct import dct_basis, spectrum
 from roilib.entropy import CODER_BITS, Counter, Decoder, Encoder, Tables, frequencies, reach
-from roilib.integer import MAX, ZERO, IntegerNet
+from roilib.integer import MAX, IntegerNet
 from roilib.quality import CELL, STEPS_PER_OCTAVE, quality_index
 from roilib.scales import LEVELS_PER_OCTAVE, SCALE_LEVELS, SCALE_MIN, SCALES, TailedGaussian, level_of, round_to_cheap, scale_of
 
@@ -33,7 +33,6 @@ PASSES = (3, 2, 1, 1)  # over the cells of each slice: where most bits are, neig
 Q_UNIT = 4  # steps of quality that 1 stands for in the integer networks
 LEVEL_SHIFT = (2 * STEPS_PER_OCTAVE // LEVELS_PER_OCTAVE).bit_length() - 1  # 2 to its power: steps of quality that raise the scale by a level
 OCTAVES = 4  # of scale that 1 in an entropy network's output stands for
-Cells = slice | np.ndarray  # which of a latent's cells, numbered row by row
 
 
 class Block(nn.Module):
@@ -103,7 +102,7 @@ class RoiVbr(CompressionModel):
             own = [3 * n if turn else 0 for turn in range(passes)]  # channels that tell of the slice's own y_hat
             nets = nn.ModuleList(entropy_parameters(shared + more, N, 2 * n) for more in own)
             signed = [[N, *range(shared + n, shared + more)] for more in own]
-            twins = (IntegerNet(net, places, coarse=more // 3) for net, places, more in zip(nets, signed, own, strict=True))
+            twins = (IntegerNet(net, places, fine=passes > 1) for net, places in zip(nets, signed, strict=True))  # means need fine weights
             self.e.append(nets)
             self.e_integer.append(nn.ModuleList(twins))
         self.h_s_integer = IntegerNet(self.h_s, signed=range(N // 2))
@@ -240,45 +239,28 @@ class RoiVbr(CompressionModel):
         return levels > 0 if part.stop == self.M else ...
 
     @torch.no_grad()
-    def scan(
-        self, z: np.ndarray, q: Tensor, code: Callable[[slice, slice | np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-    ) -> tuple[np.ndarray, Tensor]:
+    def scan(self, z: np.ndarray, q: Tensor, code: Callable[[slice, Cells, np.ndarray, np.ndarray], np.ndarray]) -> tuple[np.ndarray, Tensor]:
         """The symbols and y_hat in units of MEAN_UNIT, both (h, w, M) int32, slice by slice and pass by pass, all on integers on the CPU.
 
-        z (h/4, w/4, N/2): symbols; q (1, 1, h, w); code(channels, cells, levels, means) gives the symbols of these channels at these of the h * w
-        cells, numbered row by row, as levels and means all (cells, n) integers, the means in units of MEAN_UNIT: an encoder makes and writes them,
-        a decoder reads them.
+        z (h/4, w/4, N/2): symbols; q (1, 1, h, w); code(channels, cells, levels, means) gives the symbols of these channels at these cells, as levels
+        and means all (cells, n) integers, the means in units of MEAN_UNIT: an encoder makes and writes them, a decoder reads them.
         """
         with record_function("hyper synthesis"):
             h = self.h_s_integer(torch.from_numpy(z.astype(np.int8))[None])[0]
-        (height, width), shared = q.shape[-2:], self.N + 1
-        gain = q.cpu().reshape(-1, 1).int() - Q_MIDDLE
-        nearest = gain + (1 << LEVEL_SHIFT - 1)
-        found = torch.empty(height * width, self.M, dtype=torch.int32)  # untouched memory costs nothing, should the stream be none
-        scaled = torch.empty_like(found)  # y_hat in units of MEAN_UNIT
-        known = torch.full((height * width, shared + self.M), ZERO, dtype=torch.int8)  # what all networks see, then magnitudes of y_hat
-        known[:, : self.N] = h.flatten(0, 1)
-        known[:, self.N] = torch.div(gain + Q_UNIT // 2, Q_UNIT, rounding_mode="floor")[:, 0]
+        (height, width), gain = q.shape[-2:], q.cpu().flatten().int() - Q_MIDDLE
+        nearest = gain[:, None] + (1 << LEVEL_SHIFT - 1)
+        known = Known(h, torch.div(gain + Q_UNIT // 2, Q_UNIT, rounding_mode="floor"), self.M)
         for (start, end), nets in zip(self.slices, self.e_integer, strict=True):
-            turns = passes_of(len(nets), height, width).flatten().numpy()
-            own = torch.zeros(height * width, 2 * (end - start), dtype=torch.int8) if len(nets) > 1 else None  # values of this slice's y_hat
-            for turn, net in enumerate(nets):
-                some = np.flatnonzero(turns == turn) if len(nets) > 1 else None
-                cells = slice(None) if some is None else some  # a slice needs no copies
+            for turn, (net, cells) in enumerate(zip(nets, cells_of(len(nets), height, width), strict=True)):
                 with record_function("entropy networks"):
-                    seen = torch.cat([known[:, : shared + end], own], 1) if turn else known[:, : shared + start]
-                    scales, means = net(seen.view(1, height, width, -1), some).view(-1, 2 * (end - start)).chunk(2, 1)
+                    found = net(known.seen(slice(start, end), turn), cells if len(nets) > 1 else None)
+                    scales, means = found.view(-1, 2 * (end - start)).chunk(2, 1)
                     levels = (scales + nearest[cells]).bitwise_right_shift_(LEVEL_SHIFT).clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
                 with record_function("entropy coding"):
                     symbols = torch.from_numpy(code(slice(start, end), cells, levels.numpy(), means.numpy()))
-                y_hat = torch.add(means, symbols, alpha=round(1 / MEAN_UNIT))
-                found[cells, start:end], scaled[cells, start:end] = symbols, y_hat
                 with record_function("entropy networks"):
-                    if turn + 1 < len(nets):
-                        own[cells] = stored_values(y_hat)
-                    if turn + 1 < len(nets) or end < self.M:
-                        known[cells, shared + start : shared + end] = stored_magnitudes(y_hat)
-        return found.view(height, width, -1).numpy(), scaled.view(height, width, -1)
+                    known.add(slice(start, end), cells, symbols, means, more=turn + 1 < len(nets))
+        return known.symbols.view(height, width, -1).numpy(), known.y_hat.view(height, width, -1)
 
     @torch.no_grad()
     def compress(self, x: Tensor, q: Tensor) -> dict:

@@ -147,7 +147,8 @@ def knobs(p: Parameters, boxes: list[Tensor], side: int, places: Iterable[int], 
         if step is None or p.fixed_rate:
             drawn, lmbda, alpha = quality.integer_boxes(own.numpy(), side, side), quality.quality_index(p.lmbda), quality.alpha_index(p.alpha)
         else:
-            drawn, lmbda, alpha = quality.draw(np.random.default_rng((p.seed, step, place + 1)), own.numpy(), side)
+            random = np.random.default_rng((p.seed, step, place + 1))
+            drawn, lmbda, alpha = quality.draw(random, own.numpy(), side, place % p.batch_size, p.batch_size)
         importance = quality.importance_map(drawn, side, side)
         table = quality.quality_table(lmbda, alpha) if len(drawn) else np.full(quality.FULL + 1, lmbda, np.int16)
         cells.append(table[quality.cell_means(importance)])

@@ -29,7 +29,8 @@ def ship(folder: Path, out: Path, licence: str = "") -> int:
     p = Parameters.parse(state["parameters"])
     model = build_model(p)
     average = {name.removeprefix("module."): v for name, v in state.get("ema", {}).items() if name.startswith("module.")}
-    model.load_state_dict(average or state["codec"])
+    made_anew = {name: value for name, value in model.state_dict().items() if "_integer." in name}
+    model.load_state_dict((average or state["codec"]) | made_anew)
     for weight in model.parameters():
         weight.copy_(weight.half())  # the integer networks are made from what is shipped
     make_tables(model, p, load_splits(p)[0])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from roilib import integer
-from roilib.integer import BIAS_MAX, LARGEST, MAX, SUM_MAX, ZERO, IntegerConv, IntegerNet, int8_products_are_exact, patches, product
+from roilib.integer import BIAS_MAX, LARGEST, MAX, PLANE_SHIFT, SUM_MAX, ZERO, IntegerConv, IntegerNet, int8_products_are_exact, patches, product
 
 
 def hyper_like():
@@ -33,34 +33,50 @@ def integers(a):
     return a.movedim(1, -1).to(torch.int8)
 
 
-@pytest.fixture
-def quantised():
+def whole(layer):
+    """An IntegerConv's weights (side² in, out), their two parts together."""
+    high, low = layer.weight.double().chunk(2, 1) if layer.fine else (0, layer.weight.double())
+    return high * 2**PLANE_SHIFT + low
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "fine"])
+def quantised(request):
     """A network that ends without a ReLU, its twin, the units of its inputs, and its outputs' unit."""
     net, units = head_like(), torch.tensor([0.5] * 5 + [0.01] * 5)
-    twin = IntegerNet(net, signed=range(10))
+    twin = IntegerNet(net, signed=range(10), fine=request.param)
     twin.quantise(net, [symbols(4, 10, 9, 9) * units[:, None, None]], units, torch.full((8,), 1 / 64))
     return net, twin, units, 1 / 64
 
 
 def test_it_follows_the_float_network(quantised):
     net, twin, units, unit = quantised
-    a = symbols(2, 10, 7, 5)
+    a = symbols(4, 10, 9, 9)  # what it was made for: larger activations would be cut
     wanted, got = net(a * units[:, None, None]), twin(integers(a)).movedim(-1, 1) * unit
     assert (wanted - got).abs().max() < 0.02 * wanted.abs().max() + unit
 
 
 @torch.no_grad()
-def test_inputs_of_large_units_leave_the_others_their_precision():
-    net, units = head_like()[:1], torch.tensor([1 / 16] * 7 + [8.0] * 3)
-    a = symbols(4, 10, 9, 9) * (torch.arange(10) < 7)[:, None, None]  # the large ones are seldom there
-    off = []
-    for coarse in (0, 3):
-        twin = IntegerNet(net, range(10), coarse)
-        twin.quantise(net, [symbols(4, 10, 9, 9) * units[:, None, None]], units, torch.full((24,), 1 / 64))
-        off.append(float((net(a * units[:, None, None]) - twin(integers(a)).movedim(-1, 1) / 64).abs().mean()))
-        both = net(symbols(4, 10, 9, 9) * units[:, None, None])
-        assert (both - twin(integers(symbols(4, 10, 9, 9))).movedim(-1, 1) / 64).abs().mean() < 0.03 * both.abs().max()
-    assert off[1] < 0.3 * off[0], off
+@pytest.mark.parametrize("largest", [1 / 16, 8.0])
+def test_fine_weights_follow_it_closer(largest):
+    """Also beside inputs of large units, which leave plain weights no precision for the others."""
+    net, units = head_like(), torch.tensor([1 / 16] * 7 + [largest] * 3)
+    a, off = symbols(4, 10, 9, 9) * (torch.arange(10) < 7)[:, None, None], []  # the large ones are seldom there
+    for fine in (False, True):
+        twin = IntegerNet(net, range(10), fine)
+        twin.quantise(net, [symbols(4, 10, 9, 9) * units[:, None, None]], units, torch.full((8,), 2.0**-12))
+        off.append(float((net(a * units[:, None, None]) - twin(integers(a)).movedim(-1, 1) * 2.0**-12).abs().mean()))
+    assert off[1] < 0.7 * off[0], off
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("fine", "bits"), [(False, 6), (True, 12)])
+def test_weights_keep_that_many_bits(fine, bits):
+    net = nn.Sequential(nn.Conv2d(10, 24, 3, padding=1))
+    layer = IntegerConv(net[0], torch.zeros(10, dtype=torch.int8), fine)
+    layer.quantise(net[0], torch.ones(10), torch.ones(24), torch.full((24,), 2.0**-7), 1)
+    steps = net[0].weight.permute(2, 3, 1, 0).flatten(0, 2) * 2.0 ** (7 + layer.shift)
+    assert (whole(layer) - steps).abs().max() <= 0.5  # to the nearest
+    assert (steps.abs().amax(0) > 2**bits).all()
 
 
 def test_a_network_that_ends_in_a_relu_tells_its_units():
@@ -79,7 +95,7 @@ def test_no_sum_is_too_large_to_be_exact(quantised):
     for layer in (twin.layers[0], twin.layers[2]):
         assert layer.weight.abs().max() > MAX // 2  # the range is used: a power of two lies between the finest steps and those that activations need
         assert layer.weight.abs().double().sum(0).max() * -ZERO <= SUM_MAX
-        assert layer.bias.abs().max() <= BIAS_MAX < 2**31 - SUM_MAX
+        assert layer.bias.abs().max() <= BIAS_MAX < 2**31 - SUM_MAX * (1 + 2**PLANE_SHIFT)
 
 
 def test_patches_are_what_a_convolution_sees():
@@ -103,7 +119,7 @@ def test_no_order_of_sums_changes_a_result(quantised, monkeypatch):
     wanted = a.movedim(-1, 1).double()  # exact by its 53 bits
     for layer in twin.layers:
         if isinstance(layer, IntegerConv):
-            weight = layer.weight.double().unflatten(0, (layer.side, layer.side, -1)).permute(3, 2, 0, 1)
+            weight = whole(layer).unflatten(0, (layer.side, layer.side, -1)).permute(3, 2, 0, 1)
             sums = F.conv2d(wanted, weight, layer.bias.double(), padding=layer.side // 2)
             wanted = torch.floor(sums * 2.0 ** -layer.shift[:, None, None].double())
         else:
@@ -166,7 +182,7 @@ def test_units_must_fit_the_network():
 
 def test_it_keeps_its_numbers_in_a_state_dict(quantised):
     net, twin, _, _ = quantised
-    again = IntegerNet(net, signed=range(10))
+    again = IntegerNet(net, signed=range(10), fine=twin.layers[0].fine)
     again.load_state_dict(twin.state_dict())
     a = integers(symbols(1, 10, 4, 4))
     assert torch.equal(again(a), twin(a))

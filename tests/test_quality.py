@@ -116,5 +116,12 @@ def test_training_draws_uniform_labelled_and_random_pictures_over_the_whole_rang
     assert all((b[:, 4] <= 255).all() and (b[:, 2:4] <= 128).all() for b, _, _ in drawn)
 
 
+def test_every_batch_has_all_rates():
+    own, edges = np.array([[40.0, 40, 90, 80]]), np.linspace(Q_FLOOR, Q_MAX + 1, 9)
+    for step in range(50):
+        drawn = np.array([draw(np.random.default_rng((step, place)), own, 128, place, 8)[1] for place in range(8)])
+        assert all(quality < Q_FLOOR or (low <= quality + 1 and quality <= high) for quality, low, high in zip(drawn, edges, edges[1:], strict=False))
+
+
 def test_the_map_needs_no_torch():
     assert "torch" not in vars(sys.modules["roilib.quality"])

@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
+from roilib.checkpoints import Checkpoints
 from roilib.codec import load_codec
 from roilib.datasets import RoiDataset, kitti_samples
 from roilib.ship import ship
@@ -41,6 +43,21 @@ def test_it_codes_like_the_run(shipped, vbr_run, tiny_kitti):
     assert sizes[0] == pytest.approx(sizes[1], rel=0.03)
     assert errors[0] == pytest.approx(errors[1], rel=0.03)
     assert np.isfinite(errors).all()
+
+
+def test_integer_networks_are_made_anew(shipped, vbr_run, tmp_path, monkeypatch):
+    """So weights of a run from before they were what they are now can be shipped."""
+    newest = Checkpoints.newest
+
+    def from_before(self):
+        state = newest(self)
+        for part in ("codec", "ema") if "ema" in state else ("codec",):
+            state[part] |= {name: torch.zeros(1) for name in state[part] if "_integer." in name}
+        return state
+
+    monkeypatch.setattr(Checkpoints, "newest", from_before)
+    ship(vbr_run.folder, tmp_path / "again.safetensors", "research")
+    assert (tmp_path / "again.safetensors").read_bytes() == shipped.read_bytes()
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path):
