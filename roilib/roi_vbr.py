@@ -36,17 +36,22 @@ OCTAVES = 4  # of scale that 1 in an entropy network's output stands for
 
 
 class Block(nn.Module):
-    """A residual bottleneck."""
+    """A residual bottleneck. exact: but in training its last layer and the sum are always fp32; most of bf16's error would come from there."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, exact: bool = False):
         super().__init__()
+        self.exact = exact
         half = channels // 2
         self.body = nn.Sequential(
             nn.Conv2d(channels, half, 1), nn.ReLU(), nn.Conv2d(half, half, 3, padding=1), nn.ReLU(), nn.Conv2d(half, channels, 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        if self.training or not self.exact:
+            return x + self.body(x)
+        hidden = self.body[:-1](x)
+        with torch.autocast(x.device.type, enabled=False):
+            return x.float() + self.body[-1](hidden.float())
 
 
 def conv3(i: int, o: int) -> nn.Conv2d:
@@ -91,7 +96,7 @@ class RoiVbr(CompressionModel):
         self.a_lin = nn.Sequential(channels_last.PixelUnshuffle(CELL), nn.Conv2d(3 * CELL**2, M, 1, bias=False))
         self.s_lin = nn.Sequential(nn.Conv2d(M, 3 * CELL**2, 1, bias=False), nn.PixelShuffle(CELL))
         self.g_a = nn.Sequential(channels_last.PixelUnshuffle(8), conv3(192, N), *(Block(N) for _ in range(4)), nn.Conv2d(N, low, 4, 2, 1))
-        self.g_s = nn.Sequential(conv3(192 + 1, N), *(Block(N) for _ in range(4)), conv3(N, 192), nn.PixelShuffle(8))
+        self.g_s = nn.Sequential(conv3(192 + 1, N), *(Block(N, exact=True) for _ in range(4)), conv3(N, 192), nn.PixelShuffle(8))
         self.gain = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 2 * M))
         self.h_a = nn.Sequential(nn.Conv2d(M + 1, N, 1), nn.ReLU(), nn.Conv2d(N, N, 4, 2, 1), nn.ReLU(), nn.Conv2d(N, N // 2, 4, 2, 1))
         shuffle = nn.PixelShuffle(2)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from roilib import comparisons, drive_report, peers, tables
+from roilib import comparisons, drive_report, evaluation, peers, tables
 from roilib.metrics import MIN_POINTS
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
@@ -202,6 +202,17 @@ def test_the_speeds_in_the_readme_are_measured_ones():
     assert tables.markdown(table, tables.SPEED_COLUMNS) in (ROOT / "README.md").read_text()
     ours, baseline = (table.set_index("codec").loc[name, ["encode", "decode"]].sum() for name in ("roi_vbr", "bmshj2018-hyperprior"))
     assert baseline >= 5 * ours
+
+
+def test_real_bytes_are_what_training_estimates():
+    folder = ROOT / "report" / "results" / "reference"
+    for name in ("shipped", "kodak"):
+        ours = [r for r in json.loads((folder / name / "records.json").read_text()) if r["codec"] == "roi_vbr"]
+        assert len(ours) >= 200
+        assert evaluation.worst_estimate(ours) <= 0.01
+    networks = json.loads((folder / "shipped" / "integer_networks.json").read_text())
+    assert networks["bd_rate"] <= 1
+    assert max(loss["most"] for loss in networks["coder_loss"]) < 0.005
 
 
 def test_every_machine_setting_read_the_same_symbols_and_no_cap_was_passed():

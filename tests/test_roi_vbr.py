@@ -16,7 +16,7 @@ from roilib.integer import MAX, ZERO
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
 from roilib.models import build_model
 from roilib.quality import Q_MAX, STEPS_PER_OCTAVE, quality_index
-from roilib.roi_vbr import OCTAVES, Q_MIDDLE, RoiVbr
+from roilib.roi_vbr import OCTAVES, Q_MIDDLE, Block, RoiVbr
 from roilib.scales import LEVELS_PER_OCTAVE, SCALE_LEVELS, SCALE_MIN, SCALES, TailedGaussian, round_to_cheap
 from roilib.session import knobs
 from roilib.weights import read_weights
@@ -69,6 +69,20 @@ def test_training_lowers_the_loss_and_saves_what_coding_needs(trained):
     assert history[-1]["test"]["loss"] < 0.8 * history[4]["test"]["loss"]
     assert model.h_s_integer.layers[0].weight.abs().max() > 1
     assert len(model.entropy_bottleneck._quantized_cdf) == 8
+
+
+def test_exact_blocks_round_less():
+    torch.manual_seed(0)
+    x = (4 * torch.randn(1, 48, 8, 8)).bfloat16()
+    plain, exact = (torch.nn.Sequential(*(Block(48, kind) for _ in range(4))).eval() for kind in (False, True))
+    exact.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        wanted = plain(x.float())
+        assert torch.equal(exact(x.float()), wanted)
+        with torch.autocast("cpu", torch.bfloat16):
+            errors = [(net(x) - wanted).abs().mean() for net in (plain, exact)]
+            assert torch.equal(exact.train()(x), plain.train()(x))
+    assert errors[1] < 0.7 * errors[0]
 
 
 def test_bytes_decode_to_the_symbols_that_were_written(trained, frame):
