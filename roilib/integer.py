@@ -79,7 +79,7 @@ class IntegerConv(nn.Module):
         sums = product(a.flatten(0, -2), self.weight).unflatten(0, a.shape[:-1])
         if self.fine:
             high, low = sums.chunk(2, -1)
-            sums = (high << PLANE_SHIFT).add_(low)
+            sums = high.bitwise_left_shift_(PLANE_SHIFT).add_(low)
         return sums.add_(self.bias).bitwise_right_shift_(self.shift)
 
     @torch.no_grad()
@@ -93,6 +93,7 @@ class IntegerConv(nn.Module):
         largest, total = weight.abs().amax((1, 2, 3)).clamp(min=1e-12), weight.abs().sum((1, 2, 3)).clamp(min=1e-12)
         room, tightest = (MAX, SUM_MAX // 2) if not self.fine else (MAX << PLANE_SHIFT, SUM_MAX // 4 << PLANE_SHIFT)
         finest = torch.minimum(room / largest, tightest / (total * -ZERO))  # steps a unit of the sum, at most
+        finest = torch.minimum(finest, BIAS_MAX // 4 / bias.abs().clamp(min=0.25))
         finest = finest.reshape(-1, group).amin(1, keepdim=True).expand(-1, group).reshape(-1)
         if unit_out is None:
             a_max = a_max.double().reshape(-1, group).amax(1, keepdim=True).expand(-1, group).reshape(-1).clamp(min=1e-6)

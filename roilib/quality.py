@@ -78,7 +78,7 @@ def draw(random: np.random.Generator, boxes: np.ndarray, side: int, place: int =
     rest has random ones; the ROI's weight over the background's is log-uniform from 1/4 to 1024.
     """
     part = (place + random.random()) / of
-    quality = int(random.integers(Q_FLOOR) if random.random() < 0.05 else Q_FLOOR + part * (Q_MAX + 1 - Q_FLOOR))
+    quality = int(random.integers(Q_FLOOR) if random.random() < 0.05 else min(Q_FLOOR + part * (Q_MAX + 1 - Q_FLOOR), Q_MAX))
     octaves, kind = random.uniform(-2, 10), random.integers(3)
     alpha = round(ALPHA_ONE / (1 + 2.0**-octaves))
     if kind == 0:

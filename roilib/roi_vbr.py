@@ -36,7 +36,7 @@ OCTAVES = 4  # of scale that 1 in an entropy network's output stands for
 
 
 class Block(nn.Module):
-    """A residual bottleneck. exact: but in training its last layer and the sum are always fp32; most of bf16's error would come from there."""
+    """A residual bottleneck. exact: but in training its last layer and the sum are never bf16, where most of its error would come from."""
 
     def __init__(self, channels: int, exact: bool = False):
         super().__init__()
@@ -107,7 +107,7 @@ class RoiVbr(CompressionModel):
             own = [3 * n if turn else 0 for turn in range(passes)]  # channels that tell of the slice's own y_hat
             nets = nn.ModuleList(entropy_parameters(shared + more, N, 2 * n) for more in own)
             signed = [[N, *range(shared + n, shared + more)] for more in own]
-            twins = (IntegerNet(net, places, fine=passes > 1) for net, places in zip(nets, signed, strict=True))  # means need fine weights
+            twins = (IntegerNet(net, places, fine=passes > 1) for net, places in zip(nets, signed, strict=True))  # the first slices' means need them
             self.e.append(nets)
             self.e_integer.append(nn.ModuleList(twins))
         self.h_s_integer = IntegerNet(self.h_s, signed=range(N // 2))

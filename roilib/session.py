@@ -79,8 +79,11 @@ class Session:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` returned."""
-        for name in ("codec", "optimizer", "aux_optimizer", "scheduler", "means"):
-            getattr(self, name).load_state_dict(state[name])
+        try:
+            for name in ("codec", "optimizer", "aux_optimizer", "scheduler", "means"):
+                getattr(self, name).load_state_dict(state[name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(f"its checkpoint is of other code ({str(error).splitlines()[-1].strip()}); resume=false starts anew") from None
         for name in PROGRESS:
             setattr(self, name, state[name])
         if self.ema:
@@ -143,12 +146,13 @@ def knobs(p: Parameters, boxes: list[Tensor], side: int, places: Iterable[int], 
     and α, with the labelled boxes.
     """
     cells, pixels, masks = [], [], []
+    parts = np.random.default_rng((p.seed, step or 0)).permutation(p.batch_size)  # of the range of rates; a short batch has others at each step
     for own, place in zip(boxes, places, strict=True):
         if step is None or p.fixed_rate:
             drawn, lmbda, alpha = quality.integer_boxes(own.numpy(), side, side), quality.quality_index(p.lmbda), quality.alpha_index(p.alpha)
         else:
             random = np.random.default_rng((p.seed, step, place + 1))
-            drawn, lmbda, alpha = quality.draw(random, own.numpy(), side, place % p.batch_size, p.batch_size)
+            drawn, lmbda, alpha = quality.draw(random, own.numpy(), side, int(parts[place % p.batch_size]), p.batch_size)
         importance = quality.importance_map(drawn, side, side)
         table = quality.quality_table(lmbda, alpha) if len(drawn) else np.full(quality.FULL + 1, lmbda, np.int16)
         cells.append(table[quality.cell_means(importance)])

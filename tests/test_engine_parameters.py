@@ -1,5 +1,6 @@
 """Contract 1: changing a parameter changes what design.md's table says; one `test_<name>` each, on real runs of a few steps."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import street, write_tiny_kitti
@@ -221,6 +222,16 @@ def test_fixed_rate(tiny_parameters):
         assert found == indices if fixed else len(found) > 3
     with pytest.raises(ValueError, match="fixed_rate belongs to roi_vbr"):
         tiny_parameters(fixed_rate=True)
+
+
+def test_full_and_short_batches_see_all_rates(tiny_parameters):
+    p, own = tiny_parameters(which="roi_vbr", N=16, batch_size=8), torch.zeros(0, 4)
+    drawn = np.array([knobs(p, [own] * 8, 64, range(8), step)[1].log2().mean((1, 2, 3)) for step in range(40)])
+    full = np.sort(drawn, 1)[:, 2:]  # but those below the range, and ROIs
+    assert (full[:, -1] - full[:, 0]).min() > 3
+    short = np.array([knobs(p, [own] * 2, 64, range(2), step)[1].log2().mean((1, 2, 3)) for step in range(40)])
+    assert abs(short.mean() - drawn.mean()) < 0.7
+    assert short.max() > drawn.max() - 1
 
 
 def test_unlabelled(tiny_parameters, tmp_path):

@@ -53,6 +53,9 @@ def test_it_follows_the_float_network(quantised):
     a = symbols(4, 10, 9, 9)  # what it was made for: larger activations would be cut
     wanted, got = net(a * units[:, None, None]), twin(integers(a)).movedim(-1, 1) * unit
     assert (wanted - got).abs().max() < 0.02 * wanted.abs().max() + unit
+    other = symbols(2, 10, 7, 5)  # some activations are larger than those that it was made for
+    wanted, got = net(other * units[:, None, None]), twin(integers(other)).movedim(-1, 1) * unit
+    assert (wanted - got).abs().max() < 0.05 * wanted.abs().max() + unit
 
 
 @torch.no_grad()
@@ -63,9 +66,24 @@ def test_fine_weights_follow_it_closer(largest):
     a, off = symbols(4, 10, 9, 9) * (torch.arange(10) < 7)[:, None, None], []  # the large ones are seldom there
     for fine in (False, True):
         twin = IntegerNet(net, range(10), fine)
-        twin.quantise(net, [symbols(4, 10, 9, 9) * units[:, None, None]], units, torch.full((8,), 2.0**-12))
-        off.append(float((net(a * units[:, None, None]) - twin(integers(a)).movedim(-1, 1) * 2.0**-12).abs().mean()))
+        twin.quantise(net, [symbols(4, 10, 9, 9) * units[:, None, None]], units, torch.full((8,), 2.0**-9))
+        off.append(float((net(a * units[:, None, None]) - twin(integers(a)).movedim(-1, 1) * 2.0**-9).abs().mean()))
     assert off[1] < 0.7 * off[0], off
+    everything = symbols(4, 10, 9, 9)
+    wanted, got = net(everything * units[:, None, None]), twin(integers(everything)).movedim(-1, 1) * 2.0**-9
+    assert (wanted - got).abs().mean() < 0.01 * wanted.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("size", [1, 1e-3, 1e-5, 0])
+def test_a_bias_that_outweighs_all_else_is_kept(fine, size):
+    net = head_like()
+    net[-1].weight.mul_(size)
+    net[-1].bias.fill_(1)
+    twin, a = IntegerNet(net, signed=range(10), fine=fine), symbols(4, 10, 9, 9)
+    twin.quantise(net, [a], torch.ones(10), torch.full((8,), 1 / 64))
+    assert (net(a) - twin(integers(a)).movedim(-1, 1) / 64).abs().max() < 0.02 * net(a).abs().max() + 1 / 64
 
 
 @torch.no_grad()
