@@ -35,7 +35,8 @@ def origin(parameters: Mapping[str, Any]) -> dict[str, dict]:
 def environment() -> dict[str, Any]:
     """Code, versions and machine."""
     ours = _git("ls-files", "--error-unmatch", "__init__.py")  # or else the repository is another's, in whose folder we are installed
-    code = {"commit": ours and _git("rev-parse", "HEAD"), "dirty": ours and bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    changed = ours and bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)report/results"))
+    code = {"commit": ours and _git("rev-parse", "HEAD"), "dirty": changed}  # results are no code: what is measured anew changes them
     machine = {"platform": platform.platform(), "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}
     machine |= {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     machine["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

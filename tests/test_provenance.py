@@ -70,8 +70,12 @@ def test_the_commit_is_that_of_these_modules_and_changes_show(tmp_path, monkeypa
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "not these modules")
     installed = environment()
     assert (installed["commit"], installed["dirty"]) == (None, None)
+    results = tmp_path / "report" / "results" / "records.json"
+    results.parent.mkdir(parents=True)
+    results.write_text("measured")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-q", "-m", "these modules")
+    results.write_text("measured anew")
     clean = environment()
     assert (clean["commit"], clean["dirty"]) == (git(tmp_path, "rev-parse", "HEAD"), False)
     (here / "roi.py").write_text("changed")
