@@ -141,7 +141,11 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     session = start(p, math.ceil(len(train_data) / p.batch_size), fabric)
     state = fabric.broadcast(run.checkpoints.newest() if p.resume and fabric.is_global_zero else None)
     if state:
-        session.load(state)
+        try:
+            session.load(state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            why = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{run.folder}: its checkpoint is of a model that is built otherwise now ({why}); resume=false starts anew") from None
         fabric.print(f"resumed {run.folder.name} at epoch {session.epoch}, step {session.step}")
     try:
         if fabric.is_global_zero:

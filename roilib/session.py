@@ -79,11 +79,8 @@ class Session:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` returned."""
-        try:
-            for name in ("codec", "optimizer", "aux_optimizer", "scheduler", "means"):
-                getattr(self, name).load_state_dict(state[name])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise ValueError(f"its checkpoint is of other code ({str(error).splitlines()[-1].strip()}); resume=false starts anew") from None
+        for name in ("codec", "optimizer", "aux_optimizer", "scheduler", "means"):
+            getattr(self, name).load_state_dict(state[name])
         for name in PROGRESS:
             setattr(self, name, state[name])
         if self.ema:

@@ -201,3 +201,22 @@ def test_resume_false_clears_every_checkpoint(tiny_parameters):
     (run.checkpoints.folder / "step-00000001.pt.damaged").write_bytes(b"")
     open_run(p.model_copy(update={"resume": False}))
     assert list(run.checkpoints.folder.iterdir()) == []
+
+
+def test_a_checkpoint_of_a_model_built_otherwise_is_one_line(tiny_parameters, monkeypatch):
+    p = tiny_parameters()
+    run, data = open_run(p), load_splits(p)
+    engine.train(run, *data)
+    (run.folder / "metrics.json").unlink()  # as if it had not ended
+    newest = Checkpoints.newest
+
+    def otherwise(self):
+        state = newest(self)
+        name, weight = next(iter(state["codec"].items()))
+        state["codec"][name] = torch.zeros(2, *weight.shape)
+        return state
+
+    monkeypatch.setattr(Checkpoints, "newest", otherwise)
+    with pytest.raises(ValueError, match=r"^[^\n]*built otherwise now[^\n]*resume=false starts anew$") as error:
+        engine.train(run, *data)
+    assert str(run.folder) in str(error.value)
