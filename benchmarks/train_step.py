@@ -23,11 +23,12 @@ from compressai.optimizers import net_aux_optimizer
 from PIL import Image
 from torchvision import transforms
 
-from roilib.datasets import RoiDataset, Sample, batches
+from roilib.datasets import RoiDataset, batches
 from roilib.engine import prefetched
 from roilib.meters import Speed
 from roilib.parameters import Parameters
 from roilib.provenance import origin
+from roilib.readers import Sample
 from roilib.runs import peak_memory_mb, write_json
 from roilib.session import start, train_step
 

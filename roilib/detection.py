@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from roilib.datasets import RoiDataset, kitti_samples, split
+from roilib.datasets import RoiDataset
 from roilib.detector import HookedDetector
 from roilib.provenance import origin, sha256
+from roilib.readers import kitti_samples, split
 from roilib.runs import write_json
 
 BENCHMARK = ("Car", "Pedestrian", "Cyclist")

@@ -22,7 +22,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from roilib.codec import load_codec
-from roilib.datasets import PICTURES
 from roilib.detector import HookedDetector
 from roilib.drive_report import Film, films, text, write
 from roilib.link import Bucket, Loss, constant, packets, read_trace
@@ -30,6 +29,7 @@ from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.pictures import read_picture
 from roilib.plots import set_style
 from roilib.provenance import origin, sha256
+from roilib.readers import PICTURES
 from roilib.roi import read_boxes, roi_mask
 from roilib.senders import Ours, Sender, peer
 from roilib.tables import table_of

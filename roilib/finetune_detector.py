@@ -17,11 +17,12 @@ import yaml
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from roilib.datasets import KITTI_CLASSES, RoiDataset, kitti_samples, split
+from roilib.datasets import RoiDataset
 from roilib.detector import open_yolo
 from roilib.distributed import resolve_device
 from roilib.files import replacing
 from roilib.provenance import origin, sha256
+from roilib.readers import KITTI_CLASSES, kitti_samples, split
 
 COCO_PARENTS = {
     "Car": ("car",),

@@ -24,10 +24,11 @@ from pathlib import Path
 import torch
 
 from roilib.codec import Codec, load_codec
-from roilib.datasets import RoiDataset, Sample
+from roilib.datasets import RoiDataset
 from roilib.detector import SHIPPED_WEIGHTS, HookedDetector
 from roilib.entropy import BIT_WORTH
 from roilib.evaluation import SHIPPED, evaluate, evaluate_peer, settings, uncompressed, weights_file
+from roilib.readers import Sample
 from roilib.runs import Run, write_json
 from roilib.shipped import shipped
 

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from roilib import plots, quality
-from roilib.datasets import Sample
 from roilib.playground import PEERS, Coded, Coder, Newest, Request, Result
+from roilib.readers import Sample
 
 HEAD = ["", "setting", "bytes", "bits a pixel", "ROI", "background", "encode", "decode"]
 TIERS = {"high": 1.0, "mid": 0.5, "low": 0.25}  # importance of a box

@@ -7,8 +7,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from ultralytics.utils.metrics import ap_per_class
 
-from roilib.datasets import KITTI_CLASSES, RoiDataset, kitti_samples
+from roilib.datasets import RoiDataset
 from roilib.detection import GROUP_NAMES, THRESHOLDS, average_precision, average_precisions, grouped, matches, objects, scored
+from roilib.readers import KITTI_CLASSES, kitti_samples
 
 
 @pytest.fixture

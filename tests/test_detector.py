@@ -8,8 +8,9 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from roilib.datasets import RoiDataset, kitti_samples, split
+from roilib.datasets import RoiDataset
 from roilib.detector import CODEC_CHANNELS, CODEC_LAYERS, CODEC_STRIDES, GREY, HookedDetector, load_yolo
+from roilib.readers import kitti_samples, split
 
 
 @pytest.fixture(scope="module")

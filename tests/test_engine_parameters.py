@@ -361,7 +361,7 @@ def test_logdir(tiny_parameters, tmp_path):
 def test_dataset(tiny_parameters):
     for name in ("kitti", "sample"):  # one layout
         assert [len(part) for part in load_splits(tiny_parameters(dataset=name))] == [4, 2]
-    with pytest.raises(ValueError, match="instances_train2017"):  # another; its reader is tested in test_datasets.py
+    with pytest.raises(ValueError, match="instances_train2017"):  # another; its reader is tested in test_readers.py
         load_splits(tiny_parameters(dataset="coco"))
 
 

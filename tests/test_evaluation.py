@@ -9,7 +9,7 @@ from PIL import Image
 
 from roilib import comparisons, engine, figures, plots, results, tables
 from roilib.codec import load_codec
-from roilib.datasets import RoiDataset, Sample, kitti_samples, load_splits
+from roilib.datasets import RoiDataset, load_splits
 from roilib.detector import HookedDetector, frame_features
 from roilib.evaluation import (
     evaluate,
@@ -23,6 +23,7 @@ from roilib.evaluation import (
 from roilib.measurements import detector_files
 from roilib.metrics import psnr_from_mse
 from roilib.quality import integer_boxes
+from roilib.readers import Sample, kitti_samples
 from roilib.roi import roi_mask
 from roilib.runs import open_run
 from roilib.side_by_side import compare

@@ -5,9 +5,10 @@ import pytest
 import torch
 from ultralytics import YOLO
 
-from roilib.datasets import KITTI_CLASSES, RoiDataset, kitti_samples
+from roilib.datasets import RoiDataset
 from roilib.finetune_detector import COCO_PARENTS, main, narrow_head, save_detector, write_yolo_dataset
 from roilib.provenance import origin
+from roilib.readers import KITTI_CLASSES, kitti_samples
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import pytest
 
 from roilib import measurements
 from roilib.codec import load_codec
-from roilib.datasets import RoiDataset, kitti_samples
+from roilib.datasets import RoiDataset
 from roilib.detector import SHIPPED_WEIGHTS
 from roilib.evaluation import evaluate
 from roilib.measurements import detector_files, measure, tasks
+from roilib.readers import kitti_samples
 from roilib.shipped import shipped
 
 PEERS = {"x264 ultrafast": {"quality": [30, 40], "qoffset": [0.0, -0.2]}, "jpeg": {"quality": [50]}}

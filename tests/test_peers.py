@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from roilib import peers
-from roilib.datasets import RoiDataset, kitti_samples
+from roilib.datasets import RoiDataset
 from roilib.evaluation import evaluate_peer
+from roilib.readers import kitti_samples
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,10 @@
 import pytest
 
 from roilib import recheck
-from roilib.datasets import RoiDataset, kitti_samples
+from roilib.datasets import RoiDataset
 from roilib.evaluation import write_records
 from roilib.measurements import measure, tasks
+from roilib.readers import kitti_samples
 from roilib.recheck import differences, drawn, task
 
 PEERS = {"x264 ultrafast": {"quality": [30, 40], "qoffset": [0.0, -0.2]}, "webp": {"quality": [50]}}

@@ -9,13 +9,14 @@ import torch
 from conftest import VBR
 
 from roilib.context import CONTEXT_UNIT, MEAN_UNIT, PATTERNS, VALUE_SCALE, magnitude_table, passes_of, stored_magnitudes, stored_values, values
-from roilib.datasets import RoiDataset, kitti_samples
+from roilib.datasets import RoiDataset
 from roilib.dct import dct_basis, spectrum
 from roilib.entropy import BIT_WORTH, TOTAL, frequencies
 from roilib.integer import MAX, ZERO
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
 from roilib.models import build_model
 from roilib.quality import Q_MAX, STEPS_PER_OCTAVE, quality_index
+from roilib.readers import kitti_samples
 from roilib.roi_vbr import OCTAVES, Q_MIDDLE, Block, RoiVbr
 from roilib.scales import LEVELS_PER_OCTAVE, SCALE_LEVELS, SCALE_MIN, SCALES, TailedGaussian, round_to_cheap
 from roilib.session import knobs

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from roilib.datasets import RoiDataset, kitti_samples, split
+from roilib.datasets import RoiDataset
+from roilib.readers import kitti_samples, split
 from roilib.sample_set import make_drive, make_sample_set, make_streets
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from roilib.datasets import KITTI_CLASSES
+from roilib.readers import KITTI_CLASSES
 from roilib.render import Camera, photograph
 from roilib.scenes import ROAD_CENTRE, Actor, Street
 

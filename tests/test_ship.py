@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from roilib.checkpoints import Checkpoints
 from roilib.codec import load_codec
-from roilib.datasets import RoiDataset, kitti_samples
+from roilib.datasets import RoiDataset
+from roilib.readers import kitti_samples
 from roilib.ship import ship
 
 

@@ -5,8 +5,9 @@ import pytest
 
 from roilib import plots
 from roilib.codec import load_codec
-from roilib.datasets import RoiDataset, Sample, kitti_samples
+from roilib.datasets import RoiDataset
 from roilib.evaluation import evaluate, evaluate_peer
+from roilib.readers import Sample, kitti_samples
 from roilib.roi import roi_mask
 from roilib.side_by_side import _strength, allocations, choose_boxes, closest_in_bytes, compare
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 from roilib.cli import main
 from roilib.container import MAX_SIDE
-from roilib.datasets import Crops, RoiDataset, coco_samples, kitti_samples
+from roilib.datasets import Crops, RoiDataset
 from roilib.pictures import picture_size, read_picture
+from roilib.readers import coco_samples, kitti_samples
 from roilib.roi import read_boxes, read_kitti_label, roi_mask
 
 CODEC = untrained_codec(which="roi_vbr", N=4, M=20)

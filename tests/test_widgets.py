@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from roilib import widgets
-from roilib.datasets import kitti_samples
 from roilib.playground import Coder, Request
+from roilib.readers import kitti_samples
 
 
 @pytest.fixture(scope="module")
