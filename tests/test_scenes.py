@@ -1,11 +1,13 @@
-"""roilib.scenes and roilib.render: the same street every time, boxes that fit, things that move."""
+"""roilib.scenes, roilib.actors and roilib.render: the same street every time, boxes that fit, things that move."""
 
 import numpy as np
 import pytest
 
+from roilib.actors import Actor
 from roilib.readers import KITTI_CLASSES
 from roilib.render import Camera, photograph
-from roilib.scenes import ROAD_CENTRE, Actor, Street
+from roilib.scenes import Street
+from roilib.surfaces import ROAD_CENTRE
 
 SMALL = Camera(414, 125, 240.5, (203.2, 57.6))  # KITTI's camera at a third of its size
 ACTORS = [
