@@ -4,6 +4,8 @@ A table without what a figure shows gives None instead of an empty figure. Where
 of x264 and x265), each is a line of its colour.
 """
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -24,12 +26,13 @@ STAGES = ("detector", "transforms", "entropy networks", "entropy coding", "table
 def rate_curves(rates: pd.DataFrame) -> Figure | None:
     """Rate against ROI-PSNR with rate against background PSNR beside it; rates: `tables.rate_table`.
 
-    Dotted: uniform. Solid: the strongest ROI mode that costs at most 1 dB of background, or what a codec has. Thin: the other strengths.
+    Dotted: uniform. Solid: the strongest ROI mode that costs at most 1 dB of background, or what a codec has. Thin: the other strengths. Peers' rates
+    far above ours are left out.
     """
     if rates.empty:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.9), sharex=True, layout="constrained")
-    handles = []
+    handles, top = [], _highest_rate(rates)
     for codec, by_strength in curves(drawn(rates)):
         uniform, chosen, (colour, marker) = uniform_strength(codec), within_budget(codec, by_strength), look(codec)
         for strength, points in by_strength.items():
@@ -39,10 +42,10 @@ def rate_curves(rates: pd.DataFrame) -> Figure | None:
             elif len(by_strength) > 1 and strength != chosen:
                 style = {"color": colour, "linewidth": 0.5, "alpha": 0.45}
             for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
-                ax.plot(points["bpp"], points[name], **style)
+                ax.plot(*points.loc[points["bpp"] <= top, ["bpp", name]].to_numpy().T, **style)
             if "marker" in style:
                 handles.append(Line2D([], [], label=curve_label(codec, strength, len(by_strength) > 1), **style))
-    wide = rates["bpp"].max() > 8 * rates["bpp"].min()
+    wide = min(rates["bpp"].max(), top) > 8 * rates["bpp"].min()
     for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
         _rate_axis(ax, wide)
         ax.set(ylabel=AXES[name])
@@ -120,9 +123,10 @@ def detection_curves(detection: pd.DataFrame, rates: pd.DataFrame) -> Figure | N
     detectors = detection.groupby("detector", sort=False)
     figure, axes = plt.subplots(1, len(detectors), figsize=(4.6 * len(detectors), 3.9), sharey=True, squeeze=False, layout="constrained")
     chosen = {codec: within_budget(codec, by_strength) for codec, by_strength in curves(rates)} if len(rates) else {}
+    top = _highest_rate(detection)
     handles: dict[str, Line2D] = {}
     for ax, (detector, rows) in zip(axes.flat, detectors, strict=True):
-        whole, coded = rows[rows["codec"] == "uncompressed"]["agnostic_ap50"].iloc[0], rows[rows["codec"] != "uncompressed"]
+        whole, coded = rows[rows["codec"] == "uncompressed"]["agnostic_ap50"].iloc[0], rows[rows["bpp"] <= top]
         handles["uncompressed"] = ax.axhline(whole, color="0.3", linewidth=0.9, linestyle="--", label="uncompressed")
         for codec, by_strength in curves(drawn(coded)):
             for strength, points in _shown(codec, by_strength, chosen.get(codec)).items():
@@ -196,6 +200,12 @@ def _round_rates(low: float, high: float, count: int) -> np.ndarray:
     if len(known) < count:
         return np.geomspace(low, high, count).round(3).clip(low, high)
     return np.array(known)[np.linspace(0, len(known) - 1, count).round().astype(int)]
+
+
+def _highest_rate(table: pd.DataFrame) -> float:
+    """What figures show up to: a little above the rates of our codecs, or everything where there are none."""
+    ours = table.loc[table["codec"].isin(CODEC_NAMES), "bpp"]
+    return 1.25 * ours.max() if len(ours) else math.inf
 
 
 def _rate_axis(ax, wide: bool) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPOSITORY
+from PIL import Image
 from pypdf import PdfReader
 
 from roilib import comparisons, figures, plots, report, tables
@@ -211,6 +212,23 @@ def test_the_reference_results_make_a_report_without_their_pictures(tmp_path):
     rates = pd.read_csv(REFERENCE / "rates.csv")
     for value in (*rates["bpp"].map("{:.3f}".format), *rates["roi_psnr"].map("{:.2f}".format), *rates["bg_psnr"].map("{:.2f}".format)):
         assert value in text
+
+
+def test_the_readmes_curves_are_those_of_the_shipped_results(tmp_path):
+    report.draw(REFERENCE.parent / "shipped", tmp_path)
+    for name in ("rate_psnr.png", "roi_plane.png", "detection.png"):
+        drawn, shown = (np.asarray(Image.open(folder / name).convert("L"), float) for folder in (tmp_path, REPOSITORY / "report" / "pictures"))
+        assert drawn.shape == shown.shape
+        assert np.abs(drawn - shown).mean() < 0.5  # another processor may smooth an edge by another grey
+
+
+def test_rates_far_above_ours_are_not_drawn():
+    points = [{"bpp": bpp, "roi_psnr": 30 + bpp, "bg_psnr": 29 + bpp, "quality": bpp} for bpp in (0.25, 0.5, 1, 2, 4)]
+    rows = [p | {"codec": "roi_vbr", "alpha": 0.5} for p in points[:3]] + [p | {"codec": "x265 medium", "qoffset": 0.0} for p in points]
+    for shown, highest in ((rows, 1), (rows[3:], 4)):
+        figure = figures.rate_curves(pd.DataFrame(shown))
+        assert max(rate for ax in figure.axes for line in ax.get_lines() for rate in line.get_xdata()) == highest
+        plots.plt.close(figure)
 
 
 def test_a_figure_without_data_is_none_and_takes_its_files_away(tmp_path):
