@@ -14,16 +14,24 @@ from PIL import Image
 from roilib.container import MAGIC, MAX_BYTES, Header
 from roilib.files import replacing
 
+JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+PICTURES = {".png": {"format": "PNG"}, ".bmp": {"format": "BMP"}, ".tif": {"format": "TIFF"}, ".tiff": {"format": "TIFF"}, ".ppm": {"format": "PPM"}}
+PICTURES |= {".webp": {"format": "WEBP", "lossless": True}, ".jpg": JPEG, ".jpeg": JPEG}  # what `decode` writes: ending → Pillow's options
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit code."""
-    sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
     args = _parser().parse_args(arguments)
     try:
         args.run(args)
     except ValueError as error:
         print("roilib:", *str(error).splitlines(), file=sys.stderr)  # a file's name may have line breaks
         return 2
+    except KeyboardInterrupt:
+        print("roilib: interrupted", file=sys.stderr)
+        return 130
     except (MemoryError, RuntimeError) as error:
         from roilib.distributed import out_of_memory
 
@@ -56,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.set_defaults(run=_encode)
     decode = commands.add_parser("decode", help=".roic to picture")
     decode.add_argument("stream", type=Path)
-    decode.add_argument("out", type=Path)
+    decode.add_argument("out", type=Path, help=f"ends in {', '.join(PICTURES)}; all but JPEG keep every pixel")
     decode.set_defaults(run=_decode)
     for command in (encode, decode):
         command.add_argument("--weights", type=Path, help="a trained model's weights.safetensors; default: the shipped roi_vbr")
@@ -71,6 +79,7 @@ def _encode(args: argparse.Namespace) -> None:
     from roilib.pictures import read_picture
     from roilib.roi import read_boxes
 
+    _other(args.image, args.out)
     image = read_picture(args.image).permute(1, 2, 0).numpy()
     boxes = read_boxes(args.boxes) if args.boxes else _detected(image) if args.detect else ()
     codec = load_codec(args.weights)
@@ -82,6 +91,11 @@ def _encode(args: argparse.Namespace) -> None:
         temporary.write_bytes(data)
 
 
+def _other(source: Path, out: Path) -> None:
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"{out}: is what is to be read")
+
+
 def _detected(image: np.ndarray) -> np.ndarray:
     from roilib.detector import HookedDetector
 
@@ -89,6 +103,9 @@ def _detected(image: np.ndarray) -> np.ndarray:
 
 
 def _decode(args: argparse.Namespace) -> None:
+    if args.out.suffix.lower() not in PICTURES:
+        raise ValueError(f"{args.out}: a picture's name ends in {', '.join(PICTURES)}")
+    _other(args.stream, args.out)
     data = _read(args.stream)
     _header(args.stream, data)  # before torch is loaded, which takes seconds
     from roilib.codec import load_codec
@@ -98,9 +115,8 @@ def _decode(args: argparse.Namespace) -> None:
         image = codec.decode(data)
     except ValueError as error:
         raise ValueError(f"{args.stream}: {error}") from None
-    kind = Image.registered_extensions().get(args.out.suffix.lower(), "PNG")
     with _writing(args.out) as temporary:
-        Image.fromarray(image).save(temporary, format=kind if kind in Image.SAVE else "PNG")
+        Image.fromarray(image).save(temporary, **PICTURES[args.out.suffix.lower()])
 
 
 def _info(args: argparse.Namespace) -> None:

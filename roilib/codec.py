@@ -11,6 +11,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ from compressai.models import CompressionModel
 from torch import Tensor
 
 from roilib import quality
-from roilib.container import MAX_BOXES, MAX_SIDE, Header
+from roilib.container import MAX_BOXES, MAX_BYTES, MAX_SIDE, Header
 from roilib.detector import HookedDetector, frame_features, pad
-from roilib.distributed import resolve_precision
+from roilib.distributed import out_of_memory, resolve_device, resolve_precision
 from roilib.models import HyperpriorWithObjFeatures, build_model, decode_latents
 from roilib.parameters import Parameters
 from roilib.roi_vbr import RoiVbr
@@ -39,8 +40,9 @@ class Codec:
     def __init__(self, parameters: Parameters, model: CompressionModel, id: bytes, device: torch.device | str = "cpu", precision: str = "auto"):
         self.parameters, self.id, self.device, self.passes = parameters, id, torch.device(device), 0
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
-        bf16 = isinstance(model, RoiVbr) and resolve_precision(precision, self.device) == "bf16-mixed"  # the paper's entropy models need fp32
-        self.autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
+        self.bf16 = isinstance(model, RoiVbr) and resolve_precision(precision, self.device) == "bf16-mixed"  # the paper's entropy models need fp32
+        self.one_rate = not isinstance(model, RoiVbr) or parameters.fixed_rate
+        self.autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @functools.cached_property
     def detector(self) -> HookedDetector:
@@ -53,13 +55,13 @@ class Codec:
     ) -> bytes:
         """As `roilib.codec.encode`. `self.passes` then says how many times symbols were written to bytes for it."""
         rows, indices = self._knobs(image, boxes, lmbda, alpha)
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and not (isinstance(max_bytes, Real) and max_bytes >= 1):
             raise ValueError(f"max_bytes is at least 1, not {max_bytes}")
         self.passes = 0
         with self.autocast():
             if max_bytes is None:
                 return self._pack(image.shape[:2], rows, indices, self.model.compress(*self._inputs(image, rows, indices)))
-            return self._encode_within(image, rows, indices, max_bytes)
+            return self._encode_within(image, rows, indices, min(max_bytes, MAX_BYTES))
 
     def _pack(self, size: tuple[int, int], rows: np.ndarray, indices: tuple[int, int], packed: dict) -> bytes:
         """A stream of what a model's `compress` returned."""
@@ -71,7 +73,7 @@ class Codec:
     def _encode_within(self, image: np.ndarray, rows: np.ndarray, indices: tuple[int, int], max_bytes: int) -> bytes:
         """The stream of the highest λ that fits into max_bytes, which the model of the bytes finds without writing them."""
         size, alpha = image.shape[:2], indices[1]
-        if not isinstance(self.model, RoiVbr):
+        if self.one_rate:
             stream = self._pack(size, rows, indices, self.model.compress(*self._inputs(image, rows, indices)))
             if len(stream) > max_bytes:
                 raise ValueError(f"max_bytes={max_bytes}: this model has one rate, and needs {len(stream)} bytes for this picture")
@@ -111,9 +113,9 @@ class Codec:
         return sum(spread.values())
 
     def _knobs(self, image: np.ndarray, boxes: Sequence, lmbda: float, alpha: float) -> tuple[np.ndarray, tuple[int, int]]:
-        """Checked: integer boxes, and the indices of λ and α; of the paper's models those of their training."""
+        """Checked: integer boxes, and the indices of λ and α; of models of one rate those of their training."""
         height, width = _checked(image)
-        if not isinstance(self.model, RoiVbr):
+        if self.one_rate:
             lmbda, alpha = min(max(self.parameters.lmbda, quality.LMBDA_MIN), quality.LMBDA_MAX), self.parameters.alpha
         rows = quality.integer_boxes(_box_array(boxes), height, width)
         if len(rows) > MAX_BOXES:
@@ -150,6 +152,8 @@ class Codec:
             else:
                 symbols, y_hat = decode_latents(self.model, listed, shape)
         except (ValueError, IndexError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             raise ValueError(f"a .roic stream that does not decode ({str(error).splitlines()[0]})") from None
         if _checksum(symbols) != header.symbols:
             raise ValueError("the symbols of this .roic stream are not those that were encoded: the entropy model of this machine computes otherwise")
@@ -242,7 +246,7 @@ def load_codec(weights: str | Path | None = None, device: str = "cpu", precision
 
     precision (auto, 32, bf16): of roi_vbr's transforms; it changes no symbol that is decoded, and the picture by rounding.
     """
-    path = Path(weights or shipped(SHIPPED_WEIGHTS))
+    path = shipped(SHIPPED_WEIGHTS) if weights is None else Path(weights)
     state, values = read_weights(path)
     try:
         parameters = Parameters.parse(values)
@@ -252,7 +256,7 @@ def load_codec(weights: str | Path | None = None, device: str = "cpu", precision
     model = build_model(parameters)
     load_state(path, model, state, parameters.which)
     check_tables(path, model)
-    return Codec(parameters, model, model_id(state), device, precision)
+    return Codec(parameters, model, model_id(state), resolve_device(device), precision)
 
 
 def encode(
@@ -268,7 +272,7 @@ def encode(
 
     image: uint8 (H, W, 3), sides 1 to 8192; boxes: (K, 4) x0, y0, x1, y1 in pixels or (K, 5) with importance in (0, 1], at most 255;
     lmbda in [0.0004, 0.12]: larger is better and bigger; alpha in [0, 1]: 1 gives all quality to the boxes, 0.5 treats all alike. max_bytes: the
-    stream is at most that long, and lmbda as large as that allows, whatever is given. The paper's models keep the λ and α they were trained with.
+    stream is at most that long, and lmbda as large as that allows, whatever is given. Models of one rate keep the λ and α they were trained with.
     model: what `load_codec` returns; None: the shipped weights. Raises ValueError with one line for bad input, and with the smallest possible
     size where max_bytes is less.
     """

@@ -26,7 +26,7 @@ from roilib.detector import HookedDetector
 from roilib.drive_report import Film, films, text, write
 from roilib.link import Bucket, Loss, constant, packets, read_trace
 from roilib.metrics import psnr_of, regions, squared_errors
-from roilib.pictures import read_picture
+from roilib.pictures import picture_size, read_picture
 from roilib.plots import set_style
 from roilib.provenance import origin, sha256
 from roilib.readers import PICTURES
@@ -62,7 +62,9 @@ class Plan:
 
     def legs(self) -> list["Leg"]:
         """Our codec and every peer, each with a link of its own. Raises ValueError for a value or file that is wrong."""
-        link = read_trace(self.trace) if self.trace else constant(self.mbit)
+        link = read_trace(self.trace) if self.trace is not None else constant(self.mbit)
+        if len(set(self.peers)) < len(self.peers):
+            raise ValueError(f"peers: one of {', '.join(self.peers)} is named twice")
         buckets = [Bucket(link, self.fps, self.latency_ms) for _ in range(1 + len(self.peers))]
         senders = [peer(name, bucket, self.qoffset, self.keyint) for name, bucket in zip(self.peers, buckets[1:], strict=True)]
         return [Leg(sender, self) for sender in (Ours(buckets[0], load_codec(self.weights), self.alpha), *senders)]
@@ -94,26 +96,31 @@ class Drive:
             folder, truth = root / "image_2", truth or (str(root / "label_2") if (root / "label_2").is_dir() else None)
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
+        if count is not None and count < 1:
+            raise ValueError(f"a drive has 1 frame or more, not {count}")
         self.pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)[:count]
         if not self.pictures:
             raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURES)})")
-        self.boxes, self.truth = ([_box_file(Path(f), path) for path in self.pictures] if f else None for f in (boxes, truth))
-        self.detector = None if boxes else HookedDetector()
+        (height, width), *others = map(picture_size, self.pictures)
+        for path, size, before in zip(self.pictures[1:], others, self.pictures, strict=False):
+            if size != (height, width):
+                raise ValueError(f"{path}: {size[1]}x{size[0]} pixels, the frames before it have {width}x{height}")
+            if path.stem == before.stem:
+                raise ValueError(f"{path}: a second picture of the name {path.stem}")
+        named = (None if f is None else [read_boxes(_box_file(Path(f), path)) for path in self.pictures] for f in (boxes, truth))
+        self.boxes, self.truth = named
+        self.detector = HookedDetector() if boxes is None else None
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __iter__(self) -> Iterator[Frame]:
-        size = None
         for i, path in enumerate(self.pictures):
             image = read_picture(path).permute(1, 2, 0).numpy()
-            size = size or image.shape
-            if image.shape != size:
-                raise ValueError(f"{path}: {image.shape[1]}x{image.shape[0]} pixels, the frames before it have {size[1]}x{size[0]}")
             start = time.perf_counter()
-            boxes = read_boxes(self.boxes[i]) if self.boxes else self.detector.regions(image)
+            boxes = self.boxes[i] if self.boxes else self.detector.regions(image)
             detect_ms = None if self.boxes else 1000 * (time.perf_counter() - start)
-            roi = roi_mask(read_boxes(self.truth[i]) if self.truth else boxes, *size[:2])[0].bool().numpy()
+            roi = roi_mask(self.truth[i] if self.truth else boxes, *image.shape[:2])[0].bool().numpy()
             yield Frame(path.stem, image, boxes, roi, detect_ms)
 
 
@@ -145,10 +152,8 @@ class Screen:
         self.error, values = error, {"frozen": received is None}
         for part, (total, count) in squared_errors(frame.image, self.picture, parts).items():
             values |= {f"{part}sse": total, f"{part}count": count, f"{part}psnr": psnr_of(total, count)}
-        if before is not None:
-            changes = squared_errors(error, before, parts)
-            values |= {f"{part}flicker": math.sqrt(total / count) if count else None for part, (total, count) in changes.items()}
-        return values
+        changes = dict.fromkeys(("", "roi_", "bg_"), (0, 0)) if before is None else squared_errors(error, before, parts)
+        return values | {f"{part}flicker": math.sqrt(total / count) if count else None for part, (total, count) in changes.items()}
 
 
 class Leg:
@@ -199,6 +204,8 @@ def send(frames: Iterable[Frame], legs: Sequence[Leg], films: Sequence[Film] = (
 def run(frames: Drive, plan: Plan, results: str | Path, figures: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Send a drive and write what came of it; returns records and times, as `send`. Raises ValueError for what is wrong with options or files."""
     legs = plan.legs()
+    for folder in (results, figures):  # before hours of coding
+        Path(folder).mkdir(parents=True, exist_ok=True)
     with films(figures, [leg.sender.name for leg in legs], list(legs[0].receivers), plan.fps) as made:
         records, times = send(frames, legs, made)
     write(results, figures, records, times, provenance(plan, frames, legs))
@@ -222,6 +229,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(text(*run(Drive(args["frames"], args["boxes"], args["truth"], args["count"]), plan, args["results"], args["figures"])))
     except ValueError as error:
         print(f"roilib.drive: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"roilib.drive: {error.filename or args['results']}: cannot be written ({error.strerror or error})", file=sys.stderr)
         return 2
     return 0
 

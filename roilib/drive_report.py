@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from roilib.files import replacing
 from roilib.metrics import pooled_psnr
 from roilib.plots import save_figure
+from roilib.results import look
 from roilib.runs import write_json
 from roilib.tables import markdown, table_of
 
@@ -83,10 +84,11 @@ def over_time(frames: pd.DataFrame, latency_ms: float, network: str = "whole") -
     figure, axes = plt.subplots(len(panels), 1, figsize=(9, 2.1 * len(panels)), sharex=True, layout="constrained")
     for ax, (name, label) in zip(axes, panels.items(), strict=True):
         for i, (codec, rows) in enumerate(chosen.groupby("codec", sort=False)):
-            style = {"color": f"C{i}", "linestyle": LINES.get(codec.split()[-1], "-"), "linewidth": 1.1 if i else 2}
-            ax.plot(rows["time"], rows[name], label=codec, **style)
+            name_of_codec, _, kind = codec.rpartition(" ")
+            colour, _ = look(name_of_codec or codec)
+            ax.plot(rows["time"], rows[name], label=codec, color=colour, linestyle=LINES.get(kind, "-"), linewidth=1.1 if i else 2)
             hurt = rows[rows["lost"] | rows["dropped"]]
-            ax.plot(hurt["time"], hurt[name], "x", color=f"C{i}", markersize=5)
+            ax.plot(hurt["time"], hurt[name], "x", color=colour, markersize=5)
         ax.set(ylabel=label)
     if network == "whole":
         ours = chosen[chosen["codec"] == chosen["codec"].iloc[0]]
@@ -121,12 +123,13 @@ class Film:
 
     def close(self, complete: bool) -> None:
         """Finish the file, or leave none."""
-        if complete:
-            self.container.mux(self.stream.encode(None))
-        self.container.close()
-        if complete:
-            self.temporary.replace(self.path)
-        else:
+        try:
+            if complete:
+                self.container.mux(self.stream.encode(None))
+            self.container.close()
+            if complete:
+                self.temporary.replace(self.path)
+        finally:
             self.temporary.unlink(missing_ok=True)
 
 
@@ -143,12 +146,11 @@ def films(folder: str | Path, codecs: list[str], networks: list[str], fps: float
     folder.mkdir(parents=True, exist_ok=True)
     names = [codecs[0], *sorted(codecs[1:], key=lambda name: not name.endswith("live"))[:1]]
     made, complete = [Film(folder / f"drive_{network}.mp4", network, names, fps) for network in networks], False
-    try:
+    with contextlib.ExitStack() as closing:
+        for film in made:
+            closing.callback(lambda film=film: film.close(complete))
         yield made
         complete = True
-    finally:
-        for film in made:
-            film.close(complete)
 
 
 def write(results: str | Path, figures: str | Path, frames: pd.DataFrame, times: pd.DataFrame, provenance: dict) -> None:

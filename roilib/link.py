@@ -18,7 +18,7 @@ import numpy as np
 
 from roilib.roi import read_text
 
-BYTES_PER_MBIT = 125_000
+BYTES_PER_MBIT, MOST_MBIT = 125_000, 100_000
 PACKET = 1200  # bytes of payload: what fits under the usual 1,500 with room for headers, as video conferences cut
 ROUNDING = 1e-6  # bytes and milliseconds that floating point may be off
 
@@ -51,14 +51,17 @@ class Link:
 
 def constant(mbit: float) -> Link:
     """A link of always `mbit` Mbit/s. Raises ValueError for a bandwidth that is none."""
-    if not (math.isfinite(mbit) and mbit > 0):
-        raise ValueError(f"a bandwidth is a number of Mbit/s above 0, not {mbit}")
+    if not 0 < mbit <= MOST_MBIT:
+        raise ValueError(f"a bandwidth is a number of Mbit/s above 0 and at most {MOST_MBIT}, not {mbit}")
     return Link(np.array([0.0]), np.array([mbit * BYTES_PER_MBIT]))
 
 
 def read_trace(path: str | Path) -> Link:
     """A link from a CSV file `time_s,mbit_s`: from each time on that bandwidth, from the last one on for ever. Raises ValueError naming the line."""
-    rows = list(csv.reader(io.StringIO(read_text(Path(path)))))
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(Path(path)))))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV file ({error})") from None
     if not rows or [cell.strip() for cell in rows[0]] != ["time_s", "mbit_s"]:
         raise ValueError(f"{path}: a trace begins with the line time_s,mbit_s")
     points = [_point(row, f"{path}: line {number}") for number, row in enumerate(rows[1:], 2) if row]
@@ -77,8 +80,8 @@ def _point(row: list[str], where: str) -> tuple[float, float]:
         time, rate = (float(cell) for cell in row)
     except ValueError:
         raise ValueError(f"{where}: two numbers, time_s,mbit_s, not {','.join(row)!r}") from None
-    if not (math.isfinite(time) and math.isfinite(rate) and rate >= 0):
-        raise ValueError(f"{where}: a finite time and a bandwidth of 0 or more, not {','.join(row)!r}")
+    if not (math.isfinite(time) and 0 <= rate <= MOST_MBIT):
+        raise ValueError(f"{where}: a finite time and a bandwidth from 0 to {MOST_MBIT}, not {','.join(row)!r}")
     return time, rate
 
 
@@ -101,8 +104,8 @@ class Bucket:
     """
 
     def __init__(self, link: Link, fps: float, latency_ms: float):
-        if not (math.isfinite(fps) and fps > 0 and math.isfinite(latency_ms) and latency_ms > 0):
-            raise ValueError(f"frames a second and the latency in ms are numbers above 0, not {fps} and {latency_ms}")
+        if not (0.01 <= fps <= 1000 and math.isfinite(latency_ms) and latency_ms > 0):
+            raise ValueError(f"frames a second are 0.01 to 1000 and the latency in ms a number above 0, not {fps} and {latency_ms}")
         self.link, self.fps, self.latency_ms, self.free = link, fps, latency_ms, 0.0  # free: when all that was sent is through
 
     def queued(self, time: float) -> float:
@@ -136,6 +139,8 @@ class Loss:
             raise ValueError(f"a packet's probability of being lost is from 0 to below 1, not {probability}")
         if burst is not None and not (math.isfinite(burst) and burst >= 1 / (1 - probability)):
             raise ValueError(f"packets are lost in bursts of {1 / (1 - probability):g} (each by itself) or more on average, not {burst}")
+        if seed < 0:
+            raise ValueError(f"a seed is 0 or more, not {seed}")
         self.probability, self.seed, self.losing = probability, seed, False
         self.stay = 1 - 1 / burst if burst else probability
         self.begin = probability * (1 - self.stay) / (1 - probability)

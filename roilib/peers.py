@@ -17,6 +17,7 @@ from av.filter import Graph
 from PIL import Image
 
 from roilib.codec import highest_within
+from roilib.quality import integer_boxes
 
 VIDEO, STILL = ("x264", "x265"), ("jpeg", "webp", "avif", "jxl")
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
@@ -24,6 +25,7 @@ TUNES = ("", "zerolatency")  # of the others, psnr and ssim turn regions of inte
 KR, KB = 0.2126, 0.0722  # BT.709
 FAIR = {"x264": "keyint=1:aq-mode=1:aq-strength=0.01:psy=0", "x265": "keyint=1:info=0:aq-mode=1:aq-strength=0.01:psy-rd=0:psy-rdoq=0:log-level=none"}
 CRFS, QUALITIES = [51 - i / 4 for i in range(201)], range(1, 101)  # of VIDEO and STILL, worst first; x264's crf 0 is another codec: lossless
+DECODERS = {"x264": "h264", "x265": "hevc"}  # of VIDEO
 SEI = {"x264": lambda header: header & 31 == 6, "x265": lambda header: header >> 1 & 63 in (39, 40)}
 
 
@@ -49,8 +51,8 @@ def with_regions(frame: av.VideoFrame, boxes: Sequence, qoffset: float) -> av.Vi
         return frame
     graph = Graph()
     last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25))
-    for x0, y0, x1, y1 in np.asarray(boxes, float)[:, :4]:
-        left, top, right, bottom = int(x0), int(y0), min(int(np.ceil(x1)), frame.width), min(int(np.ceil(y1)), frame.height)
+    cut = integer_boxes(np.asarray(boxes)[:, :4], frame.height, frame.width)  # addroi moves what is partly outside, and grows it
+    for left, top, right, bottom, _ in cut.tolist():
         region = graph.add("addroi", f"x={left}:y={top}:w={right - left}:h={bottom - top}:qoffset={Fraction(qoffset).limit_denominator(1000)}")
         last.link_to(region)
         last = region
@@ -84,7 +86,7 @@ def without_sei(stream: bytes, codec: str) -> bytes:
 
 def decode_video(data: bytes, codec: str) -> np.ndarray:
     """The picture of what `encode_video` returned."""
-    context = av.CodecContext.create({"x264": "h264", "x265": "hevc"}[codec], "r")
+    context = av.CodecContext.create(DECODERS[codec], "r")
     frames = [*context.decode(av.Packet(data)), *context.decode(None)]
     return to_rgb(frames[0].to_ndarray())
 

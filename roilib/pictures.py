@@ -21,9 +21,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")  # no EPS, for w
 def read_picture(path: Path) -> tv_tensors.Image:
     """The picture as RGB uint8 (3, H, W). Raises ValueError naming the file when it cannot be read or has more pixels than Pillow warns of."""
     with _opened(path) as picture:
-        if picture.mode in ("I", "F"):
+        grey16 = picture.format == "PPM" and picture.mode == "I"  # Pillow has scaled it to 0 … 65535
+        if picture.mode in ("I", "F") and not grey16:
             raise ValueError("32 bits a pixel, of which nobody knows the range; save it with 8 or 16")
-        if picture.mode.startswith("I;16"):  # Pillow would cut off all above 255
+        if picture.mode.startswith("I;16") or grey16:  # Pillow would cut off all above 255
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         return tv_tensors.Image(F.pil_to_tensor(picture.convert("RGB")))
 

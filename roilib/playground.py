@@ -83,7 +83,7 @@ class Coder:
 
     def _detected(self, picture: Path, content: bytes | None) -> tuple[tuple[float, ...], ...]:
         found = self.codec.detector.regions(read(picture, content))
-        return tuple((*map(float, box), 1.0) for box in found.round())
+        return tuple((*map(float, box), 1.0) for box in np.concatenate([np.floor(found[:, :2]), np.ceil(found[:, 2:4])], 1))
 
     def answer(self, request: Request, show: Callable[[Result | None], None] = lambda result: None) -> Result:
         """Code the picture, and then what takes longer. Raises ValueError with one line.

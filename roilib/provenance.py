@@ -8,7 +8,6 @@ A repository says commit and whether files were changed since; `source` stands f
 import ast
 import hashlib
 import json
-import os
 import platform
 import re
 import subprocess
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from roilib.processes import cores
 
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parent / "notebooks"
@@ -37,7 +38,7 @@ def environment() -> dict[str, Any]:
     ours = _git("ls-files", "--error-unmatch", "__init__.py")  # or else the repository is another's, in whose folder we are installed
     changed = ours and bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)report/results"))
     code = {"commit": ours and _git("rev-parse", "HEAD"), "dirty": changed}  # results are no code: what is measured anew changes them
-    machine = {"platform": platform.platform(), "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}
+    machine = {"platform": platform.platform(), "machine": platform.machine(), "processor": _processor(), "cores": cores()}
     machine |= {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     machine["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     versions = {"python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES}}

@@ -10,6 +10,7 @@ a byte cap leaves no choice is lmbda itself below 0.0004; then it is the floor.
 
 import functools
 import math
+from numbers import Real
 
 import numpy as np
 
@@ -22,7 +23,7 @@ CELL = 16  # pixels a side of a latent's cell
 
 def quality_index(lmbda: float) -> int:
     """The index nearest to `lmbda`. Raises ValueError outside [0.0004, 0.12]."""
-    if not LMBDA_MIN <= lmbda <= LMBDA_MAX:
+    if not (isinstance(lmbda, Real) and LMBDA_MIN <= lmbda <= LMBDA_MAX):
         raise ValueError(f"lmbda is a number from {LMBDA_MIN} to {LMBDA_MAX}, not {lmbda}")
     return min(round(STEPS_PER_OCTAVE * math.log2(lmbda / LMBDA_LEAST)), Q_MAX)
 
@@ -34,7 +35,7 @@ def lmbda_of(quality: np.ndarray | float) -> np.ndarray:
 
 def alpha_index(alpha: float) -> int:
     """alpha in units of 1 / ALPHA_ONE. Raises ValueError outside [0, 1]."""
-    if not 0 <= alpha <= 1:
+    if not (isinstance(alpha, Real) and 0 <= alpha <= 1):
         raise ValueError(f"alpha is a number from 0 to 1, not {alpha}")
     return round(alpha * ALPHA_ONE)
 

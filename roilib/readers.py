@@ -15,7 +15,7 @@ from roilib.coco import read_instances
 from roilib.roi import read_boxes, read_kitti_label, read_text
 
 KITTI_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
-PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,10 @@ def _coco_sample(id: int, path: Path, objects: list) -> Sample:
 def unlabelled_samples(folders: str) -> list[Sample]:
     """The pictures in and below these folders (separated by commas), as samples without objects. Raises ValueError naming an empty folder."""
     samples = []
-    for folder in map(Path, folders.split(",")):
+    for name in folders.split(","):
+        if not name.strip():
+            raise ValueError(f"unlabelled={folders}: an empty name among the folders")
+        folder = Path(name)
         found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
         if not found:
             raise ValueError(f"{folder}: no pictures here")

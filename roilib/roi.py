@@ -107,7 +107,7 @@ def _importance(values: list, width: int, where: str) -> list[float]:
     if width == 4:
         return []
     value = values[0] if values else 1.0
-    if not isinstance(value, int | float) or value is True or not 0 < value <= 1:
+    if not isinstance(value, int | float) or value is True or not (0 < value <= 1 and np.float32(value)):
         raise ValueError(f"{where}: importance is a number in (0, 1], not {reprlib.repr(value)}")
     return [float(value)]
 

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from roilib.processes import cores, end_with_parent
+from roilib.readers import PICTURES
 from roilib.roi import write_kitti_label
 from roilib.scenes import Street
 
@@ -39,6 +41,8 @@ def make_sample_set(root: str | Path, scenes: int = SCENES) -> Path:
     """Make the sample set at `root` unless it is there; about a minute on two cores. The folder appears only when it is complete."""
     root = Path(root)
     if root.exists():
+        if not (root / "training" / "image_2").is_dir():
+            raise ValueError(f"{root}: is there already, and no sample set")
         return root
     with _appearing(root) as unfinished:
         _write_frames(unfinished, [(seed, 0.0, f"{seed:06d}") for seed in range(scenes)])
@@ -65,9 +69,12 @@ def make_streets(root: str | Path, count: int, seed: int = 100) -> Path:
 
 
 def _rendered(root: Path, frames: list[tuple[int, float, str]]) -> Path:
-    """The frames (seed, time, id) at `root`, unless as many are there."""
+    """The frames (seed, time, id) at `root`, unless as many are there, or a folder of one's own pictures is."""
+    if not frames or frames[0][0] < 0:
+        raise ValueError("at least 1 frame is rendered, of a seed of 0 or more")
     if root.exists():
-        found = len(list((root / "training" / "image_2").glob("*"))) if (root / "training").is_dir() else len(frames)
+        own = any(path.suffix.lower() in PICTURES for path in root.glob("*"))
+        found = len(frames) if own else len(list((root / "training" / "image_2").glob("*")))
         if found < len(frames):
             raise ValueError(f"{root}: has {found} of {len(frames)} frames; name another folder or remove this one")
         return root
@@ -97,7 +104,7 @@ def _appearing(root: Path) -> Iterator[Path]:
 
 def _write_frames(root: Path, frames: list[tuple[int, float, str]]) -> None:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(frames), os.cpu_count() or 1), mp_context=spawn) as pool:
+    with ProcessPoolExecutor(min(len(frames), cores()), mp_context=spawn, initializer=end_with_parent) as pool:
         list(pool.map(partial(_write_frame, root), frames))
 
 
@@ -128,10 +135,10 @@ def main() -> int:
     args = parser.parse_args()
     seed = {} if args.seed is None else {"seed": args.seed}
     try:
-        if args.drive:
+        if args.drive is not None:
             print(make_drive(args.root, args.drive, **seed))
         else:
-            print(make_streets(args.root, args.streets, **seed) if args.streets else make_sample_set(args.root))
+            print(make_streets(args.root, args.streets, **seed) if args.streets is not None else make_sample_set(args.root))
     except ValueError as error:
         print(f"roilib.sample_set: {error}", file=sys.stderr)
         return 2

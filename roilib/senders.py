@@ -22,7 +22,6 @@ LIVE = {  # each encoder's own names; one thread, so that its rate control gives
     "x264": "aq-mode=1:aq-strength=0.01:psy=0:threads=1:sliced-threads=0",
     "x265": "aq-mode=1:aq-strength=0.01:psy-rd=0:psy-rdoq=0:info=0:repeat-headers=1:pools=none:frame-threads=1:log-level=none",
 }
-DECODERS = {"x264": "h264", "x265": "hevc"}
 
 
 class Ours:
@@ -100,7 +99,7 @@ class Live:
 
     def decoder(self) -> Decode:
         """FFmpeg's decoder, fed what arrives; for a frame whose reference it misses it gives its best guess (H.264) or nothing (HEVC)."""
-        context = av.CodecContext.create(DECODERS[self.codec], "r")
+        context = av.CodecContext.create(peers.DECODERS[self.codec], "r")
         context.thread_count = 1
 
         def decode(data: bytes) -> np.ndarray | None:

@@ -237,6 +237,8 @@ function wiper({ stage, pictures, wipe }) {
     const percent = 100 * Math.min(Math.max(share, 0), 1);
     wipe.style.left = `${percent}%`;
     pictures.ours.style.clipPath = `inset(0 ${100 - percent}% 0 0)`;
+    const wide = parseFloat(pictures.heat.style.width) || 100; // per cent of the stage
+    pictures.heat.style.clipPath = `inset(0 ${100 - (100 * percent) / wide}% 0 0)`;
   };
   wipe.addEventListener("pointerdown", (event) => wipe.setPointerCapture(event.pointerId));
   wipe.addEventListener("pointermove", (event) => {

@@ -10,6 +10,7 @@ from conftest import REPOSITORY, UNTRAINED, street, untrained_codec
 from PIL import Image
 
 from roilib.cli import main
+from roilib.pictures import read_picture
 
 
 @pytest.fixture
@@ -58,15 +59,32 @@ def test_kitti_labels_and_the_detector_give_boxes(picture, weights, tmp_path, ti
         (["encode", "{picture}", "{tmp}/no/folder/a.roic", "{weights}"], "a.roic: cannot be written"),
         (["encode", "{picture}", "{tmp}/a.roic", "--boxes", "{tmp}/none.txt", "{weights}"], "none.txt"),
         (["encode", "{picture}", "{tmp}/a.roic", "--weights", "{tmp}/none.safetensors"], "none.safetensors"),
+        (["encode", "{picture}", "{tmp}/a.roic", "--weights", "{tmp}"], "a folder"),
+        (["encode", "{picture}", "{tmp}", "{weights}"], "cannot be written (Is a directory)"),
+        (["encode", "{picture}", "/dev/null", "{weights}"], "/dev/null: cannot be written (not a regular file)"),
+        (["encode", "{picture}", "{tmp}/../{folder}/street.png", "{weights}"], "street.png: is what is to be read"),
+        (["decode", "{picture}", "{tmp}/out.psd", "{weights}"], "out.psd: a picture's name ends in .png, "),
+        (["decode", "{picture}", "{tmp}/out", "{weights}"], "out: a picture's name ends in .png, "),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(picture, weights, tmp_path, capsys, arguments, named):
-    words = [part for word in arguments for part in (weights if word == "{weights}" else [word.format(tmp=tmp_path, picture=picture)])]
+    places = {"tmp": tmp_path, "picture": picture, "folder": tmp_path.name}
+    words = [part for word in arguments for part in (weights if word == "{weights}" else [word.format(**places)])]
     assert main(words) == 2
     shown = capsys.readouterr().err
     assert named in shown
     assert len(shown.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["street.png"]
+
+
+@pytest.mark.parametrize("ending", [".png", ".bmp", ".tif", ".TIFF", ".ppm", ".webp", ".jpg", ".jpeg"])
+def test_pictures_are_written_as_their_name_says(picture, weights, tmp_path, ending):
+    assert main(["encode", str(picture), str(tmp_path / "a.roic"), *weights]) == 0
+    for name in ("a.png", f"b{ending}"):
+        assert main(["decode", str(tmp_path / "a.roic"), str(tmp_path / name), *weights]) == 0
+    exact, written = (read_picture(tmp_path / name).int() for name in ("a.png", f"b{ending}"))
+    assert (exact - written).abs().max() <= (24 if ending.startswith(".j") else 0)
+    assert (exact - written).abs().float().mean() < 1
 
 
 @pytest.mark.parametrize(

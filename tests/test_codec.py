@@ -72,6 +72,34 @@ def test_a_cap_that_nothing_fits_into_names_the_smallest_size(vbr, image):
             codec.encode(image, BOX, max_bytes=cap, model=vbr)
 
 
+NO_NUMBERS = [("max_bytes", "many"), ("max_bytes", float("nan")), ("lmbda", "0.01"), ("lmbda", None), ("alpha", "1"), ("alpha", None)]
+
+
+@pytest.mark.parametrize(("name", "value"), NO_NUMBERS)
+def test_values_that_are_no_numbers_are_refused(vbr, image, name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is .*not"):
+        codec.encode(image, BOX, model=vbr, **{name: value})
+
+
+def test_no_cap_is_too_large(vbr, image):
+    most = codec.encode(image, BOX, lmbda=0.12, model=vbr)
+    assert all(len(codec.encode(image, BOX, max_bytes=cap, model=vbr)) >= 0.99 * len(most) for cap in (10**400, float("inf"), np.int64(2**40)))
+
+
+def test_a_model_of_one_rate_keeps_it(vbr, image):
+    one = codec.Codec(vbr.parameters.model_copy(update={"fixed_rate": True, "lmbda": 0.03, "alpha": 0.5}), vbr.model, vbr.id)
+    assert codec.encode(image, BOX, lmbda=0.002, alpha=0.9, model=one) == codec.encode(image, BOX, lmbda=0.03, alpha=0.5, model=vbr)
+    with pytest.raises(ValueError, match="this model has one rate"):
+        codec.encode(image, BOX, max_bytes=50, model=one)
+
+
+def test_too_little_memory_is_no_bad_stream(vbr, image, monkeypatch):
+    data = codec.encode(image, model=vbr)
+    monkeypatch.setattr(vbr.model, "decode_symbols", lambda *_: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        vbr.decode(data)
+
+
 def test_sizes_are_known_without_writing_them(vbr, image):
     x, q = vbr._inputs(image, *vbr._knobs(image, BOX, 0.01, 0.9))
     y = vbr.model.analysis(x)

@@ -129,7 +129,7 @@ def test_flicker_is_the_change_of_the_error():
     roi[:2] = True
     frame = drive.Frame("0", picture, np.zeros((0, 4)), roi, None)
     screen = drive.Screen()
-    assert "flicker" not in screen.show(frame, picture + 3)
+    assert screen.show(frame, picture + 3)["flicker"] is None  # nothing before it
     still = screen.show(frame, picture + 3)
     assert (still["flicker"], still["psnr"]) == (0, pytest.approx(psnr_from_mse(9, 255)))
     half = picture + 3
@@ -164,6 +164,28 @@ def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
     assert "nan" not in drive_report.text(records, times) + (tmp_path / "made" / "drive.html").read_text().lower()
 
 
+def test_one_frame_is_a_drive(tiny_kitti, tmp_path):
+    frames = drive.Drive(tiny_kitti, boxes=str(tiny_kitti / "training" / "label_2"), count=1)
+    records, _ = drive.run(frames, drive.Plan(mbit=MBIT, peers=[]), tmp_path, tmp_path)
+    assert records[["flicker", "roi_flicker", "bg_flicker"]].isna().all(axis=None)
+    assert (tmp_path / "drive.html").exists()
+
+
+def test_frames_that_do_not_go_together_are_named_before_any_is_coded(tmp_path):
+    for name, side in (("a.png", 96), ("b.png", 96), ("c.png", 64)):
+        Image.fromarray(np.zeros((64, side, 3), np.uint8)).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".json").write_text("[]")
+    with pytest.raises(ValueError, match=r"c\.png: 64x64 pixels, the frames before it have 96x64"):
+        drive.Drive(tmp_path, boxes=str(tmp_path))
+    (tmp_path / "c.png").rename(tmp_path / "old")
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"b\.json: not a list"):
+        drive.Drive(tmp_path, boxes=str(tmp_path))
+    (tmp_path / "b.png").rename(tmp_path / "a.webp")
+    with pytest.raises(ValueError, match=r"a\.webp: a second picture of the name a"):
+        drive.Drive(tmp_path, boxes=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -173,6 +195,14 @@ def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
         (["KITTI", "--trace", "none.csv"], "none.csv: no such file"),
         (["KITTI", "--boxes", "KITTI"], "no 000000.txt or 000000.json"),
         (["KITTI", "--qoffset", "-3"], "qoffset is"),
+        (["KITTI", "--count", "0"], "a drive has 1 frame or more, not 0"),
+        (["KITTI", "--seed", "-1"], "a seed is 0 or more"),
+        (["KITTI", "--fps", "0.0003"], "frames a second are"),
+        (["KITTI", "--mbit", "1e9"], "a bandwidth is"),
+        (["KITTI", "--trace", ""], ".: cannot be read"),
+        (["KITTI", "--boxes", ""], "no 000000.txt or 000000.json"),
+        (["KITTI", "--peers", "x264 fast live", "x264 fast live"], "is named twice"),
+        (["KITTI", "--results", "/dev/null"], "/dev/null: cannot be written"),
     ],
 )
 def test_bad_options_are_one_line(tiny_kitti, capsys, options, message):

@@ -79,6 +79,7 @@ def test_nothing_fits_when_the_rate_has_fallen_below_what_waits():
         ("time_s,mbit_s\n0,-1\n", "line 2: a finite time"),
         ("time_s,mbit_s\n0,inf\n", "line 2: a finite time"),
         ("time_s,mbit_s\n0,1\n1,0\n", "the last bandwidth"),
+        ("time_s,mbit_s\n0," + 140_000 * "1", "not a CSV file"),
     ],
 )
 def test_bad_traces_are_named(tmp_path, text, message):

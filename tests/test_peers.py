@@ -83,6 +83,19 @@ def test_the_best_within_a_number_of_bytes(picture, codec):
     assert len(smallest) > 10
 
 
+@pytest.mark.parametrize("codec", peers.VIDEO)
+def test_regions_are_cut_at_the_pictures_borders(picture, codec):
+    image = picture[0]
+    height, width = image.shape[:2]
+
+    def stream(*box):
+        return peers.encode(image, codec, 40, [box], -0.3)
+
+    assert stream(-40, -30, 60, 50) == stream(0, 0, 60, 50) != stream(0, 0, 100, 80)
+    assert stream(width - 50, 20, width + 90, height + 9) == stream(width - 50, 20, width, height)
+    assert stream(-80, 10, -20, 60) == stream(width + 5, 10, width + 50, 60) == peers.encode(image, codec, 40)  # wholly outside
+
+
 def test_records_are_like_ours(tiny_kitti):
     data = RoiDataset(kitti_samples(tiny_kitti)[:2])
     records, times = zip(*evaluate_peer(data, "x264 ultrafast", [30, 40], [0.0, -0.2]), strict=True)

@@ -64,9 +64,14 @@ def test_without_boxes_of_its_own_a_request_gets_the_detectors(coder, request_):
     streets = Path(__file__).parent.parent / "report" / "pictures" / "sample.png"
     result = coder.answer(Request(streets, lmbda=0.0004))
     found = coder.codec.detector.regions(read(streets))
-    assert [box[:4] for box in result.boxes] == [tuple(box) for box in found.round().tolist()]
+    assert [box[:4] for box in result.boxes] == [(np.floor(x0), np.floor(y0), np.ceil(x1), np.ceil(y1)) for x0, y0, x1, y1 in found]
     assert {box[4] for box in result.boxes} == {1.0}
     assert coder.answer(replace(request_, boxes=())).ours.roi_psnr is None
+
+
+def test_a_sliver_that_is_detected_is_a_box(coder, request_, monkeypatch):
+    monkeypatch.setattr(coder.codec.detector, "regions", lambda image: np.array([[10.6, 5, 11.4, 40]], np.float32))
+    assert Coder(coder.codec).answer(replace(request_, boxes=None)).boxes == ((10.0, 5.0, 12.0, 40.0, 1.0),)
 
 
 def test_uploads_are_read_and_named(coder, request_):

@@ -57,6 +57,18 @@ def test_streets_are_the_first_frames_of_their_seeds(small_set, tmp_path):
         make_streets(root, 2)
 
 
+def test_what_is_something_else_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for root in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ValueError, match=rf"{root.name}: is there already, and no sample set"):
+            make_sample_set(root)
+        with pytest.raises(ValueError, match=rf"{root.name}: has 0 of 2 frames"):
+            make_drive(root, 2)
+    for wrong in (lambda: make_drive(tmp_path / "a", 0), lambda: make_streets(tmp_path / "a", -2), lambda: make_drive(tmp_path / "a", 1, seed=-1)):
+        with pytest.raises(ValueError, match="at least 1 frame"):
+            wrong()
+
+
 def test_what_exists_is_not_made_again(small_set):
     root, appeared = small_set
     assert make_sample_set(root) == make_drive(root, 3) == root

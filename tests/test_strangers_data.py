@@ -232,6 +232,12 @@ def rotated(folder):
     return saved(street(0), "a.png", exif=exif)(folder)
 
 
+def pgm16(folder):
+    path = folder / "a.pgm"
+    path.write_bytes(b"P5 %d %d 65535\n" % GREY.shape[::-1] + GREY.astype(">u2").tobytes())
+    return path
+
+
 RGB = Image.fromarray(street(0))
 PICTURES = {  # what is written → the pixels that are read; None: those of a lossy or converted file, only their size is known
     "PNG": (saved(street(0), "a.png"), street(0)),
@@ -244,6 +250,7 @@ PICTURES = {  # what is written → the pixels that are read; None: those of a l
     "grey": (saved(street(0)[..., 0], "a.png"), street(0)[..., :1].repeat(3, 2)),
     "grey of 16 bits": (saved(GREY, "a.png"), (GREY[..., None] >> 8).astype(np.uint8).repeat(3, 2)),
     "grey of 16 bits, big-endian": (saved(GREY.astype(">u2"), "a.tiff"), (GREY[..., None] >> 8).astype(np.uint8).repeat(3, 2)),
+    "grey of 16 bits, PGM": (pgm16, (GREY >> 8)[..., None].astype(np.uint8).repeat(3, 2)),
     "black and white": (saved(RGB.convert("1"), "a.png"), np.array(RGB.convert("1").convert("RGB"))),
     "palette": (saved(RGB.quantize(16), "a.png"), np.array(RGB.quantize(16).convert("RGB"))),
     "palette with transparency": (saved(RGB.quantize(16), "a.png", transparency=bytes(range(16))), np.array(RGB.quantize(16).convert("RGB"))),
