@@ -5,11 +5,13 @@ checkpoints/step-00001234.pt   the newest two
             *.pt.damaged       files that could not be read, set aside
 """
 
+import fcntl
 import os
 import signal
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,19 @@ def load_checkpoint(path: Path) -> dict:
         raise
     except Exception as error:  # whatever a damaged file makes zipfile or unpickling raise
         raise ValueError(f"{path}: a damaged checkpoint ({str(error).partition(chr(10))[0]})") from None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While it lasts no other process gets past it for the same folder of checkpoints. Raises ValueError when one is there."""
+    with (folder.parent / "lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loader processes would keep that outlive a killed training
+        except (BlockingIOError, PermissionError):
+            raise ValueError(f"{folder.parent}: another process is training this run") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 class Checkpoints:

@@ -136,13 +136,17 @@ def load_splits(p: Parameters) -> tuple[RoiDataset, RoiDataset]:
     else:
         parts, classes = coco_splits(root, p.train_size_p1)
     if p.unlabelled:
-        parts[0].extend(unlabelled_samples(p.unlabelled))
+        tested = {sample.path.resolve() for sample in parts[1]}
+        for sample in unlabelled_samples(p.unlabelled):
+            if sample.path.resolve() in tested:
+                raise ValueError(f"{sample.path}: a test picture among the unlabelled ones to train on")
+            parts[0].append(sample)
     return tuple(RoiDataset(part, classes) for part in parts)
 
 
 def evaluation_pictures(p: Parameters, folder: str | None = None) -> RoiDataset:
     """What to evaluate on: the pictures of a folder of one's own, or the test pictures of p's data set."""
-    return RoiDataset(*folder_samples(folder)) if folder else load_splits(p)[1]
+    return load_splits(p)[1] if folder is None else RoiDataset(*folder_samples(folder))
 
 
 def batches(data: RoiDataset, p: Parameters, train: bool, rank: int = 0, world_size: int = 1) -> torch.utils.data.DataLoader:

@@ -23,7 +23,7 @@ from roilib.container import MAX_BOXES
 from roilib.shipped import is_shipped, shipped
 
 CODEC_LAYERS, CODEC_CHANNELS, CODEC_STRIDES = (15, 18, 21), (64, 128, 256), (8, 16, 32)
-SHIPPED_WEIGHTS = "yolov8n_kitti.pt"
+SHIPPED_DETECTOR = "yolov8n_kitti.pt"
 checks.AUTOINSTALL = False  # it would run pip for whatever module a weights file names
 STRIDE, GREY = 32, 114 / 255  # Ultralytics pads with this grey
 
@@ -64,7 +64,7 @@ class HookedDetector(nn.Module):
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
-        self.weights = Path(weights or shipped(SHIPPED_WEIGHTS))
+        self.weights = Path(weights or shipped(SHIPPED_DETECTOR))
         self.yolo = load_yolo(self.weights).to(memory_format=torch.channels_last)  # an eighth faster on a CPU
         outputs: list = []  # the hooks know this list, not self, so that dropping the detector frees it at once
         self._outputs = outputs

@@ -27,7 +27,9 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]} (device=cpu always can, auto takes what is there)") from None
+        raise ValueError(
+            f"device {device} cannot be used: {str(error).splitlines()[0][:200]} (device=cpu always can, auto takes what is there)"
+        ) from None
     return chosen
 
 
@@ -38,11 +40,13 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Fabric's name of a precision; `auto` is bf16 mixed where the hardware multiplies bf16 itself, else fp32."""
+    """Fabric's name of a precision; `auto` is bf16 mixed where the hardware multiplies bf16, else fp32. Raises ValueError for 16 without CUDA."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if precision == "16" and device.type != "cuda":
+        raise ValueError(f"precision=16 needs a GPU, this is device={device.type} (bf16, 32 and auto run there)")
     if precision == "auto":
         precision = "bf16" if native else "32"
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]

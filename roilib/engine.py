@@ -19,13 +19,14 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import draw_bounding_boxes, make_grid
 from tqdm import tqdm
 
-from roilib.checkpoints import Interrupt
+from roilib.checkpoints import Interrupt, alone
 from roilib.datasets import RoiDataset, batches
 from roilib.distributed import agree, make_fabric
 from roilib.meters import Means, Speed
 from roilib.models import update_tables
 from roilib.parameters import Parameters
 from roilib.quality import Q_MAX
+from roilib.roi import read_json
 from roilib.roi_vbr import RoiVbr
 from roilib.runs import Run, write_json
 from roilib.session import Session, forward, knobs, over_processes, start, train_step
@@ -129,8 +130,9 @@ class Training:
 def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     """Train to the end (from the newest checkpoint where there is one) and write the run's files; returns its metrics.
 
-    A finished run returns what it measured at once. Raises ValueError with one line when there is nothing to train on, the training diverges or its
-    files cannot be written, KeyboardInterrupt with one line after Ctrl-C or SIGTERM; the same call then goes on.
+    A finished run returns what it measured at once. Raises ValueError with one line when there is nothing to train on, another process trains this
+    run, its data set has changed, the training diverges or its files cannot be written, KeyboardInterrupt with one line after Ctrl-C or SIGTERM; the
+    same call then goes on.
     """
     p = run.parameters
     fabric = make_fabric(p)
@@ -139,23 +141,41 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     if not len(train_data):
         raise ValueError(f"{p.data_root}: no training pictures (train_size_p1={p.train_size_p1})")
     session = start(p, math.ceil(len(train_data) / p.batch_size), fabric)
-    state = fabric.broadcast(run.checkpoints.newest() if p.resume and fabric.is_global_zero else None)
-    if state:
+    with alone(run.checkpoints.folder) if fabric.is_global_zero else nullcontext():
+        resumed = _resume(run, session)
         try:
-            session.load(state)
-        except (RuntimeError, KeyError, ValueError) as error:
-            why = str(error).splitlines()[-1].strip()
-            raise ValueError(f"{run.folder}: its checkpoint is of a model that is built otherwise now ({why}); resume=false starts anew") from None
-        fabric.print(f"resumed {run.folder.name} at epoch {session.epoch}, step {session.step}")
+            if fabric.is_global_zero:
+                _note_splits(run, {"dataset": p.dataset, "train": train_data.ids, "test": test_data.ids}, resumed)
+            with Interrupt() as stop, SummaryWriter(run.folder, purge_step=session.step + 1) if fabric.is_global_zero else nullcontext() as writer:
+                Training(run, session, train_data, test_data, writer).go(stop)
+            if not all(weight.isfinite().all() for weight in session.trained.parameters()):
+                raise ValueError(f"{run.folder}: diverged, its weights are no numbers; resume=false with a lower max_lr starts anew")
+            make_tables(session.trained, p, train_data, fabric.device)
+            return _finish(run, session)
+        except OSError as error:
+            raise ValueError(f"{run.folder}: cannot be written ({error.strerror or error}); make room, then the same command goes on") from None
+
+
+def _resume(run: Run, session: Session) -> bool:
+    """Go on from the run's newest checkpoint; whether there is one. Raises ValueError for one of another model."""
+    fabric = session.fabric
+    state = fabric.broadcast(run.checkpoints.newest() if session.p.resume and fabric.is_global_zero else None)
+    if state is None:
+        return False
     try:
-        if fabric.is_global_zero:
-            write_json(run.splits, {"dataset": p.dataset, "train": train_data.ids, "test": test_data.ids})
-        with Interrupt() as stop, SummaryWriter(run.folder, purge_step=session.step + 1) if fabric.is_global_zero else nullcontext() as writer:
-            Training(run, session, train_data, test_data, writer).go(stop)
-        make_tables(session.trained, p, train_data, fabric.device)
-        return _finish(run, session)
-    except OSError as error:
-        raise ValueError(f"{run.folder}: cannot be written ({error.strerror or error}); make room, then the same command goes on") from None
+        session.load(state)
+    except (RuntimeError, KeyError, ValueError) as error:
+        why = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{run.folder}: its checkpoint is of a model that is built otherwise now ({why}); resume=false starts anew") from None
+    fabric.print(f"resumed {run.folder.name} at epoch {session.epoch}, step {session.step}")
+    return True
+
+
+def _note_splits(run: Run, splits: dict, resumed: bool) -> None:
+    """Write what the run trains and tests on. Raises ValueError when it began with others: its metrics would be of neither."""
+    if resumed and run.splits.exists() and read_json(run.splits) != splits:
+        raise ValueError(f"{run.splits}: the data set is another than the one it began with; resume=false starts anew")
+    write_json(run.splits, splits)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from roilib.quality import LMBDA_MAX, LMBDA_MIN
 
+BASELINES = ("hyperprior", "hyperprior_eval_with_objs")  # engines of one and the same model, which knows no ROI, whatever alpha says
 WITHOUT_EFFECT = {"device", "devices", "num_workers", "compile", "resume", "checkpoint_seconds", "logdir"}  # on the result, so not in a run's name
 
 
@@ -47,22 +48,29 @@ class Parameters(BaseModel):
     fixed_rate: bool = Field(False, description="roi_vbr trained at lmbda and alpha alone, to compare the model for all of them with")
     zero_hooks: bool = Field(False, description="features replaced by zeros")
     mask_hooks: bool = Field(False, description="features replaced by the ROI mask")
-    model_load_file: str | None = Field(None, description="weights to test, or to start training from")
+    model_load_file: str | None = Field(None, min_length=1, description="weights to test, or to start training from")
     logdir: str = Field("runs", description="folder of run folders")
     dataset: Literal["sample", "kitti", "coco"] = Field("kitti", description="which reader")
-    data_root: str = Field("data/kitti", description="folder of the data set")
-    unlabelled: str | None = Field(None, description="folders of more training pictures, without labels, separated by commas")
-    detector_weights: str | None = Field(None, description="a YOLOv8n file; None: the shipped one")
+    data_root: str = Field("data/kitti", description="folder of the data set; of another than KITTI data/NAME")
+    unlabelled: str | None = Field(None, min_length=1, description="folders of more training pictures, without labels, separated by commas")
+    detector_weights: str | None = Field(None, min_length=1, description="a YOLOv8n file; None: the shipped one")
     metric: Literal["mse", "ms-ssim"] = Field("mse", description="distortion of the loss")
     loss_form: Literal["corrected", "paper"] = Field("corrected", description="one weighted mean, or the paper's area-squared terms")
     N: int = Field(128, gt=0, description="channels of the transforms")
     M: int = Field(192, gt=0, description="channels of the latent (the extended model has 2M)")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, which is tested and saved; 0: none")
-    seed: int = Field(0, ge=0, description="start of every random number")
+    seed: int = Field(0, ge=0, lt=2**32, description="start of every random number")
     precision: Literal["auto", "32", "bf16", "16"] = Field("auto", description="auto: bf16 where the processor has it, else 32")
     compile: bool = Field(False, description="torch.compile the model")
     resume: bool = Field(True, description="go on from the newest checkpoint of the same parameters")
     checkpoint_seconds: float = Field(120.0, ge=0, description="time between checkpoints")
+
+    @model_validator(mode="after")
+    def _has_a_data_root(self):
+        """Not KITTI's folder for another data set: its pictures would be read as that, or that one's be made among them."""
+        if "data_root" not in self.model_fields_set and self.dataset != "kitti":
+            object.__setattr__(self, "data_root", f"data/{self.dataset}")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self):

@@ -4,6 +4,7 @@ logdir/<which>-<hash>/hparams.json       parameters, code, versions, machine
                       metrics.json       the result; written last, so a run with this file is finished
                       timing.json        seconds and memory, which no two runs share
                       splits.json        ids of the training and test pictures
+                      lock               held by the process that trains
                       checkpoints/       what to resume from (roilib.checkpoints)
                       weights.safetensors
                       events.out.tfevents…  TensorBoard
@@ -20,9 +21,11 @@ from typing import Any
 import torch
 
 from roilib.checkpoints import Checkpoints
+from roilib.distributed import resolve_device
 from roilib.files import replacing
 from roilib.parameters import Parameters
 from roilib.provenance import origin, told
+from roilib.roi import read_json
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,20 @@ class Run:
     def metrics(self) -> dict | None:
         """The result of a finished run, None of an unfinished one."""
         path = self.folder / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
 
 def open_run(p: Parameters) -> Run:
-    """Create (or find) the folder of these parameters and write its hparams.json. With `resume=False` an earlier result is cleared."""
+    """Create (or find) the folder of these parameters and write its hparams.json. With `resume=False` an earlier result is cleared.
+
+    Raises ValueError, before it touches anything, for a device that is not there or a file to start from that is missing.
+    """
     run = Run(p.folder, p)
+    if not p.resume or run.metrics is None:
+        resolve_device(p.device)
+        for file in (p.model_load_file, p.detector_weights):
+            if file is not None and not Path(file).is_file():
+                raise ValueError(f"{file}: no such weights file")
     try:
         _prepare(run)
     except OSError as error:
@@ -97,7 +108,7 @@ def read_run(folder: Path) -> Run:
     path = folder / "hparams.json"
     try:
         return Run(folder, Parameters.parse(json.loads(path.read_text())["parameters"]))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a run's parameters ({error})") from None
 
 

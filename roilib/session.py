@@ -103,7 +103,7 @@ def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> 
     fabric = fabric or make_fabric(p)
     fabric.seed_everything(p.seed, verbose=False)
     codec = keep_entropy_models_in_fp32(build_model(p)).to(fabric.device, memory_format=torch.channels_last)
-    if p.model_load_file:
+    if p.model_load_file is not None:
         load_weights(p.model_load_file, codec, p)
     noise = QuantisationNoise(codec, p.seed)
     quantiles = {name: v for name, v in codec.named_parameters() if name.endswith(".quantiles")}
@@ -116,12 +116,21 @@ def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> 
     total = min(p.max_epochs * steps_per_epoch, p.max_steps or sys.maxsize)
     peaks = [group["lr"] for group in optimizer.param_groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=max(total, 1), pct_start=p.warmup)
-    model, optimizer, aux_optimizer = fabric.setup(torch.compile(codec) if p.compile else codec, optimizer, aux_optimizer)
+    model, optimizer, aux_optimizer = fabric.setup(compiled(codec) if p.compile else codec, optimizer, aux_optimizer)
     detector = HookedDetector(p.detector_weights).to(fabric.device, memory_format=torch.channels_last) if p.uses_detector else None
     alpha, form = (p.alpha, p.loss_form) if p.which == "hyperprior_with_obj_features" else (0.5, "corrected")  # the baselines' loss is the plain one
     loss = VariableRateLoss() if p.which == "roi_vbr" else RoiRateDistortionLoss(p.lmbda, alpha, p.metric, form)
     ema = AveragedModel(codec, multi_avg_fn=get_ema_multi_avg_fn(p.ema)) if p.ema else None
     return Session(p, fabric, codec, model, detector, loss, noise, optimizer, aux_optimizer, scheduler, total, ema=ema)
+
+
+def compiled(codec: CompressionModel) -> nn.Module:
+    """torch.compile of a model; of a RoiVbr, whose gains depend on which quality indices there are, of its networks one by one, in place."""
+    if not isinstance(codec, RoiVbr):
+        return torch.compile(codec)
+    for network in (codec.g_a, codec.g_s, codec.h_a, codec.h_s, *(net for nets in codec.e for net in nets)):
+        network.compile()
+    return codec
 
 
 def make_optimizer(p: Parameters, weights: dict[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -23,6 +23,8 @@ from roilib.weights import save_weights
 def ship(folder: Path, out: Path, licence: str = "") -> int:
     """Write `out` from the newest checkpoint of the run in `folder`; returns its step. Raises ValueError when there is none."""
     folder = Path(folder)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out}: the file of weights ends in .safetensors")
     state = Checkpoints(folder / "checkpoints").newest()
     if state is None:
         raise ValueError(f"{folder}: no checkpoint of a run")

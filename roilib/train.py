@@ -11,7 +11,7 @@ import sys
 from roilib import engine
 from roilib.datasets import RoiDataset, load_splits
 from roilib.distributed import launch, out_of_memory, process_count, rank, started_by_torchrun
-from roilib.parameters import Parameters
+from roilib.parameters import Parameters, parameter_table
 from roilib.runs import Run, open_run
 
 
@@ -36,11 +36,17 @@ def train_or_test(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> di
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print the folder and the result; 0, or with one line on stderr 2, and 130 when it was interrupted."""
-    sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
+    words = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(words):
+        print(f"{__doc__}\n{parameter_table()}")
+        return 0
     try:
-        p = Parameters.parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        p = Parameters.parse_arguments(words)
+        data = load_splits(p)
         run = open_run(p) if rank() == 0 else Run(p.folder, p)
-        metrics = train_or_test(run, *load_splits(p))
+        metrics = train_or_test(run, *data)
     except ValueError as error:
         print(f"roilib.train: {error}", file=sys.stderr)
         return 2

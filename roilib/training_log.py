@@ -17,6 +17,7 @@ import pandas as pd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roilib.evaluation import CODEC_NAMES, codec_name
+from roilib.files import replacing
 from roilib.runs import Run, read_run
 
 TERMS = ("loss", "bpp_loss", "psnr", "roi_psnr", "bg_psnr")
@@ -78,7 +79,9 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER")
     options = parser.parse_args()
     try:
-        training_table([read_run(folder) for folder in options.runs]).to_csv(options.out, index=False)
+        table = training_table([read_run(folder) for folder in options.runs])
+        with replacing(options.out) as temporary:
+            table.to_csv(temporary, index=False)
     except (ValueError, OSError) as error:
         print(f"roilib.training_log: {error}", file=sys.stderr)
         return 2

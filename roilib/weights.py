@@ -17,14 +17,13 @@ from roilib.entropy import TOTAL
 from roilib.files import replacing
 from roilib.integer import IntegerConv
 from roilib.models import HyperpriorWithObjFeatures, update_tables
-from roilib.parameters import Parameters
+from roilib.parameters import BASELINES, Parameters
 from roilib.roi_vbr import RoiVbr
 from roilib.scales import TailedGaussian
 
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # made from the weights by update_tables
 PICKLED = (".pt", ".pth", ".ckpt", ".tar")
 STRUCTURE = ("which", "N", "M", "zero_hooks", "mask_hooks")  # parameters that weights must agree on
-PLAIN = ("hyperprior", "hyperprior_eval_with_objs")  # engines of one and the same model
 
 
 def save_weights(path: Path, model: CompressionModel, p: Parameters, step: int, half: bool = False, **more: str) -> None:
@@ -54,6 +53,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
             f"{path}: pickled weights can run code and are not read; give a run's weights.safetensors, or make it of a run's newest checkpoint: "
             "python -m roilib.ship RUN_FOLDER OUT.safetensors"
         )
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder; the weights of a run are its weights.safetensors")
     try:
         with safe_open(path, "pt") as file:
             parameters = dict(json.loads(file.metadata()["parameters"]))
@@ -121,10 +122,10 @@ def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> No
     Training of the extended model may also start from a baseline of the same N and M.
     """
     state, trained = read_weights(path)
-    from_baseline = p.what == "train" and p.which == "hyperprior_with_obj_features" and trained.get("which") in PLAIN
+    from_baseline = p.what == "train" and p.which == "hyperprior_with_obj_features" and trained.get("which") in BASELINES
     for name in ("N", "M") if from_baseline else STRUCTURE:
         asked = getattr(p, name)
-        if trained.get(name) != asked and not (name == "which" and {trained.get(name), asked} <= set(PLAIN)):
+        if trained.get(name) != asked and not (name == "which" and {trained.get(name), asked} <= set(BASELINES)):
             raise ValueError(f"{path}: trained with {name}={trained.get(name)}, but the parameters say {name}={asked}")
     if from_baseline:
         baseline = ScaleHyperprior(p.N, p.M)

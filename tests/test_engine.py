@@ -3,14 +3,18 @@
 import json
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roilib import engine, tables, train
 from roilib.checkpoints import load_checkpoint
 from roilib.datasets import RoiDataset, batches, load_splits
+from roilib.parameters import Parameters
 from roilib.runs import all_runs, open_run
 from roilib.session import start, train_step
 from roilib.weights import read_weights
@@ -117,6 +121,48 @@ def test_an_interrupted_run_goes_on_exactly(tiny_parameters, tmp_path):
     assert [event.step for event in events(run).Scalars("batch/loss")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_does_not_go_on_with_other_pictures(tiny_parameters):
+    p = tiny_parameters(which="hyperprior_eval_with_objs", max_steps=6, checkpoint_seconds=0)
+    run, (train_data, test_data) = open_run(p), load_splits(p)
+    with pytest.raises(KeyboardInterrupt):
+        engine.train(run, Unplugged(train_data.samples), test_data)
+    noted = run.splits.read_text()
+    with pytest.raises(ValueError, match=r"splits\.json: the data set is another than the one it began with"):
+        engine.train(run, RoiDataset(train_data.samples[:-1]), test_data)
+    assert run.splits.read_text() == noted
+    trained(p)  # with those it began with
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tiny_parameters):
+    p = tiny_parameters()
+    run = open_run(p)
+    code = "import sys, time, pathlib; from roilib.checkpoints import alone\nwith alone(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(9)"
+    with subprocess.Popen([sys.executable, "-c", code, run.checkpoints.folder], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=rf"{run.folder.name}: another process is training this run"):
+            trained(p)
+        other.kill()
+    trained(p)
+
+
+def test_a_wrong_device_or_file_costs_no_earlier_result(tiny_parameters, capsys):
+    p = tiny_parameters()
+    run, _ = trained(p)
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    words = [f"--{name}={value}" for name, value in p.model_copy(update={"resume": False}).model_dump().items()]
+    for wrong in ("--device=nonsense", "--detector_weights=/nowhere.pt", "--data_root=/nowhere"):
+        assert train.main([*words, wrong]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+    assert [path.name for path in run.folder.parent.iterdir()] == [run.folder.name]  # nor is a folder made for what cannot begin
+
+
+def test_help_lists_every_parameter(capsys):
+    assert train.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"| `{name}` |" in shown for name in Parameters.model_fields)
+
+
 def test_interrupted_before_its_last_file(tiny_parameters):
     p = tiny_parameters()
     run, metrics = trained(p)
@@ -158,7 +204,8 @@ def test_weights_of_another_model_are_refused(tiny_parameters):
 def test_no_pictures_to_work_on(tiny_parameters, tmp_path):
     with pytest.raises(ValueError, match="no training pictures"):
         trained(tiny_parameters(train_size_p1=0.0))
-    p = tiny_parameters(what="test", model_load_file="w", train_size_p1=1.0)
+    (tmp_path / "w.safetensors").touch()
+    p = tiny_parameters(what="test", model_load_file=str(tmp_path / "w.safetensors"), train_size_p1=1.0)
     with pytest.raises(ValueError, match="no test pictures"):
         engine.test(open_run(p), load_splits(p)[1])
 

@@ -9,7 +9,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from roilib import engine
 from roilib.datasets import batches, load_splits
-from roilib.detector import SHIPPED_WEIGHTS
+from roilib.detector import SHIPPED_DETECTOR
 from roilib.distributed import process_count, resolve_device, resolve_precision
 from roilib.models import build_model
 from roilib.parameters import Parameters
@@ -248,6 +248,11 @@ def test_unlabelled(tiny_parameters, tmp_path):
     empty.mkdir()
     with pytest.raises(ValueError, match="empty: no pictures here"):
         load_splits(tiny_parameters(unlabelled=f"{more},{empty}"))
+    with pytest.raises(ValueError, match="an empty name among the folders"):
+        load_splits(tiny_parameters(unlabelled=f"{more},"))
+    (more / "9.png").symlink_to(test.samples[0].path)
+    with pytest.raises(ValueError, match=r"9\.png: a test picture among the unlabelled"):
+        load_splits(tiny_parameters(unlabelled=str(more)))
 
 
 def test_optimizer(tiny_parameters):
@@ -373,12 +378,12 @@ def test_data_root(tiny_parameters, tmp_path):
 
 
 def test_detector_weights(tiny_parameters, tmp_path):
-    checkpoint = torch.load(shipped(SHIPPED_WEIGHTS), map_location="cpu", weights_only=False)
+    checkpoint = torch.load(shipped(SHIPPED_DETECTOR), map_location="cpu", weights_only=False)
     checkpoint["model"].model[15].cv2.conv.weight.data.mul_(2)
     torch.save(checkpoint, tmp_path / "other.pt")
     other, named, default = (
         first_output(tiny_parameters(detector_weights=weights, **WITH_FEATURES))
-        for weights in (str(tmp_path / "other.pt"), str(shipped(SHIPPED_WEIGHTS)), None)
+        for weights in (str(tmp_path / "other.pt"), str(shipped(SHIPPED_DETECTOR)), None)
     )
     assert same(named, default)
     assert differ(other, default)
@@ -418,6 +423,9 @@ def test_precision(tiny_parameters):
     metrics = trained(mixed)[1]
     assert all(value == value for value in metrics["test"].values())  # no NaN
     assert resolve_precision("auto", torch.device("cpu")) in ("32-true", "bf16-mixed")
+    with pytest.raises(ValueError, match="precision=16 needs a GPU, this is device=cpu"):  # Fabric would take bf16 without a word
+        start(tiny_parameters(precision="16"), 2)
+    assert resolve_precision("16", torch.device("cuda")) == "16-mixed"
 
 
 def test_compile(tiny_parameters):
@@ -426,6 +434,18 @@ def test_compile(tiny_parameters):
 
     assert OptimizedModule in kinds(tiny_parameters(compile=True))  # Dynamo compiles at the first call, which takes a minute
     assert OptimizedModule not in kinds(tiny_parameters(compile=False))
+
+
+def test_a_compiled_roi_vbr_takes_the_same_step(tiny_parameters):
+    def step(compile):
+        session = start(tiny_parameters(which="roi_vbr", N=4, M=12, compile=compile, precision="32"), 2)
+        terms, *_ = train_step(session, first_batch(session.p))
+        assert (session.codec.g_s._compiled_call_impl is not None) == compile
+        return {name: float(v) for name, v in terms.items()}, session.codec.g_a[1].weight.detach().clone()
+
+    (plain, weight), (terms, other) = step(False), step(True)
+    assert terms == pytest.approx(plain, rel=1e-4)
+    torch.testing.assert_close(other, weight, rtol=1e-3, atol=1e-4)
 
 
 def test_resume(tiny_parameters):

@@ -176,6 +176,18 @@ def test_a_run_is_named_by_what_changes_its_result(name):
     assert (changed.name != p.name) == (name not in {"device", "devices", "num_workers", "compile", "resume", "checkpoint_seconds", "logdir"})
 
 
+def test_every_data_set_has_a_folder_of_its_own():
+    assert [Parameters(dataset=name).data_root for name in ("kitti", "sample", "coco")] == ["data/kitti", "data/sample", "data/coco"]
+    assert Parameters.parse_arguments(["--dataset=sample", "--seed=3"]).data_root == "data/sample"
+    assert Parameters(dataset="sample", data_root="data/kitti").data_root == "data/kitti"
+
+
+@pytest.mark.parametrize("word", ["--model_load_file=", "--unlabelled=", "--detector_weights=", "--seed=4294967296"])
+def test_what_a_script_left_empty_is_refused(word):
+    with pytest.raises(ValueError, match=word[2:].partition("=")[0]):
+        Parameters.parse_arguments([word])
+
+
 def test_a_value_equal_to_the_default_keeps_the_name():
     assert Parameters.parse({"alpha": 0.5, "train_size_p1": None}).name == Parameters().name
     assert "hyperprior_with_obj_features-" in Parameters().name

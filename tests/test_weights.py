@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from roilib import codec
-from roilib.detector import SHIPPED_WEIGHTS, HookedDetector
+from roilib.detector import SHIPPED_DETECTOR, HookedDetector
 from roilib.models import build_model
 from roilib.parameters import Parameters
 from roilib.shipped import shipped
@@ -133,9 +133,9 @@ def test_a_warm_start_from_a_hostile_file_is_one_line(plain, tmp_path):
 
 def test_of_any_other_detector_a_warning_names_the_risk(tmp_path, recwarn):
     HookedDetector()
-    HookedDetector(REPOSITORY / "data" / "weights" / SHIPPED_WEIGHTS)
+    HookedDetector(REPOSITORY / "data" / "weights" / SHIPPED_DETECTOR)
     assert not [w for w in recwarn if "run code" in str(w.message)]
-    content = shipped(SHIPPED_WEIGHTS).read_bytes()
+    content = shipped(SHIPPED_DETECTOR).read_bytes()
     (tmp_path / "copy.pt").write_bytes(content)
     HookedDetector(tmp_path / "copy.pt")
     assert not [w for w in recwarn if "run code" in str(w.message)]
