@@ -13,7 +13,7 @@ FROM ${BASE}${DIGEST}
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update \
-  && apt-get install --no-install-recommends -y git libgl1 libglib2.0-0 python3.12 python3.12-venv \
+  && apt-get install --no-install-recommends -y git libgl1 libglib2.0-0 python3 python3-venv \
   && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1001 researcher && install -d -o researcher /workbook
 USER 1001

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from roilib.parameters import expand_sweep
+from roilib.parameters import BASELINES, expand_sweep
 
 PROFILE = config.get("profile", "sample")
 LOGDIR, RESULTS = f"runs/{PROFILE}", f"report/results/{PROFILE}"
@@ -37,7 +37,7 @@ onerror:
 
 
 def training_notebook(wildcards):
-    baseline = POINTS[wildcards.run].which in ("hyperprior", "hyperprior_eval_with_objs")
+    baseline = POINTS[wildcards.run].which in BASELINES
     return f"notebooks/{'03_baseline_training' if baseline else '04_roi_training'}.ipynb"
 
 
@@ -89,7 +89,8 @@ rule explore:
 
 
 if DRIVE:
-    STREET = f"data/drive_{DRIVE['frames']}"
+    SEED = DRIVE.get("street", 21)
+    STREET = f"data/drive_{DRIVE['frames']}" + ("" if SEED == 21 else f"_{SEED}")
 
     rule render_drive:
         output:
@@ -98,8 +99,9 @@ if DRIVE:
         params:
             root=STREET,
             frames=DRIVE["frames"],
+            seed=SEED,
         shell:
-            "python -m roilib.sample_set {params.root:q} --drive {params.frames} --seed 21 > {output}"
+            "python -m roilib.sample_set {params.root:q} --drive {params.frames} --seed {params.seed} > {output}"
 
     rule thin_link:
         input:

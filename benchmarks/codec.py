@@ -9,7 +9,6 @@ these two run on it too. Median, 95th and 99th percentile.
 """
 
 import argparse
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from compressai.zoo import bmshj2018_hyperprior
 from roilib import peers, roi_vbr
 from roilib.codec import Codec, load_codec
 from roilib.detector import HookedDetector, pad
+from roilib.evaluation import now
 from roilib.pictures import read_picture
 from roilib.provenance import origin
 from roilib.runs import write_json
@@ -40,13 +40,6 @@ STAGES = {  # roi_vbr's own names → what they are part of
 }
 BASELINE = "bmshj2018-hyperprior"
 Times = dict[tuple[str, str, str, str], list[float]]  # codec, device, operation, stage → seconds of each frame
-
-
-def now() -> float:
-    """Seconds, after what was queued on the GPU is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def seconds(call: Callable) -> tuple[float, object]:

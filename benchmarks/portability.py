@@ -74,7 +74,7 @@ def main() -> None:
     """The table, printed and with --json written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--data-root", type=Path, help="a KITTI root")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--decode", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--changes", nargs="*", default=[], help=argparse.SUPPRESS)
@@ -82,6 +82,8 @@ def main() -> None:
     if options.decode:
         print(json.dumps(decode_all(options.decode, options.weights, options.changes)))
         return
+    if not options.data_root:
+        parser.error("--data-root is needed")
     table = {}
     with tempfile.TemporaryDirectory() as folder:
         encode_all(Path(folder), options.weights, options.data_root)

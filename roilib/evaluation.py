@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from roilib.detector import HookedDetector
 from roilib.metrics import picture_metrics
 from roilib.parameters import Parameters
 from roilib.provenance import origin, sha256
-from roilib.roi import roi_mask
+from roilib.roi import read_json, roi_mask
 from roilib.runs import Run, write_json
 from roilib.shipped import shipped
 from roilib.weights import training_of
@@ -80,9 +81,7 @@ def evaluate_peer(
 ) -> Iterator[tuple[dict, dict]]:
     """Code every whole picture of `data` by a codec of roilib.peers, as "x265 medium" or "jpeg": (record, times) of each picture at each setting."""
     codec, _, preset = name.partition(" ")
-    if codec not in peers.VIDEO + peers.STILL or bool(preset) != (codec in peers.VIDEO):
-        raise ValueError(f"{name}: a peer is x264 or x265 with a preset, as 'x265 medium', or one of {', '.join(peers.STILL)}")
-    for quality, qoffset in product(qualities, qoffsets):
+    for quality, qoffset in peer_settings(name, {"quality": qualities, "qoffset": qoffsets}):
 
         def encode(image: np.ndarray, boxes: np.ndarray, quality=quality, qoffset=qoffset) -> bytes:
             return peers.encode(image, codec, quality, boxes, qoffset, preset)
@@ -91,6 +90,24 @@ def evaluate_peer(
         for _, _, (record, times) in _measure(data, encode, functools.partial(peers.decode, codec=codec), where, detectors):
             del record["stream"]
             yield record, times
+
+
+def peer_settings(name: str, grid: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:
+    """The (quality, qoffset) pairs of a peer's grid of `quality` (a video codec's crf, 0 to 51, or 1 to 100) and `qoffset` (-1 to 1).
+
+    Raises ValueError naming the peer for a name, a key or a value that is none.
+    """
+    codec, _, preset = name.partition(" ")
+    if codec not in peers.VIDEO + peers.STILL or bool(preset) != (codec in peers.VIDEO):
+        raise ValueError(f"{name}: a peer is x264 or x265 with a preset, as 'x265 medium', or one of {', '.join(peers.STILL)}")
+    limits = {"quality": (0, 51) if codec in peers.VIDEO else (1, 100), "qoffset": (-1, 1)}
+    if not isinstance(grid, Mapping) or "quality" not in grid or grid.keys() - limits.keys():
+        raise ValueError(f"{name}: a peer's settings are lists of quality and, where wanted, qoffset, not {grid!r}")
+    for key, values in grid.items():
+        low, high = limits[key]
+        if not isinstance(values, Sequence) or not all(isinstance(v, Real) and low <= v <= high for v in values):
+            raise ValueError(f"{name}: {key} is a list of numbers from {low} to {high}, not {values!r}")
+    return list(product(grid["quality"], grid.get("qoffset", [0.0])))
 
 
 def uncompressed(data: RoiDataset, detectors: Detectors) -> Iterator[tuple[dict, dict]]:
@@ -109,11 +126,11 @@ def _measure(
         image, boxes, labels = data[i]
         original, boxes, groups = image.permute(1, 2, 0).numpy(), boxes.numpy(), detection.grouped(labels, data.classes)
         height, width = original.shape[:2]
-        start = _now()
+        start = now()
         stream = encode(original, boxes)
-        encoded = _now()
+        encoded = now()
         decoded = decode(stream)
-        seconds = {"encode": encoded - start, "decode": _now() - encoded}
+        seconds = {"encode": encoded - start, "decode": now() - encoded}
         rate = {"stream": stream, "bytes": len(stream), "bpp": 8 * len(stream) / (height * width), "sha256": hashlib.sha256(stream).hexdigest()[:16]}
         mask, here = roi_mask(boxes, height, width)[0].bool().numpy(), {"image": sample.id} | where
         classes = {name.lower(): roi_mask(boxes[groups.numpy() == k], height, width)[0].bool().numpy() for k, name in enumerate(detection.BENCHMARK)}
@@ -128,7 +145,7 @@ def _detections(image: np.ndarray, boxes: torch.Tensor, groups: torch.Tensor, de
     return {"detections": found} if found else {}
 
 
-def _now() -> float:
+def now() -> float:
     """Seconds, after what was queued on the GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -145,12 +162,12 @@ def write_records(folder: Path, name: str, records: list[dict]) -> Path:
 def read_records(folder: Path, name: str = "records") -> list[dict]:
     """Records that `write_records` wrote. Raises ValueError naming the file."""
     path = Path(folder) / f"{name}.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; run notebook 05 first") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; run notebook 05 first")
+    records = read_json(path)
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path}: no records")
+    return records
 
 
 def weights_file(name: str) -> Path:

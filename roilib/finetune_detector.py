@@ -9,6 +9,7 @@ Training is Ultralytics' own (https://docs.ultralytics.com/modes/train); only th
 
 import argparse
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -58,14 +59,15 @@ class KittiTrainer(DetectionTrainer):
 
 
 def write_yolo_dataset(dataset: RoiDataset, folder: Path, hold_out: int) -> Path:
-    """Lay `dataset` out as Ultralytics reads it (linked pictures, normalised label text) and return its YAML file."""
+    """Lay `dataset` out as Ultralytics reads it (linked pictures, normalised label text), in place of what was there; returns its YAML file."""
+    for name in ("images", "labels"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for i, sample in enumerate(dataset.samples):
         part = "val" if hold_out and i % hold_out == 0 else "train"
         image = folder / "images" / part / sample.path.name
         label = (folder / "labels" / part / sample.path.name).with_suffix(".txt")
         for path in (image, label):
             path.parent.mkdir(parents=True, exist_ok=True)
-        image.unlink(missing_ok=True)
         os.symlink(sample.path.resolve(), image)
         picture, boxes, labels = dataset[i]
         height, width = picture.shape[-2:]

@@ -4,35 +4,38 @@
     peers × grid           ├─► tasks, one a picture and setting ──► processes ──► cache/<hash>.json ──► records, times
     uncompressed pictures  ┘
 
-A point's hash is of the model's weights and what a bit is worth to its encoder (or the peer's libraries), the setting, the picture's bytes and
-its objects, so nothing stale is found. What a detector found is kept with the point, by the hash of the detector's file: a new detector measures it
-again, without one it is read as it is.
+A point's hash is of the model's weights, device and precision (or the peer's libraries), the modules that code and measure, the setting, the
+picture's bytes and its objects, so nothing stale is found. What a detector found is kept with the point, by the hash of the detector's file: a new
+detector measures it again, without one it is read as it is.
 """
 
 import functools
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 
 import torch
 
+from roilib import provenance
 from roilib.codec import Codec, load_codec
 from roilib.datasets import RoiDataset
-from roilib.detector import SHIPPED_WEIGHTS, HookedDetector
-from roilib.entropy import BIT_WORTH
-from roilib.evaluation import SHIPPED, evaluate, evaluate_peer, settings, uncompressed, weights_file
+from roilib.detector import SHIPPED_DETECTOR, HookedDetector
+from roilib.evaluation import SHIPPED, evaluate, evaluate_peer, peer_settings, settings, uncompressed, weights_file
+from roilib.processes import cores, end_with_parent
+from roilib.quality import alpha_index, quality_index
 from roilib.readers import Sample
 from roilib.runs import Run, write_json
 from roilib.shipped import shipped
 
 LIBRARIES = ("av", "pillow", "pillow-jxl-plugin")  # which make the peers' bytes
+MEASURING = ("detection", "evaluation", "metrics", "roi")  # modules that every point depends on
+PEERS = ("peers", "quality")  # a peer's beside them, and ours:
+CODING = ("channels_last", "codec", "container", "context", "detector", "entropy", "integer", "models", "quality", "rans", "roi_vbr", "scales")
 FORM = 2  # of the cached files; another one makes them all anew
 
 
@@ -63,7 +66,11 @@ class Task:
 
     def key(self) -> str:
         """What stands for this point's content."""
-        codec = [_codec(self.weights, self.device).id.hex(), BIT_WORTH] if self.weights else [self.peer, *map(version, LIBRARIES)]
+        if self.weights:
+            coder = _codec(self.weights, self.device)
+            codec = [coder.id.hex(), coder.device.type, coder.bf16, _source(provenance.HERE, MEASURING + CODING)]
+        else:
+            codec = [self.peer, *map(version, LIBRARIES), _source(provenance.HERE, MEASURING + PEERS)]
         objects = [self.sample.boxes.tolist(), [self.classes[i] for i in self.sample.labels]]
         content = [FORM, codec, self.knobs, self.sample.id, objects, hashlib.sha256(self.sample.path.read_bytes()).hexdigest()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
@@ -80,13 +87,18 @@ def _detector(weights: Path, device: str) -> HookedDetector:
 
 
 @functools.lru_cache
+def _source(folder: Path, modules: tuple[str, ...]) -> str:
+    return provenance.sha256(folder / f"{name}.py" for name in modules)[:16]
+
+
+@functools.lru_cache
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def detector_files(names: Sequence[str]) -> tuple[Path, ...]:
     """Paths of detectors' weights, "shipped" being ours. Raises ValueError naming one that is missing or has the name of another."""
-    files = tuple(shipped(SHIPPED_WEIGHTS) if name == SHIPPED else Path(name) for name in names)
+    files = tuple(shipped(SHIPPED_DETECTOR) if name == SHIPPED else Path(name) for name in names)
     for i, path in enumerate(files):
         if not path.is_file():
             raise ValueError(f"{path}: no such detector weights")
@@ -108,27 +120,38 @@ def tasks(
     """Every picture of `data` by every run and weights file ("shipped": ours) at the `evaluation.settings` of these lists, and by every peer at its
     grid of `quality` and `qoffset`; with detectors also as it is.
     """
-    grids = {name: list(product(grid["quality"], grid.get("qoffset", [0.0]))) for name, grid in (peers or {}).items()}
+    for index, values in ((quality_index, lmbdas), (alpha_index, alphas)):  # what is wrong is found before hours of measuring
+        for value in values:
+            index(value)
+    grids = {name: peer_settings(name, grid) for name, grid in (peers or {}).items()}
     models = [(run.weights, run.parameters, ("run", run.parameters.name)) for run in runs]
     models += [(weights_file(name), load_codec(weights_file(name)).parameters, ("weights", name)) for name in weights]
     ours = [(knobs, {"weights": path, "source": (source,)}) for path, p, source in models for knobs in settings(p, lmbdas, alphas)]
     theirs = [(knobs, {"peer": name}) for name, grid in grids.items() for knobs in grid]
     plain = [((), {})] if detectors else []
     options = {"device": device, "detectors": tuple(detectors)}
-    return [Task(sample, data.classes, knobs, **codec, **options) for knobs, codec in ours + theirs + plain for sample in data.samples]
+    found = [Task(sample, data.classes, knobs, **codec, **options) for knobs, codec in ours + theirs + plain for sample in data.samples]
+    if not found:
+        raise ValueError(f"nothing to measure: {len(data)} pictures, {len(ours)} settings of trained weights, {len(theirs)} of peers")
+    return found
 
 
 def measure(points: Sequence[Task], cache: Path, workers: int | None = None) -> Iterator[tuple[dict, dict]]:
     """(record, times) of each task, in order. `cache`: folder of what is known already; workers: processes, None: one a core, or one with a GPU."""
     cache.mkdir(parents=True, exist_ok=True)
-    workers = workers or (1 if any(torch.device(point.device).type == "cuda" for point in points) else os.cpu_count() or 1)
+    workers = workers or (1 if any(torch.device(point.device).type == "cuda" for point in points) else cores())
     look = functools.partial(_look, cache)
     if workers == 1:
         yield from map(look, points)
         return
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    threads = max(1, cores() // workers)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool:
         yield from pool.map(look, points)
+
+
+def _begin(threads: int) -> None:
+    end_with_parent()
+    torch.set_num_threads(threads)
 
 
 def _look(cache: Path, point: Task) -> tuple[dict, dict]:

@@ -62,14 +62,19 @@ def main() -> int:
     parser.add_argument("--dataset", default="kitti")
     parser.add_argument("--data-root", default="data/kitti")
     parser.add_argument("--pictures", help="a folder of pictures and box files instead of a data set")
+    parser.add_argument("--train-size-p1", type=float, help="the profile's, where it has one")
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
-        chosen = drawn(read_records(options.results), options.count, options.seed)
+        records = read_records(options.results)
+        if not records or options.count < 1:
+            raise ValueError(f"{options.results}: nothing to measure again, {options.count} of {len(records)} points")
+        chosen = drawn(records, options.count, options.seed)
         names = sorted({record["run"] for record in chosen if "run" in record})
         runs = finished_runs(options.logdir, names) if names else []
-        data = evaluation_pictures(Parameters(dataset=options.dataset, data_root=options.data_root), options.pictures)
+        where = {name: getattr(options, name) for name in ("dataset", "data_root", "train_size_p1")}
+        data = evaluation_pictures(Parameters.parse(where), options.pictures)
         found = [(record, differences(record, task(record, runs, data))) for record in chosen]
     except ValueError as error:
         print(f"roilib.recheck: {error}", file=sys.stderr)

@@ -28,7 +28,11 @@ def enter_repository() -> None:
 
 
 def check_parameters(notebook: Path, values: dict[str, Any]) -> None:
-    """Raise ValueError with one line for a parameter that the notebook does not have or whose type is another."""
+    """Raise ValueError with one line for a notebook that is missing, and a parameter that it does not have or whose type is another."""
+    if not notebook.is_file():
+        raise ValueError(f"{notebook}: no such notebook")
+    if not isinstance(values, dict):
+        raise ValueError(f"parameters are a JSON object, not {values!r}")
     known = papermill.inspect_notebook(str(notebook))
     for name, value in values.items():
         if name not in known:
@@ -62,11 +66,11 @@ def gpus_here() -> list[str]:
 def claim_gpus(count: int, gpus: list[str], folder: Path) -> list[str]:
     """Take `count` of `gpus` that no other job of this machine has taken, until this process ends.
 
-    A lock file in `folder` stands for each. Raises ValueError when too few are free.
+    A lock file in `folder` stands for each; jobs of SLURM count their own GPUs from 0, so each has its own. Raises ValueError when too few are free.
     """
-    taken = []
+    taken, job = [], os.environ.get("SLURM_JOB_ID", "")
     for gpu in gpus:
-        path = folder / f"roilib-gpu-{gpu}.lock"
+        path = folder / f"roilib-gpu-{job and job + '-'}{gpu}.lock"
         try:
             lock = path.open("w")
         except PermissionError:  # another user's
@@ -74,6 +78,7 @@ def claim_gpus(count: int, gpus: list[str], folder: Path) -> list[str]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.close()
             continue
         _held.append(lock)
         taken.append(gpu)
@@ -87,7 +92,8 @@ _held: list = []  # open lock files
 
 def main() -> int:
     """0; 2 with one line for bad parameters; 1 with one line that names the executed notebook when a cell failed."""
-    sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # where the locale is not UTF-8, "?" for what it lacks
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebook", type=Path)
     parser.add_argument("executed", type=Path, help="where the executed notebook goes")
@@ -96,11 +102,14 @@ def main() -> int:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        if args.gpus and "SLURM_JOB_ID" not in os.environ and (here := gpus_here()):  # SLURM has chosen already
+        if args.gpus and (here := gpus_here()):
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim_gpus(args.gpus, here, Path(tempfile.gettempdir())))
         execute(args.notebook, args.executed, args.parameters)
     except ValueError as error:
         print(f"roilib.workbook: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"roilib.workbook: {error.filename or args.executed}: {error.strerror or error}", file=sys.stderr)
         return 2
     except PapermillExecutionError as error:
         print(f"\nroilib.workbook: {args.notebook} failed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)

@@ -55,6 +55,9 @@ def test_dataset_is_laid_out_as_ultralytics_reads_it(tiny_kitti, tmp_path):
     x0, y0, x1, y1 = data.samples[1].boxes[0].tolist()
     expected = [data.samples[1].labels[0], (x0 + x1) / 2 / 160, (y0 + y1) / 2 / 96, (x1 - x0) / 160, (y1 - y0) / 96]
     np.testing.assert_allclose(rows[0], expected, atol=1e-6)
+    write_yolo_dataset(RoiDataset(data.samples[:4]), tmp_path, hold_out=2)  # again, otherwise: nothing of before stays, in neither part
+    parts = {part: sorted(path.stem for path in (tmp_path / "labels" / part).iterdir()) for part in ("train", "val")}
+    assert parts == {"train": ["000001", "000003"], "val": ["000000", "000002"]}
 
 
 def test_a_strangers_weights_are_warned_of_and_mistakes_are_one_line(tiny_kitti, tmp_path, capsys):

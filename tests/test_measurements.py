@@ -1,21 +1,49 @@
 """roilib.measurements: every point once, in order, and again after an interruption without measuring what is known."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
-from roilib import measurements
+from roilib import measurements, provenance
 from roilib.codec import load_codec
 from roilib.datasets import RoiDataset
-from roilib.detector import SHIPPED_WEIGHTS
+from roilib.detector import SHIPPED_DETECTOR
 from roilib.evaluation import evaluate
 from roilib.measurements import detector_files, measure, tasks
 from roilib.readers import kitti_samples
 from roilib.shipped import shipped
 
 PEERS = {"x264 ultrafast": {"quality": [30, 40], "qoffset": [0.0, -0.2]}, "jpeg": {"quality": [50]}}
+
+
+WORKING = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from time import sleep
+from roilib.processes import end_with_parent
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), end_with_parent)
+    jobs = [pool.submit(sleep, 1) for _ in range(4)]
+    sleep(3)
+    print(*pool._processes, flush=True)
+    sleep(60)
+"""
+
+
+def alive(pid):
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +88,69 @@ def test_other_content_is_another_point(points, vbr_run, tiny_kitti):
     assert measurements.Task(renamed, points[0].classes, points[0].knobs, points[0].weights).key() not in keys
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"lmbdas": [5.0]}, "lmbda is a number from"),
+        ({"lmbdas": ["a"]}, "lmbda is a number from"),
+        ({"alphas": [0.5, 2]}, "alpha is a number from"),
+        ({"peers": {"x265": {"quality": [30]}}}, "x265: a peer is"),
+        ({"peers": {"jpeg": {"crf": [30]}}}, "jpeg: a peer's settings are lists of quality"),
+        ({"peers": {"jpeg": {"quality": 50}}}, "jpeg: quality is a list of numbers from 1 to 100, not 50"),
+        ({"peers": {"jpeg": {"quality": [500]}}}, "jpeg: quality is a list of numbers from 1 to 100"),
+        ({"peers": {"x264 fast": {"quality": [30], "qoffset": [-3]}}}, "x264 fast: qoffset is a list of numbers from -1 to 1"),
+        ({}, "nothing to measure: 2 pictures, 0 settings"),
+    ],
+)
+def test_what_cannot_be_measured_is_found_before_anything_is(tiny_kitti, more, message):
+    with pytest.raises(ValueError, match=message):
+        tasks([], RoiDataset(kitti_samples(tiny_kitti)[:2]), **more)
+
+
+def test_workers_end_with_the_process_that_started_them(tiny_kitti, tmp_path):
+    script = tmp_path / "measuring.py"
+    script.write_text(WORKING)
+    with subprocess.Popen([sys.executable, script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as parent:
+        workers = [int(word) for word in parent.stdout.readline().split()]
+        parent.kill()
+    until = time.monotonic() + 20
+    while (left := [pid for pid in workers if alive(pid)]) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(workers) == 2
+    assert not left
+
+
+def test_other_code_or_precision_is_another_point(points, tmp_path, monkeypatch):
+    ours, theirs = points[0].key(), points[-1].key()
+    shutil.copytree(provenance.HERE, tmp_path / "roilib", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "HERE", tmp_path / "roilib")
+    assert (points[0].key(), points[-1].key()) == (ours, theirs)
+    for module, changed in (("peers", [False, True]), ("entropy", [True, False]), ("metrics", [True, True]), ("figures", [False, False])):
+        path = tmp_path / "roilib" / f"{module}.py"
+        content = path.read_text()
+        path.write_text(content + "# other\n")
+        measurements._source.cache_clear()
+        assert [points[0].key() != ours, points[-1].key() != theirs] == changed
+        path.write_text(content)
+        measurements._source.cache_clear()
+    codec = measurements._codec(points[0].weights, "cpu")
+    monkeypatch.setattr(codec, "bf16", not codec.bf16)
+    assert points[0].key() != ours
+
+
+def test_the_modules_a_point_depends_on_are_all_that_coding_imports():
+    """Those left out hold settings, find files, or only train."""
+    found, todo = set(), ["codec", "peers"]
+    while todo:
+        if (module := todo.pop()) not in found:
+            found.add(module)
+            text = (provenance.HERE / f"{module}.py").read_text()
+            todo += re.findall(r"^from roilib\.(\w+) import", text, re.MULTILINE)
+            todo += [name for names in re.findall(r"^from roilib import (.*)", text, re.MULTILINE) for name in names.split(", ")]
+    others = {"parameters", "shipped", "weights", "files", "distributed", "checkpoints", "dct", "noise"}
+    assert found - others == {*measurements.CODING, *measurements.PEERS}
+
+
 @pytest.fixture(scope="module")
 def data(tiny_kitti):
     return RoiDataset(kitti_samples(tiny_kitti)[:2])
@@ -86,7 +177,7 @@ def test_what_detectors_find_is_kept_with_the_point(data, tmp_path, monkeypatch)
 def test_detectors_that_are_missing_or_have_one_name_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.pt: no such detector"):
         detector_files(["shipped", "nowhere.pt"])
-    shutil.copy(shipped(SHIPPED_WEIGHTS), tmp_path)
+    shutil.copy(shipped(SHIPPED_DETECTOR), tmp_path)
     with pytest.raises(ValueError, match=r"yolov8n_kitti\.pt: a second detector"):
         detector_files(["shipped", str(tmp_path / "yolov8n_kitti.pt")])
 

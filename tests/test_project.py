@@ -112,6 +112,12 @@ def test_dockerfile_passes_its_linter():
     assert done.returncode == 0, done.stdout
 
 
+def test_the_image_has_what_the_setup_calls():
+    installed = re.search(r"apt-get install.* -y (.*?) \\", (ROOT / "Dockerfile").read_text())[1].split()
+    assert {"python3", "python3-venv", "git"} <= set(installed)  # of Ubuntu 24.04: 3.12
+    assert "python3 -m venv" in (ROOT / "setup.sh").read_text()
+
+
 def test_containers_are_published_on_this_machine_alone_and_run_as_nobody_special():
     dockerfile = (ROOT / "Dockerfile").read_text()
     for text in (dockerfile, (ROOT / "README.md").read_text()):

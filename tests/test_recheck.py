@@ -1,5 +1,7 @@
 """roilib.recheck: committed points measured again."""
 
+import re
+
 import pytest
 
 from roilib import recheck
@@ -67,3 +69,21 @@ def test_the_command_line_says_how_many_agree(records, tiny_kitti, tmp_path, mon
     monkeypatch.setattr("sys.argv", [*arguments, str(tmp_path / "nowhere")])
     assert recheck.main() == 2
     assert capsys.readouterr().err == f"roilib.recheck: {tmp_path / 'nowhere'}: no pictures here\n"
+    for path, count, records in ((tmp_path, "0", theirs), (tmp_path, "9", []), (tmp_path / "records.json", "9", theirs), (tmp_path, "9", {})):
+        write_records(tmp_path, "records", records)
+        monkeypatch.setattr("sys.argv", ["recheck", str(path), "--count", count, "--pictures", str(own)])
+        assert recheck.main() == 2
+        assert re.fullmatch(r"roilib\.recheck: .*(nothing to measure again|no such file|no records).*\n", capsys.readouterr().err)
+    arguments = ["recheck", str(tmp_path), "--count", "99", "--data-root", str(tiny_kitti), "--train-size-p1"]
+    write_records(tmp_path, "records", theirs)
+    for share, code in (("0.5", 0), ("0.95", 2), ("many", 2)):  # of six pictures 000003 to 000005 are tested, or none
+        monkeypatch.setattr("sys.argv", [*arguments, share])
+        if share == "many":
+            with pytest.raises(SystemExit):
+                recheck.main()
+        else:
+            assert recheck.main() == code
+    assert capsys.readouterr().err.startswith("roilib.recheck: picture 000004 is not among the 0")
+    monkeypatch.setattr("sys.argv", [*arguments, "0.5", "--dataset", "nope"])
+    assert recheck.main() == 2
+    assert re.fullmatch(r"roilib\.recheck: .*dataset.*\n", capsys.readouterr().err)

@@ -1,9 +1,11 @@
 """The Snakefile's sweeps: real training jobs of a few steps, in a copy of the repository."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -103,6 +105,16 @@ def test_jobs_take_different_gpus(tmp_path):
         for job in jobs:
             job.kill()
             job.communicate()
+
+
+def test_jobs_of_slurm_count_gpus_each_from_0(tmp_path, monkeypatch):
+    with contextlib.ExitStack() as held:
+        monkeypatch.setattr(workbook, "_held", SimpleNamespace(append=held.enter_context))  # until the test ends
+        for job in ("17", "18"):
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+            assert workbook.claim_gpus(1, ["0"], tmp_path) == ["0"]
+            with pytest.raises(ValueError, match="only 0 are free"):  # but within one, each is taken once
+                workbook.claim_gpus(1, ["0"], tmp_path)
 
 
 def test_visible_gpus_are_those_of_the_environment(monkeypatch):

@@ -1,5 +1,6 @@
 """The notebooks, executed by papermill as the DAG executes them, with small parameters."""
 
+import ast
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 from conftest import strictly
 
@@ -177,6 +179,14 @@ def test_notebooks_are_committed_clean(notebook):
     assert not any("def " in cell.source for cell in code)
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermill_knows_every_parameter(notebook):
+    cells = nbformat.read(notebook, 4).cells
+    (source,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    written = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    assert written == set(papermill.inspect_notebook(str(notebook)))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [({"lamda": 0.1}, "no parameter 'lamda'"), ({"lmbda": "1e-2"}, "lmbda is float"), ({"max_steps": 1.5}, "max_steps"), ({"resume": 1}, "resume")],
@@ -185,6 +195,23 @@ def test_bad_parameters_stop_before_anything_runs(tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         workbook.execute(ROOT / "notebooks" / "04_roi_training.ipynb", tmp_path / "out.ipynb", values)
     assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["notebooks/99.ipynb", "{tmp}/out.ipynb"], "notebooks/99.ipynb: no such notebook"),
+        (["notebooks/01_dataset_exploration.ipynb", "{tmp}/out.ipynb", "--parameters", "[1]"], "parameters are a JSON object, not [1]"),
+        (["notebooks/01_dataset_exploration.ipynb", "/dev/null/out.ipynb"], "/dev/null: "),
+    ],
+)
+def test_what_cannot_begin_is_one_line(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["workbook", *(word.format(tmp=tmp_path) for word in words)])
+    assert workbook.main() == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"roilib.workbook: {message}")
+    assert error.count("\n") == 1
 
 
 def test_none_is_a_value_where_it_is_allowed():
