@@ -12,13 +12,12 @@ import numpy as np
 
 from roilib.evaluation import CODEC_NAMES
 from roilib.metrics import rising
-from roilib.parameters import Parameters
+from roilib.parameters import BASELINES, Parameters
 
 COUNT, SEED, LEVEL = 1000, 0, 0.95
 MOST_UNDEFINED = 0.05  # share of resamples without a number that an interval may leave out
 PARTS, MEAN = ("", "roi_", "bg_"), "mean"
 STRENGTHS = {"alpha": 0.5, "qoffset": 0.0}  # a setting's ROI knob, and where it is uniform
-PLAIN = ("hyperprior", "hyperprior_eval_with_objs")  # codecs that know no ROI, whatever their α
 
 
 def resamples(pictures: int, count: int = COUNT, seed: int = SEED) -> np.ndarray:
@@ -82,7 +81,7 @@ def identity(record: dict) -> tuple[str, str, float, bool, bool]:
     setting, codec = record["setting"], record["codec"]
     trained = "lmbda" in setting
     knob = next((name for name in STRENGTHS if name in setting), None)
-    strength = setting[knob] if knob and codec not in PLAIN else 0.5 if trained else 0.0
+    strength = setting[knob] if knob and codec not in BASELINES else 0.5 if trained else 0.0
     changed = {k: v for k, v in setting.items() if k in ("seed", "loss_form", "metric") and v != Parameters.model_fields[k].default}
     run = run_name(record) if codec == "roi_vbr" else ", ".join(f"{k}={v}" for k, v in sorted(changed.items()))
     return codec, run, float(strength), strength == STRENGTHS["alpha" if trained else "qoffset"], trained

@@ -26,8 +26,8 @@ STAGES = ("detector", "transforms", "entropy networks", "entropy coding", "table
 def rate_curves(rates: pd.DataFrame) -> Figure | None:
     """Rate against ROI-PSNR with rate against background PSNR beside it; rates: `tables.rate_table`.
 
-    Dotted: uniform. Solid: the strongest ROI mode that costs at most 1 dB of background, or what a codec has. Thin: the other strengths. Peers' rates
-    far above ours are left out.
+    Dotted: uniform. Solid: the strongest ROI mode that costs at most 1 dB of background (the mildest where all cost more), or what a codec has. Thin:
+    the other strengths. Peers' rates far above ours are left out.
     """
     if rates.empty:
         return None
@@ -35,6 +35,7 @@ def rate_curves(rates: pd.DataFrame) -> Figure | None:
     handles, top = [], _highest_rate(rates)
     for codec, by_strength in curves(drawn(rates)):
         uniform, chosen, (colour, marker) = uniform_strength(codec), within_budget(codec, by_strength), look(codec)
+        chosen = next((s for s in by_strength if s != uniform), None) if chosen is None else chosen
         for strength, points in by_strength.items():
             style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.4}
             if strength == uniform and len(by_strength) > 1:
@@ -81,8 +82,10 @@ def alpha_sweep(rates: pd.DataFrame, targets: int = 3) -> Figure | None:
     by_strength = dict(curves(rates)).get("roi_vbr", {}) if len(rates) else {}
     usable = {alpha: points.dropna(subset=["roi_psnr", "bg_psnr"]) for alpha, points in by_strength.items()}
     usable = {alpha: points for alpha, points in usable.items() if len(points) > 1}
-    low, high = (max, min) if usable else (None, None)
-    if len(usable) < 3 or (low := max(c["bpp"].min() for c in usable.values())) >= (high := min(c["bpp"].max() for c in usable.values())):
+    if len(usable) < 3:
+        return None
+    low, high = max(c["bpp"].min() for c in usable.values()), min(c["bpp"].max() for c in usable.values())
+    if low >= high:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.2), sharey=True, layout="constrained")
     shades = sns.light_palette(look("roi_vbr")[0], targets + 1)[1:]
@@ -171,7 +174,7 @@ def latency(speed: dict) -> Figure | None:
     colours = dict(zip(STAGES, sns.color_palette("colorblind", len(STAGES)), strict=True))
     for ax, operation in zip(axes, ("encode", "decode"), strict=True):
         for y, name in enumerate(order):
-            rows = table[(table["name"] == name) & (table["operation"] == operation)].set_index("stage") * 1
+            rows = table[(table["name"] == name) & (table["operation"] == operation)].set_index("stage")
             _latency_bar(ax, y, rows[["median", "p95"]] * 1000, colours)
         ax.set(title=operation, xlabel="milliseconds", yticks=range(len(order)), yticklabels=order)
         ax.grid(axis="y", visible=False)

@@ -24,6 +24,7 @@ from roilib.side_by_side import Panel, Scene
 ROI_COLOUR = "#f0c000"
 CROP_ASPECT = 4 / 3  # width by height of what is enlarged
 PSNR_NAMES = {"roi_psnr": "pooled ROI-PSNR (dB)", "bg_psnr": "pooled background PSNR (dB)", "psnr": "pooled PSNR (dB)"}
+SIMILARITY_NAMES = {"roi_ms_ssim_loss": "ROI", "bg_ms_ssim_loss": "background", "ms_ssim_loss": "all"}
 
 
 def set_style() -> None:
@@ -68,7 +69,7 @@ def show_picture(axes, image: Tensor | np.ndarray, title: str = "") -> None:
 def samples(data: RoiDataset, count: int = 6, columns: int = 2) -> Figure:
     """Evenly chosen pictures of a data set with their boxes; large ones are named."""
     chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int))
-    rows = -(-len(chosen) // columns)
+    rows = max(-(-len(chosen) // columns), 1)
     figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 1.9 * rows), squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.set_axis_off()
@@ -135,14 +136,16 @@ def history(entries: list[dict]) -> Figure:
     """Loss, estimated rate and PSNRs of a run's epochs; `entries`: the `history` of its metrics."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
     table = pd.DataFrame([{"step": e["step"], "part": part} | e[part] for e in entries for part in ("train", "test") if part in e])
+    style = {"errorbar": None, "marker": "o" if len(entries) < 10 else None}  # of a single epoch there is no line
     for ax, name, label in ((axes[0], "loss", "loss"), (axes[1], "bpp_loss", "estimated bpp")):
-        sns.lineplot(table, x="step", y=name, hue="part", ax=ax, errorbar=None)
+        sns.lineplot(table, x="step", y=name, hue="part", ax=ax, **style)
         ax.set(ylabel=label, yscale="log")
         ax.legend(title=None)
     last = table["part"].unique()[-1]
-    for name in (n for n in PSNR_NAMES if n in table):
-        sns.lineplot(table[table["part"] == last], x="step", y=name, label=PSNR_NAMES[name], ax=axes[2], errorbar=None)
-    axes[2].set(ylabel=f"{last} PSNR (dB)")
+    names = {name: label for name, label in (PSNR_NAMES | SIMILARITY_NAMES).items() if name in table}
+    for name, label in names.items():
+        sns.lineplot(table[table["part"] == last], x="step", y=name, label=label, ax=axes[2], **style)
+    axes[2].set(ylabel=f"{last} {'PSNR (dB)' if PSNR_NAMES.keys() & names else 'MS-SSIM'}")
     return figure
 
 

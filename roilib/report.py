@@ -45,9 +45,7 @@ def draw(results: str | Path, folder: str | Path) -> list[str]:
 def build(results: str | Path, folder: str | Path, out: str | Path = OUT) -> list[str]:
     """Compile the report of `results` with the figures in `folder`; Typst's warnings. Raises ValueError with what Typst or a missing file says."""
     results, folder, out = (Path(path).resolve() for path in (results, folder, out))
-    for name in ("records.json", "rates.csv"):
-        if not (results / name).is_file():
-            raise ValueError(f"{results / name}: no such file; run notebook 05 first")
+    _check(results)
     root = Path(os.path.commonpath([ROOT, results, folder]))
     inputs = {"results": f"/{results.relative_to(root)}", "figures": f"/{folder.relative_to(root)}"}
     inputs["files"] = "\n".join(sorted(path.name for where in (results, folder) if where.is_dir() for path in where.iterdir()))
@@ -61,6 +59,12 @@ def build(results: str | Path, folder: str | Path, out: str | Path = OUT) -> lis
     return [warning.message for warning in warnings]
 
 
+def _check(results: Path) -> None:
+    for name in ("records.json", "rates.csv"):
+        if not (results / name).is_file():
+            raise ValueError(f"{results / name}: no such file; run notebook 05 first")
+
+
 def main() -> int:
     """0, or 2 with one line when something is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -70,6 +74,7 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.figures or ROOT / "report" / "figures" / options.results.resolve().name
     try:
+        _check(options.results)
         draw(options.results, folder)
         for warning in build(options.results, folder, options.out):
             print(f"roilib.report: {warning}", file=sys.stderr)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from roilib.bootstrap import PLAIN
 from roilib.comparisons import BUDGETS
 from roilib.evaluation import CODEC_NAMES
 from roilib.metrics import bd_psnr, bd_rate, rising
+from roilib.parameters import BASELINES
 
 LOOKS = {  # colour (Okabe and Ito's, which colour-blind people tell apart) and marker of a codec
     "roi_vbr": ("#0072B2", "o"),
@@ -97,8 +97,8 @@ def curves(rates: pd.DataFrame) -> Iterator[tuple[str, dict[float, pd.DataFrame]
     for codec in sorted(rates["codec"].unique(), key=lambda name: (known.index(name) if name in known else len(known), name)):
         rows = rates[rates["codec"] == codec]
         knob = "alpha" if codec in CODEC_NAMES else "qoffset"
-        known = knob in rows and codec not in PLAIN
-        rows = rows.assign(strength=rows[knob].fillna(uniform_strength(codec)) if known else uniform_strength(codec))
+        has_strength = knob in rows and codec not in BASELINES
+        rows = rows.assign(strength=rows[knob].fillna(uniform_strength(codec)) if has_strength else uniform_strength(codec))
         points = rows.drop_duplicates(["strength", *(name for name in ("lmbda", "quality") if name in rows)]).sort_values("bpp")
         by_strength = sorted(points.groupby("strength"), key=lambda pair: pair[0] if codec in CODEC_NAMES else -pair[0])
         yield codec, dict(by_strength)
@@ -133,14 +133,23 @@ def within_budget(codec: str, by_strength: dict[float, pd.DataFrame], budget: fl
     return fitting[-1] if fitting else None
 
 
+def roi_gain(uniform: pd.DataFrame, curve: pd.DataFrame) -> dict[str, float | None]:
+    """What a ROI strength gains inside and costs outside against its codec's uniform mode, both points by rising rate of a rates table:
+    roi_bd_rate (%), bg_bd_psnr (dB), None where the curves do not overlap, and how far they do, roi_overlap and bg_overlap.
+    """
+    inside = [list(c[["bpp", "roi_psnr"]].iloc[rising(c["roi_psnr"])].itertuples(index=False, name=None)) for c in (uniform, curve)]
+    outside = [list(c[["bpp", "bg_psnr"]].itertuples(index=False, name=None)) for c in (uniform, curve)]
+    (roi, roi_overlap), (bg, bg_overlap) = bd_rate(*inside), bd_psnr(*outside)
+    return {"roi_bd_rate": roi, "roi_overlap": roi_overlap, "bg_bd_psnr": bg, "bg_overlap": bg_overlap}
+
+
 def trades(rates: pd.DataFrame) -> pd.DataFrame:
     """What each ROI strength gains and costs against the same codec's uniform mode: codec, strength, roi_bd_rate (%), bg_loss (dB)."""
     rows = []
     for codec, by_strength in curves(rates):
         uniform = by_strength.pop(uniform_strength(codec), None)
         for strength, curve in by_strength.items() if uniform is not None else ():
-            gain, _ = bd_rate(*(c[["bpp", "roi_psnr"]].iloc[rising(c["roi_psnr"])].itertuples(index=False, name=None) for c in (uniform, curve)))
-            loss, _ = bd_psnr(*(c[["bpp", "bg_psnr"]].itertuples(index=False, name=None) for c in (uniform, curve)))
-            if gain is not None and loss is not None:
-                rows.append({"codec": codec, "strength": strength, "roi_bd_rate": gain, "bg_loss": -loss})
+            gain = roi_gain(uniform, curve)
+            if gain["roi_bd_rate"] is not None and gain["bg_bd_psnr"] is not None:
+                rows.append({"codec": codec, "strength": strength, "roi_bd_rate": gain["roi_bd_rate"], "bg_loss": -gain["bg_bd_psnr"]})
     return pd.DataFrame(rows, columns=["codec", "strength", "roi_bd_rate", "bg_loss"])

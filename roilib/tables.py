@@ -14,8 +14,9 @@ from roilib.detection import BENCHMARK
 from roilib.detector import HookedDetector
 from roilib.evaluation import CODEC_NAMES
 from roilib.files import replacing
-from roilib.metrics import bd_psnr, bd_rate, pooled_psnr, rising
+from roilib.metrics import pooled_psnr
 from roilib.parameters import WITHOUT_EFFECT
+from roilib.results import roi_gain
 from roilib.roi import roi_mask
 from roilib.runs import Run
 
@@ -60,10 +61,7 @@ def roi_trade_table(rates: pd.DataFrame, codec: str = "roi_vbr", uniform: float 
     for run, group in rates[rates["codec"] == codec].groupby("run"):
         curves = {alpha: points.sort_values("bpp") for alpha, points in group.groupby("alpha")}
         for alpha in sorted(curves.keys() - {uniform}) if uniform in curves else ():
-            pair = [{part: list(zip(c["bpp"], c[f"{part}psnr"], strict=True)) for part in ("roi_", "bg_")} for c in (curves[uniform], curves[alpha])]
-            roi, roi_overlap = bd_rate(*([points[i] for i in rising([dB for _, dB in points])] for points in (pair[0]["roi_"], pair[1]["roi_"])))
-            bg, bg_overlap = bd_psnr(pair[0]["bg_"], pair[1]["bg_"])
-            rows.append({"run": run, "alpha": alpha, "roi_bd_rate": roi, "roi_overlap": roi_overlap, "bg_bd_psnr": bg, "bg_overlap": bg_overlap})
+            rows.append({"run": run, "alpha": alpha} | roi_gain(curves[uniform], curves[alpha]))
     return pd.DataFrame(rows, columns=["run", "alpha", "roi_bd_rate", "roi_overlap", "bg_bd_psnr", "bg_overlap"])
 
 
@@ -120,8 +118,7 @@ def rows(table: pd.DataFrame) -> list[dict]:
 
 
 RATE_COLUMNS = {"label": "codec", "lmbda": "λ", "alpha": "α", "bpp": "bpp", "roi_psnr": "ROI dB", "bg_psnr": "background dB", "ms_ssim": "MS-SSIM"}
-TRADE_COLUMNS = {"alpha": "α", "roi_bd_rate": "ROI BD-rate %", "bg_bd_psnr": "background BD-PSNR dB"}
-ONE_RATE_COLUMNS = {"lmbda": "λ of the one", "psnr": "PSNR dB", "bpp": "its bpp", "bpp_roi_vbr": "roi_vbr's bpp", "difference": "difference %"}
+KNOB_COLUMNS = {"lmbda": "λ", "alpha": "α", "quality": "crf or quality", "qoffset": "qoffset", "bpp": "bpp"}
 BOUNDS = {"low": "95 % from", "high": "to"}
 BUDGET_COLUMNS = (
     {"label": "codec", "budget": "budget dB", "strength": "α or qoffset", "roi_bd_rate": "ROI BD-rate %"} | BOUNDS | {"bg_loss": "background loss dB"}
@@ -130,17 +127,43 @@ BD_COLUMNS = {"anchor_label": "against", "bd_rate": "BD-rate %"} | BOUNDS | {"bd
 BYTE_RATIO_COLUMNS = {"theirs_label": "against", "ratio": "bytes, ours/theirs"} | BOUNDS | {"reached": "points reached", "hull": "of"}
 DETECTION_COLUMNS = {"detector": "detector", "label": "codec", "strength": "α or qoffset", "agnostic_ap50": "AP50", "agnostic_ap50_loss": "loss %"}
 DETECTION_COLUMNS |= {"agnostic_ap50_loss_low": "95 % from", "agnostic_ap50_loss_high": "to"}
+TRADE_COLUMNS = {"run": "run", "alpha": "α", "roi_bd_rate": "ROI BD-rate %", "bg_bd_psnr": "background BD-PSNR dB"}
+ONE_RATE_COLUMNS = {"lmbda": "λ of the one", "psnr": "PSNR dB", "bpp": "its bpp", "bpp_roi_vbr": "roi_vbr's bpp", "difference": "difference %"}
 SPEED_COLUMNS = {"codec": "codec", "encode": "encode ms", "encode_p95": "p95", "decode": "decode ms", "decode_p95": "p95 "}
-DIGITS = {"lmbda": "g", "alpha": "g", "bpp": ".3f", "bpp_roi_vbr": ".3f", "ms_ssim": ".4f", "label": "", "roi_bd_rate": ".1f"}
+DIGITS = {
+    "lmbda": "g",
+    "alpha": "g",
+    "quality": "g",
+    "qoffset": "g",
+    "pictures": "d",
+    "not_rising": "d",
+    "bpp": ".3f",
+    "bpp_roi_vbr": ".3f",
+    "ms_ssim": ".4f",
+    "label": "",
+    "roi_bd_rate": ".1f",
+}
 DIGITS |= dict.fromkeys(("over", "dropped", "late", "lost", "affected", "reached", "hull"), "d") | {"delay_p95": ".0f", "agnostic_ap50": ".3f"}
 DIGITS |= dict.fromkeys(("anchor_label", "theirs_label", "detector"), "") | dict.fromkeys(("strength", "budget"), "g")
 DIGITS |= {"codec": ""} | dict.fromkeys(("encode", "encode_p95", "decode", "decode_p95"), ".0f")
 DIGITS |= dict.fromkeys(("bd_rate", "agnostic_ap50_loss", "agnostic_ap50_loss_low", "agnostic_ap50_loss_high"), ".1f")
 
 
+def shown(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    """Those of the columns (name → heading) that a table of this module has numbers in, rounded, for a notebook; a dash where there is none."""
+    there = {name: heading for name, heading in columns.items() if name in table and table[name].notna().any()}
+    return pd.DataFrame({heading: [_cell(name, value) for value in table[name]] for name, heading in there.items()})
+
+
+def _cell(name: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return "–" if pd.isna(value) else format(value, DIGITS.get(name, ".2f"))
+
+
 def markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
     """Columns (name → heading) of a table of this module as Markdown, for the README; a dash where there is no number."""
-    rows = [["–" if pd.isna(row[name]) else format(row[name], DIGITS.get(name, ".2f")) for name in columns] for _, row in table.iterrows()]
+    rows = [[_cell(name, row[name]) for name in columns] for _, row in table.iterrows()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(columns.values()), ["---"] * len(columns), *rows])
 
 

@@ -222,6 +222,30 @@ def test_the_readmes_curves_are_those_of_the_shipped_results(tmp_path):
         assert np.abs(drawn - shown).mean() < 0.5  # another processor may smooth an edge by another grey
 
 
+def test_a_codec_whose_every_mode_costs_much_background_has_a_curve():
+    rates = [(bpp, more) for more in (0, 0.3, 0.4) for bpp in (0.5, 1, 2)]
+    points = [{"lmbda": bpp, "bpp": bpp, "alpha": 0.5 + more, "roi_psnr": 30 + bpp + more, "bg_psnr": 29 + bpp - 9 * more} for bpp, more in rates]
+    figure = figures.rate_curves(pd.DataFrame(points).assign(codec="roi_vbr"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["roi_vbr, uniform", "roi_vbr, α 0.8"]
+    plots.plt.close(figure)
+
+
+@pytest.mark.parametrize("names", [("psnr", "roi_psnr"), ("ms_ssim_loss", "roi_ms_ssim_loss")])
+def test_a_history_of_one_epoch_shows_points(names):
+    entry = {"step": 3, "test": {"loss": 1.0, "bpp_loss": 0.5} | dict.fromkeys(names, 0.9)}
+    figure = plots.history([entry])
+    assert all(line.get_marker() == "o" for ax in figure.axes for line in ax.get_lines() if len(line.get_xdata()))
+    assert len(figure.axes[2].get_lines()) >= 2
+    assert figure.axes[2].get_ylabel() == ("test PSNR (dB)" if "psnr" in names else "test MS-SSIM")
+    plots.plt.close(figure)
+
+
+def test_tables_are_shown_with_what_they_have():
+    table = pd.DataFrame({"label": ["a", "b"], "bpp": [0.12345, np.nan], "alpha": [np.nan, np.nan], "more": [1, 2]})
+    shown = tables.shown(table, tables.RATE_COLUMNS)
+    assert shown.to_dict("list") == {"codec": ["a", "b"], "bpp": ["0.123", "–"]}
+
+
 def test_rates_far_above_ours_are_not_drawn():
     points = [{"bpp": bpp, "roi_psnr": 30 + bpp, "bg_psnr": 29 + bpp, "quality": bpp} for bpp in (0.25, 0.5, 1, 2, 4)]
     rows = [p | {"codec": "roi_vbr", "alpha": 0.5} for p in points[:3]] + [p | {"codec": "x265 medium", "qoffset": 0.0} for p in points]
@@ -229,6 +253,19 @@ def test_rates_far_above_ours_are_not_drawn():
         figure = figures.rate_curves(pd.DataFrame(shown))
         assert max(rate for ax in figure.axes for line in ax.get_lines() for rate in line.get_xdata()) == highest
         plots.plt.close(figure)
+
+
+@pytest.mark.parametrize("missing", ["budgets", "bd_rates", "byte_ratios", "detection_at_bpp"])
+def test_a_report_without_a_table_leaves_its_sections_out(full, tmp_path, missing):
+    other = tmp_path / "full"
+    shutil.copytree(full, other)
+    (other / f"{missing}.csv").unlink()
+    assert len(text_of(other, tmp_path / "none", tmp_path / "out.pdf")) > 1000
+
+
+@pytest.mark.parametrize("name", ["kodak", "one_rate", "shipped"])
+def test_every_folder_of_reference_results_makes_a_report(name, tmp_path):
+    assert text_of(REFERENCE.parent / name, tmp_path / "none", tmp_path / "out.pdf")
 
 
 def test_a_figure_without_data_is_none_and_takes_its_files_away(tmp_path):
