@@ -93,14 +93,14 @@ def evaluate_peer(
 
 
 def peer_settings(name: str, grid: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:
-    """The (quality, qoffset) pairs of a peer's grid of `quality` (a video codec's crf, 0 to 51, or 1 to 100) and `qoffset` (-1 to 1).
+    """The (quality, qoffset) pairs of a peer's grid of `quality` (a video codec's crf, 0 to 51, or 0 to 100) and `qoffset` (-1 to 1).
 
     Raises ValueError naming the peer for a name, a key or a value that is none.
     """
     codec, _, preset = name.partition(" ")
     if codec not in peers.VIDEO + peers.STILL or bool(preset) != (codec in peers.VIDEO):
         raise ValueError(f"{name}: a peer is x264 or x265 with a preset, as 'x265 medium', or one of {', '.join(peers.STILL)}")
-    limits = {"quality": (0, 51) if codec in peers.VIDEO else (1, 100), "qoffset": (-1, 1)}
+    limits = {"quality": (0, 51) if codec in peers.VIDEO else (0, 100), "qoffset": (-1, 1)}
     if not isinstance(grid, Mapping) or "quality" not in grid or grid.keys() - limits.keys():
         raise ValueError(f"{name}: a peer's settings are lists of quality and, where wanted, qoffset, not {grid!r}")
     for key, values in grid.items():

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import strictly
+import yaml
+from conftest import REPOSITORY, strictly
 from PIL import Image
 
 from roilib import comparisons, engine, figures, plots, results, tables
@@ -15,6 +16,7 @@ from roilib.evaluation import (
     evaluate,
     evaluate_peer,
     finished_runs,
+    peer_settings,
     provenance,
     read_records,
     refuse_training_pictures,
@@ -272,3 +274,9 @@ def test_a_part_without_error_goes_through_files_tables_and_figures(flat, vbr_ru
     (scene,) = compare([vbr_run], records, flat, [(0, np.array(FLAT_BOX, np.float32))])
     assert len(scene.panels) == 3
     plots.plt.close(plots.comparison([scene]))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "params" / "peers").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_profiles_peers_have_settings(path):
+    for name, grid in yaml.safe_load(path.read_text()).items():
+        assert len(peer_settings(name, grid)) == len(grid["quality"]) * len(grid.get("qoffset", [0]))
