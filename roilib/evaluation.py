@@ -32,7 +32,7 @@ from roilib.provenance import origin, sha256
 from roilib.roi import read_json, roi_mask
 from roilib.runs import Run, write_json
 from roilib.shipped import shipped
-from roilib.weights import training_of
+from roilib.weights import picture_hash, trained_on, training_of
 
 CODEC_NAMES = {  # what a codec is called in figures, in the order of the paper's
     "hyperprior": "baseline",
@@ -213,8 +213,15 @@ def provenance(parameters: Mapping, data: RoiDataset, runs: Sequence[Run] = (), 
     return origin(parameters) | pictures | {"runs": found, "weights": files, "detectors": {path.stem: sha256([path]) for path in detectors}}
 
 
-def refuse_training_pictures(runs: list[Run], data: RoiDataset, dataset: str) -> None:
-    """Raise ValueError when a run trained on one of the pictures (of the same `dataset`) that it is to be measured on."""
+def refuse_training_pictures(runs: list[Run], data: RoiDataset, dataset: str, weights: Sequence[str] = ()) -> None:
+    """Raise ValueError when a run trained on one of the pictures (of the same `dataset`) that it is to be measured on, or one of these weights files
+    did, which know them by their bytes.
+    """
+    for name in weights:
+        known = trained_on(weights_file(name))
+        seen = [sample.id for sample in data.samples if known and picture_hash(sample.path) in known]
+        if seen:
+            raise ValueError(f"{name}: was trained on {seen[0]} and {len(seen) - 1} more of these pictures; take the root's own split or others")
     for run in runs:
         splits = json.loads(run.splits.read_text())
         seen = set(splits["train"]) & set(data.ids) if splits["dataset"] == dataset else set()

@@ -1,7 +1,7 @@
 """Weights of a run, finished or not, as a small file to ship: `python -m roilib.ship RUN_FOLDER OUT.safetensors`.
 
 The newest checkpoint's weights (their moving average where the run has one) in fp16, with what coding needs, and in the metadata the parameters, the
-step, the hours that it took to get there, and the code, versions and machine that the run began with.
+step, the hours that it took to get there, hashes of the pictures that it was trained on, and the code, versions and machine that the run began with.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from roilib.datasets import load_splits
 from roilib.engine import make_tables
 from roilib.models import build_model
 from roilib.parameters import Parameters
-from roilib.weights import save_weights
+from roilib.weights import picture_hash, save_weights
 
 
 @torch.no_grad()
@@ -35,8 +35,10 @@ def ship(folder: Path, out: Path, licence: str = "") -> int:
     model.load_state_dict((average or state["codec"]) | made_anew)
     for weight in model.parameters():
         weight.copy_(weight.half())  # the integer networks are made from what is shipped
-    make_tables(model, p, load_splits(p)[0])
+    pictures = load_splits(p)[0]
+    make_tables(model, p, pictures)
     about = {"licence": licence, "hours": f"{state['seconds'] / 3600:.2f}"}
+    about["pictures"] = json.dumps(sorted({picture_hash(sample.path) for sample in pictures.samples}))
     began = json.loads((folder / "hparams.json").read_text())["environment"]
     save_weights(out, model, p, state["step"], half=True, **about, environment=json.dumps(began, sort_keys=True))
     return state["step"]

@@ -1,5 +1,6 @@
 """Weights files: safetensors that say what they were built and trained with. Pickled ones, which can run code, are not read."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -70,6 +71,20 @@ def training_of(path: str | Path) -> dict[str, float]:
     with safe_open(path, "pt") as file:
         said = file.metadata()
     return {name: float(said[key]) if name == "hours" else int(said[key]) for name, key in (("steps", "step"), ("hours", "hours")) if key in said}
+
+
+def picture_hash(path: Path) -> str:
+    """What stands for a picture file in a weights file's list of those that it was trained on."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def trained_on(path: str | Path) -> set[str]:
+    """`picture_hash` of the pictures that shipped weights were trained on; none where the file does not say. Raises ValueError naming the file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {str(digest) for digest in json.loads(file.metadata().get("pictures", "[]"))}
+    except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a roilib weights file ({type(error).__name__}: {error})") from None
 
 
 def check_size(path: str | Path, state: dict[str, Tensor], p: Parameters) -> None:

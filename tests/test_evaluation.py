@@ -25,7 +25,7 @@ from roilib.evaluation import (
 from roilib.measurements import detector_files
 from roilib.metrics import psnr_from_mse
 from roilib.quality import integer_boxes
-from roilib.readers import Sample, kitti_samples
+from roilib.readers import Sample, kitti_samples, split
 from roilib.roi import roi_mask
 from roilib.runs import open_run
 from roilib.side_by_side import compare
@@ -274,6 +274,14 @@ def test_a_part_without_error_goes_through_files_tables_and_figures(flat, vbr_ru
     (scene,) = compare([vbr_run], records, flat, [(0, np.array(FLAT_BOX, np.float32))])
     assert len(scene.panels) == 3
     plots.plt.close(plots.comparison([scene]))
+
+
+def test_shipped_weights_know_the_pictures_that_they_were_trained_on(shared_data):
+    root = shared_data / "kitti"
+    train, test = split(kitti_samples(root), None, root)
+    refuse_training_pictures([], RoiDataset(test), "kitti", ["shipped"])
+    with pytest.raises(ValueError, match=rf"shipped: was trained on {train[-1].id} and 0 more of these pictures"):
+        refuse_training_pictures([], RoiDataset([*test, train[-1]]), "pictures", ["shipped"])  # under whatever name
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "params" / "peers").glob("*.yaml")), ids=lambda path: path.stem)

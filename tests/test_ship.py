@@ -11,9 +11,10 @@ from safetensors import safe_open
 
 from roilib.checkpoints import Checkpoints
 from roilib.codec import load_codec
-from roilib.datasets import RoiDataset
+from roilib.datasets import RoiDataset, load_splits
 from roilib.readers import kitti_samples
 from roilib.ship import ship
+from roilib.weights import picture_hash, trained_on
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,7 @@ def test_the_file_is_small_and_says_where_it_comes_from(shipped, vbr_run):
     assert (about["step"], about["licence"]) == ("300", "research")
     assert float(about["hours"]) >= 0
     assert '"which": "roi_vbr"' in about["parameters"]
+    assert trained_on(shipped) == {picture_hash(sample.path) for sample in load_splits(vbr_run.parameters)[0].samples}
     assert json.loads(about["environment"]) == json.loads((vbr_run.folder / "hparams.json").read_text())["environment"]
 
 
