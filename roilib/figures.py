@@ -42,9 +42,10 @@ def rate_curves(rates: pd.DataFrame) -> Figure | None:
                 style |= {"linestyle": ":", "markerfacecolor": "white"}
             elif len(by_strength) > 1 and strength != chosen:
                 style = {"color": colour, "linewidth": 0.5, "alpha": 0.45}
+            points = points[points["bpp"] <= top]
             for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
-                ax.plot(*points.loc[points["bpp"] <= top, ["bpp", name]].to_numpy().T, **style)
-            if "marker" in style:
+                ax.plot(points["bpp"], points[name], **style)
+            if "marker" in style and len(points):
                 handles.append(Line2D([], [], label=curve_label(codec, strength, len(by_strength) > 1), **style))
     wide = min(rates["bpp"].max(), top) > 8 * rates["bpp"].min()
     for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):

@@ -249,9 +249,11 @@ def test_tables_are_shown_with_what_they_have():
 def test_rates_far_above_ours_are_not_drawn():
     points = [{"bpp": bpp, "roi_psnr": 30 + bpp, "bg_psnr": 29 + bpp, "quality": bpp} for bpp in (0.25, 0.5, 1, 2, 4)]
     rows = [p | {"codec": "roi_vbr", "alpha": 0.5} for p in points[:3]] + [p | {"codec": "x265 medium", "qoffset": 0.0} for p in points]
+    rows.append({"codec": "jpeg", "bpp": 3, "roi_psnr": 33, "bg_psnr": 32, "quality": 90, "qoffset": 0.0})
     for shown, highest in ((rows, 1), (rows[3:], 4)):
         figure = figures.rate_curves(pd.DataFrame(shown))
         assert max(rate for ax in figure.axes for line in ax.get_lines() for rate in line.get_xdata()) == highest
+        assert ("JPEG" in [text.get_text() for text in figure.legends[0].get_texts()]) == (highest == 4)
         plots.plt.close(figure)
 
 
