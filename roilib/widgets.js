@@ -237,8 +237,7 @@ function wiper({ stage, pictures, wipe }) {
     const percent = 100 * Math.min(Math.max(share, 0), 1);
     wipe.style.left = `${percent}%`;
     pictures.ours.style.clipPath = `inset(0 ${100 - percent}% 0 0)`;
-    const wide = parseFloat(pictures.heat.style.width) || 100; // per cent of the stage
-    pictures.heat.style.clipPath = `inset(0 ${100 - (100 * percent) / wide}% 0 0)`;
+    stage.style.setProperty("--roi-wipe", percent / 100);
   };
   wipe.addEventListener("pointerdown", (event) => wipe.setPointerCapture(event.pointerId));
   wipe.addEventListener("pointermove", (event) => {
@@ -284,7 +283,7 @@ async function render({ model, el }) {
     const [width, height] = model.get("size");
     stage.style.aspectRatio = `${width} / ${height}`;
     stage.style.maxWidth = `${(MAX_HEIGHT * width) / height}px`;
-    if (pictures.heat.naturalWidth) pictures.heat.style.width = `${(1600 * pictures.heat.naturalWidth) / width}%`; // cells of the padded picture
+    if (pictures.heat.naturalWidth) pictures.heat.style.setProperty("--roi-wide", (16 * pictures.heat.naturalWidth) / width); // cells of the padded picture
     boxes.paint();
   };
   const status = () => {

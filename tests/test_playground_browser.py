@@ -1,6 +1,7 @@
 """Notebook 07 in JupyterLab in a real browser: what the mouse does is coded and shown."""
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -81,6 +82,9 @@ def test_what_is_shown_beside_it(page):
     expect(page.locator(".roi-heat")).to_be_hidden()
     after(page, click(page, "bit map"))
     expect(page.locator(".roi-heat")).to_be_visible()
+    cut = float(re.search(r"([\d.]+)%", page.locator(".roi-heat").evaluate("image => getComputedStyle(image).clipPath"))[1]) / 100
+    widths = [page.locator(name).bounding_box()["width"] for name in (".roi-heat", ".roi-stage")]
+    assert widths[0] * (1 - cut) == pytest.approx(widths[1] / 2, abs=1)  # ends at the line, though its cells reach over the picture
     numbers, _ = after(page, click(page, "original"))
     assert numbers[""] == ["roi_vbr"]
 
