@@ -103,11 +103,13 @@ def _detected(image: np.ndarray) -> np.ndarray:
 
 
 def _decode(args: argparse.Namespace) -> None:
-    if args.out.suffix.lower() not in PICTURES:
-        raise ValueError(f"{args.out}: a picture's name ends in {', '.join(PICTURES)}")
     _other(args.stream, args.out)
     data = _read(args.stream)
     _header(args.stream, data)  # before torch is loaded, which takes seconds
+    if args.out.is_dir():
+        raise ValueError(f"{args.out}: cannot be written (Is a directory)")
+    if args.out.suffix.lower() not in PICTURES:
+        raise ValueError(f"{args.out}: a picture's name ends in {', '.join(PICTURES)}")
     from roilib.codec import load_codec
 
     codec = load_codec(args.weights)

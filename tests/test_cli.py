@@ -63,8 +63,6 @@ def test_kitti_labels_and_the_detector_give_boxes(picture, weights, tmp_path, ti
         (["encode", "{picture}", "{tmp}", "{weights}"], "cannot be written (Is a directory)"),
         (["encode", "{picture}", "/dev/null", "{weights}"], "/dev/null: cannot be written (not a regular file)"),
         (["encode", "{picture}", "{tmp}/../{folder}/street.png", "{weights}"], "street.png: is what is to be read"),
-        (["decode", "{picture}", "{tmp}/out.psd", "{weights}"], "out.psd: a picture's name ends in .png, "),
-        (["decode", "{picture}", "{tmp}/out", "{weights}"], "out: a picture's name ends in .png, "),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(picture, weights, tmp_path, capsys, arguments, named):
@@ -85,6 +83,14 @@ def test_pictures_are_written_as_their_name_says(picture, weights, tmp_path, end
     exact, written = (read_picture(tmp_path / name).int() for name in ("a.png", f"b{ending}"))
     assert (exact - written).abs().max() <= (24 if ending.startswith(".j") else 0)
     assert (exact - written).abs().float().mean() < 1
+
+
+@pytest.mark.parametrize("name", ["a.psd", "a", "a.roic2"])
+def test_other_names_are_no_pictures(picture, weights, tmp_path, name, capsys):
+    assert main(["encode", str(picture), str(tmp_path / "a.roic"), *weights]) == 0
+    assert main(["decode", str(tmp_path / "a.roic"), str(tmp_path / name), *weights]) == 2
+    assert f"{name}: a picture's name ends in .png, " in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(
