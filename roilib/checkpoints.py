@@ -53,14 +53,18 @@ def load_checkpoint(path: Path) -> dict:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """While it lasts no other process gets past it for the same folder of checkpoints. Raises ValueError when one is there."""
-    with (folder.parent / "lock").open("w") as file:
+    path = folder.parent / "lock"
+    with path.open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loader processes would keep that outlive a killed training
         except (BlockingIOError, PermissionError):
             raise ValueError(f"{folder.parent}: another process is training this run") from None
         except OSError:  # a file system without locks
             pass
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class Checkpoints:

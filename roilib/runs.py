@@ -4,7 +4,7 @@ logdir/<which>-<hash>/hparams.json       parameters, code, versions, machine
                       metrics.json       the result; written last, so a run with this file is finished
                       timing.json        seconds and memory, which no two runs share
                       splits.json        ids of the training and test pictures
-                      lock               held by the process that trains
+                      lock               while a process trains it
                       checkpoints/       what to resume from (roilib.checkpoints)
                       weights.safetensors
                       events.out.tfevents…  TensorBoard
