@@ -34,6 +34,9 @@ def test_any_other_byte_or_number_is_seen(records, vbr_run, data):
     record = records[0] | {"bytes": records[0]["bytes"] + 1, "sha256": "0" * 16}
     found = differences(record, task(record, [vbr_run], data))
     assert found == {"bytes": (record["bytes"], records[0]["bytes"]), "sha256": ("0" * 16, records[0]["sha256"])}
+    for factor, seen in ((1 + 1e-8, set()), (1 + 1e-4, {"bpp_estimated"})):
+        summed = records[0] | {"bpp_estimated": records[0]["bpp_estimated"] * factor}
+        assert differences(summed, task(summed, [vbr_run], data)).keys() == seen
     other = records[0] | {"setting": records[0]["setting"] | {"lmbda": 0.003}}
     assert {"bytes", "psnr", "sha256"} <= differences(other, task(other, [vbr_run], data)).keys()
 
