@@ -2,9 +2,9 @@
 
     python -m roilib.recheck RESULTS --logdir runs/PROFILE --data-root DIR [--dataset kitti | --pictures FOLDER] [--count 10] [--seed 0]
 
-RESULTS is a folder with notebook 05's records.json. Every field of a record must be the same, the stream's hash included; the estimated rate, a sum whose
-order threads change, to a millionth. Exit code 0 when all are, 1
-when some are not (each is named with what differs), 2 with one line when they cannot be measured.
+RESULTS is a folder with notebook 05's records.json. Every field of a record must be the same, the stream's hash included; the estimated rate, a sum
+whose order threads change, to a millionth. Exit code 0 when all are, 1 when some are not (each is named with what differs), 2 with one line when they
+cannot be measured.
 """
 
 import argparse
