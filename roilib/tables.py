@@ -130,19 +130,8 @@ DETECTION_COLUMNS |= {"agnostic_ap50_loss_low": "95 % from", "agnostic_ap50_loss
 TRADE_COLUMNS = {"run": "run", "alpha": "α", "roi_bd_rate": "ROI BD-rate %", "bg_bd_psnr": "background BD-PSNR dB"}
 ONE_RATE_COLUMNS = {"lmbda": "λ of the one", "psnr": "PSNR dB", "bpp": "its bpp", "bpp_roi_vbr": "roi_vbr's bpp", "difference": "difference %"}
 SPEED_COLUMNS = {"codec": "codec", "encode": "encode ms", "encode_p95": "p95", "decode": "decode ms", "decode_p95": "p95 "}
-DIGITS = {
-    "lmbda": "g",
-    "alpha": "g",
-    "quality": "g",
-    "qoffset": "g",
-    "pictures": "d",
-    "not_rising": "d",
-    "bpp": ".3f",
-    "bpp_roi_vbr": ".3f",
-    "ms_ssim": ".4f",
-    "label": "",
-    "roi_bd_rate": ".1f",
-}
+DIGITS = {"lmbda": "g", "alpha": "g", "bpp": ".3f", "bpp_roi_vbr": ".3f", "ms_ssim": ".4f", "label": "", "roi_bd_rate": ".1f"}
+DIGITS |= dict.fromkeys(("quality", "qoffset"), "g")
 DIGITS |= dict.fromkeys(("over", "dropped", "late", "lost", "affected", "reached", "hull"), "d") | {"delay_p95": ".0f", "agnostic_ap50": ".3f"}
 DIGITS |= dict.fromkeys(("anchor_label", "theirs_label", "detector"), "") | dict.fromkeys(("strength", "budget"), "g")
 DIGITS |= {"codec": ""} | dict.fromkeys(("encode", "encode_p95", "decode", "decode_p95"), ".0f")
