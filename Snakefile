@@ -41,7 +41,7 @@ def training_notebook(wildcards):
     return f"notebooks/{'03_baseline_training' if baseline else '04_roi_training'}.ipynb"
 
 
-RUN = "python -m roilib.workbook {input.notebook:q} {log:q} --parameters {params.values:q}"
+RUN = "python -m roilib.utils.notebooks {input.notebook:q} {log:q} --parameters {params.values:q}"
 
 
 wildcard_constraints:
@@ -65,7 +65,7 @@ if DATA["dataset"] == "sample":
         params:
             root=DATA["data_root"],
         shell:
-            "python -m roilib.sample_set {params.root:q} > {output}"
+            "python data/streets/prepare.py {params.root:q} > {output}"
 
     DATA_READY = rules.sample_set.output
 else:
@@ -101,7 +101,7 @@ if DRIVE:
             frames=DRIVE["frames"],
             seed=SEED,
         shell:
-            "python -m roilib.sample_set {params.root:q} --drive {params.frames} --seed {params.seed} > {output}"
+            "python data/streets/prepare.py {params.root:q} --drive {params.frames} --seed {params.seed} > {output}"
 
     rule thin_link:
         input:
@@ -171,7 +171,5 @@ rule report:
     params:
         results=RESULTS,
         figures=f"report/figures/{PROFILE}",
-    run:
-        from roilib import report
-
-        report.build(params.results, params.figures, output[0])
+    shell:
+        "python report/build.py {params.results:q} --figures {params.figures:q} --out {output:q} --compile-only"

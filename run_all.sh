@@ -39,7 +39,7 @@ config=("profile=$profile")
 [ -z "$second_detector" ] || config+=("second_detector=$second_detector")
 { mkdir -p runs && exec 9>runs/lock; } 2>/dev/null || { echo "run_all.sh: $here/runs: nothing can be written there" >&2; exit 2; }
 flock -n 9 || { echo "run_all.sh: another run_all.sh is at work here" >&2; exit 2; }
-gpus=$(python -c 'from roilib.workbook import gpus_here; print(len(gpus_here()))')
+gpus=$(python -c 'from roilib.utils.notebooks import gpus_here; print(len(gpus_here()))')
 snakemake --unlock --cores 1 --quiet all --config "${config[@]}" # a killed run leaves its lock
 snakemake --cores "$cores" --resources gpu="$((gpus ? gpus : cores))" --keep-going --rerun-incomplete --rerun-triggers mtime params input --printshellcmds "$@" --config "${config[@]}" ||
   { echo "run_all.sh: a step failed; its executed notebook is named as 'log' above. The others' results stay." >&2; exit 1; }

@@ -6,13 +6,13 @@ python benchmarks/byte_caps.py --data-root DIR [--weights FILE] [--json FILE]
 import argparse
 from pathlib import Path
 
-from roilib import quality
-from roilib.codec import Codec, load_codec
-from roilib.container import Header
-from roilib.datasets import RoiDataset, load_splits
+from roilib import roi
+from roilib.codecs.container import Header
+from roilib.codecs.roic import Codec, load_codec
+from roilib.datasets.dataset import RoiDataset, load_splits
 from roilib.parameters import Parameters
-from roilib.provenance import origin
-from roilib.runs import write_json
+from roilib.utils.files import write_json
+from roilib.utils.provenance import origin
 
 CAPS, ALPHA = (1000, 4000, 8000, 16000, 32000), 0.9
 
@@ -23,12 +23,16 @@ def capped(codec: Codec, data: RoiDataset, max_bytes: int) -> list[dict]:
     for i, frame in enumerate(data.ids):
         image, boxes, _ = data[i]
         try:
-            stream = codec.encode(image.permute(1, 2, 0).numpy(), boxes.numpy(), alpha=ALPHA, max_bytes=max_bytes)
+            stream = codec.encode(
+                image.permute(1, 2, 0).numpy(), boxes.numpy(), alpha=ALPHA, max_bytes=max_bytes
+            )
         except ValueError as error:
             rows.append({"frame": frame, "error": str(error)})
             continue
-        best = Header.unpack(stream)[0].lmbda == quality.Q_MAX
-        rows.append({"frame": frame, "bytes": len(stream), "passes": codec.passes, "at_best_quality": best})
+        best = Header.unpack(stream)[0].lmbda == roi.Q_MAX
+        rows.append(
+            {"frame": frame, "bytes": len(stream), "passes": codec.passes, "at_best_quality": best}
+        )
     return rows
 
 
@@ -58,7 +62,10 @@ def main() -> None:
         caps[max_bytes] = capped(codec, data, max_bytes)
         print(summary(caps[max_bytes], max_bytes), flush=True)
     if options.json:
-        write_json(options.json, {"caps": caps, "alpha": ALPHA, "model": codec.id.hex()} | origin(vars(options)))
+        write_json(
+            options.json,
+            {"caps": caps, "alpha": ALPHA, "model": codec.id.hex()} | origin(vars(options)),
+        )
 
 
 if __name__ == "__main__":

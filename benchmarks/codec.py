@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from compressai.zoo import bmshj2018_hyperprior
 
-from roilib import peers, roi_vbr
-from roilib.codec import Codec, load_codec
-from roilib.detector import HookedDetector, pad
-from roilib.evaluation import now
-from roilib.pictures import read_picture
-from roilib.provenance import origin
-from roilib.runs import write_json
+from roilib.codecs import conventional
+from roilib.codecs.roic import Codec, load_codec
+from roilib.datasets.images import read_picture
+from roilib.evaluation.evaluate import now
+from roilib.models import roi_vbr
+from roilib.models.detector import HookedDetector, pad
+from roilib.utils.files import write_json
+from roilib.utils.provenance import origin
 
 WARM_UP = 3
 BOXES = ((300, 150, 420, 250), (600, 170, 660, 220))
@@ -39,7 +40,9 @@ STAGES = {  # roi_vbr's own names → what they are part of
     "entropy coding": "entropy coding",
 }
 BASELINE = "bmshj2018-hyperprior"
-Times = dict[tuple[str, str, str, str], list[float]]  # codec, device, operation, stage → seconds of each frame
+Times = dict[
+    tuple[str, str, str, str], list[float]
+]  # codec, device, operation, stage → seconds of each frame
 
 
 def seconds(call: Callable) -> tuple[float, object]:
@@ -67,7 +70,9 @@ def stage_times() -> Iterator[dict[str, float]]:
         roi_vbr.record_function = marking
 
 
-def ours(times: Times, codec: Codec, detector: HookedDetector, frame: np.ndarray, knobs: dict[str, float]) -> None:
+def ours(
+    times: Times, codec: Codec, detector: HookedDetector, frame: np.ndarray, knobs: dict[str, float]
+) -> None:
     """roi_vbr with given boxes, by stage, and with the detector. What no stage takes is the container: checks, header, checksums, colours, copies."""
     device = codec.device.type
     look, found = seconds(lambda: detector.regions(frame))
@@ -76,7 +81,11 @@ def ours(times: Times, codec: Codec, detector: HookedDetector, frame: np.ndarray
     with stage_times() as decoding:
         decode, _ = seconds(lambda: codec.decode(stream))
     for operation, total, stages in (("encode", encode, encoding), ("decode", decode, decoding)):
-        for stage, spent in {"total": total, **stages, "container": total - sum(stages.values())}.items():
+        for stage, spent in {
+            "total": total,
+            **stages,
+            "container": total - sum(stages.values()),
+        }.items():
             times["roi_vbr", device, operation, stage].append(spent)
     with_boxes, _ = seconds(lambda: codec.encode(frame, found, **knobs))
     times["roi_vbr", device, "encode", "detector"].append(look)
@@ -97,13 +106,19 @@ def baseline(times: Times, model: torch.nn.Module, frame: np.ndarray) -> None:
 def peer(times: Times, name: str, frame: np.ndarray) -> None:
     """A video codec for one frame with the same boxes, opened anew for each as a still picture needs."""
     codec, preset = name.split()
-    encode, stream = seconds(lambda: peers.encode(frame, codec, CRF, BOXES, QOFFSET, preset))
-    decode, _ = seconds(lambda: peers.decode(stream, codec))
+    encode, stream = seconds(lambda: conventional.encode(frame, codec, CRF, BOXES, QOFFSET, preset))
+    decode, _ = seconds(lambda: conventional.decode(stream, codec))
     times[name, "cpu", "encode", "total"].append(encode)
     times[name, "cpu", "decode", "total"].append(decode)
 
 
-def measure(frames: list[np.ndarray], weights: Path | None, rounds: int, knobs: dict[str, float], devices: list[str]) -> tuple[Times, str]:
+def measure(
+    frames: list[np.ndarray],
+    weights: Path | None,
+    rounds: int,
+    knobs: dict[str, float],
+    devices: list[str],
+) -> tuple[Times, str]:
     """Seconds of every counted frame, and the model's id."""
     models = {}
     for device in devices:
@@ -126,9 +141,19 @@ def summary(times: Times) -> list[dict]:
     """A row a codec, device, operation and stage."""
     rows = []
     for (codec, device, operation, stage), values in times.items():
-        quantiles = dict(zip(("median", "p95", "p99"), np.quantile(values, (0.5, 0.95, 0.99)).tolist(), strict=True))
-        rows.append({"codec": codec, "device": device, "operation": operation, "stage": stage} | quantiles)
-    return sorted(rows, key=lambda row: (row["device"], row["codec"], row["operation"], row["stage"]))
+        quantiles = dict(
+            zip(
+                ("median", "p95", "p99"),
+                np.quantile(values, (0.5, 0.95, 0.99)).tolist(),
+                strict=True,
+            )
+        )
+        rows.append(
+            {"codec": codec, "device": device, "operation": operation, "stage": stage} | quantiles
+        )
+    return sorted(
+        rows, key=lambda row: (row["device"], row["codec"], row["operation"], row["stage"])
+    )
 
 
 def main() -> None:
@@ -148,12 +173,25 @@ def main() -> None:
     rows = summary(times)
     for row in rows:
         numbers = "".join(f"{1000 * row[name]:9.1f}" for name in ("median", "p95", "p99"))
-        print(f"{row['device']:5} {row['codec']:22} {row['operation']:7} {row['stage']:18}{numbers} ms")
+        print(
+            f"{row['device']:5} {row['codec']:22} {row['operation']:7} {row['stage']:18}{numbers} ms"
+        )
     size, threads = list(frames[0].shape[:2]), torch.get_num_threads()
-    print(f"{options.rounds} rounds of {len(frames)} frames, the first {size[1]}x{size[0]}; {threads} threads")
+    print(
+        f"{options.rounds} rounds of {len(frames)} frames, the first {size[1]}x{size[0]}; {threads} threads"
+    )
     if options.json:
-        about = {"threads": threads, "frame": size, "frames": options.rounds * len(frames), "warm_up": WARM_UP, "model": model}
-        write_json(options.json, about | knobs | {"crf": CRF, "qoffset": QOFFSET, "rows": rows} | origin(vars(options)))
+        about = {
+            "threads": threads,
+            "frame": size,
+            "frames": options.rounds * len(frames),
+            "warm_up": WARM_UP,
+            "model": model,
+        }
+        write_json(
+            options.json,
+            about | knobs | {"crf": CRF, "qoffset": QOFFSET, "rows": rows} | origin(vars(options)),
+        )
 
 
 if __name__ == "__main__":

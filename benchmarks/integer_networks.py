@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roilib.codec import Codec, load_codec
-from roilib.container import Header
-from roilib.datasets import RoiDataset, load_splits
+from roilib.codecs.container import Header
+from roilib.codecs.roic import Codec, load_codec
+from roilib.datasets.dataset import RoiDataset, load_splits
 from roilib.metrics import bd_rate, psnr_from_mse
 from roilib.parameters import Parameters
-from roilib.provenance import origin
-from roilib.runs import write_json
+from roilib.utils.files import write_json
+from roilib.utils.provenance import origin
 
 LMBDAS = (0.0004, 0.0015, 0.006, 0.024, 0.06, 0.12)
 
@@ -28,8 +28,16 @@ LMBDAS = (0.0004, 0.0015, 0.006, 0.024, 0.06, 0.12)
 def float_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float, np.ndarray]:
     """Bits and picture of the float networks."""
     output = codec.model(*codec._inputs(image, *codec._knobs(image, (), lmbda, 0.5)))
-    x_hat = output["x_hat"][0, :, : image.shape[0], : image.shape[1]].clamp(0, 1).mul(255).round().byte()
-    return sum(-v.double().log2().sum().item() for v in output["likelihoods"].values()), x_hat.permute(1, 2, 0).numpy()
+    x_hat = (
+        output["x_hat"][0, :, : image.shape[0], : image.shape[1]]
+        .clamp(0, 1)
+        .mul(255)
+        .round()
+        .byte()
+    )
+    return sum(
+        -v.double().log2().sum().item() for v in output["likelihoods"].values()
+    ), x_hat.permute(1, 2, 0).numpy()
 
 
 def payload_bits(stream: bytes) -> int:
@@ -47,7 +55,11 @@ def real_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float, 
 def coder_loss(codec: Codec, image: np.ndarray, lmbda: float) -> float:
     """What share of the bits that its tables promise a stream's payload has more."""
     x, q = codec._inputs(image, *codec._knobs(image, (), lmbda, 0.5))
-    return payload_bits(codec.encode(image, lmbda=lmbda, alpha=0.5)) / (8 * codec.model.size(codec.model.analysis(x), q)) - 1
+    return (
+        payload_bits(codec.encode(image, lmbda=lmbda, alpha=0.5))
+        / (8 * codec.model.size(codec.model.analysis(x), q))
+        - 1
+    )
 
 
 def curve(code, codec: Codec, data: RoiDataset) -> list[tuple[float, float]]:
@@ -73,16 +85,30 @@ def main() -> None:
     options = parser.parse_args()
     codec = load_codec(options.weights, precision="32")
     _, data = load_splits(Parameters(dataset="kitti", data_root=str(options.data_root)))
-    curves = {name: curve(code, codec, data) for name, code in (("float", float_picture), ("integer", real_picture))}
+    curves = {
+        name: curve(code, codec, data)
+        for name, code in (("float", float_picture), ("integer", real_picture))
+    }
     cost, overlap = bd_rate(curves["float"], curves["integer"])
     for name, points in curves.items():
         print(f"{name:8}", *(f"{bpp:.4f} bpp {psnr:.2f} dB " for bpp, psnr in points))
-    losses = [[coder_loss(codec, data[i][0].permute(1, 2, 0).numpy(), lmbda) for i in range(len(data))] for lmbda in LMBDAS]
+    losses = [
+        [coder_loss(codec, data[i][0].permute(1, 2, 0).numpy(), lmbda) for i in range(len(data))]
+        for lmbda in LMBDAS
+    ]
     print("coder   ", *(f"{np.mean(loss):.2%} (at most {max(loss):.2%})" for loss in losses))
     print(f"BD-rate of the integer networks {cost:+.2f} % ({len(data)} frames)")
     if options.json:
-        result = {"curves": curves, "bd_rate": cost, "overlap": overlap, "lmbda": LMBDAS, "frames": len(data)}
-        result |= {"coder_loss": [{"mean": float(np.mean(loss)), "most": max(loss)} for loss in losses]}
+        result = {
+            "curves": curves,
+            "bd_rate": cost,
+            "overlap": overlap,
+            "lmbda": LMBDAS,
+            "frames": len(data),
+        }
+        result |= {
+            "coder_loss": [{"mean": float(np.mean(loss)), "most": max(loss)} for loss in losses]
+        }
         write_json(options.json, result | {"model": codec.id.hex()} | origin(vars(options)))
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roilib.codec import load_codec
-from roilib.datasets import load_splits
+from roilib.codecs.roic import load_codec
+from roilib.datasets.dataset import load_splits
 from roilib.parameters import Parameters
-from roilib.provenance import origin
-from roilib.runs import write_json
+from roilib.utils.files import write_json
+from roilib.utils.provenance import origin
 
 LMBDAS, ALPHA = (0.0015, 0.012, 0.08), 0.9
 SETTINGS = {  # environment variables, and what the process changes before it decodes
@@ -33,7 +33,10 @@ SETTINGS = {  # environment variables, and what the process changes before it de
     "oneDNN off": ({}, ("plain",)),
     "oneDNN limited to SSE4.1": ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, ()),
     "ATen without vector instructions": ({"ATEN_CPU_CAPABILITY": "default"}, ()),
-    "all of these": ({"OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"}, ("fp32", "nchw", "plain")),
+    "all of these": (
+        {"OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
+        ("fp32", "nchw", "plain"),
+    ),
     "CUDA": ({}, ("cuda",)),
 }
 
@@ -43,9 +46,13 @@ def encode_all(folder: Path, weights: Path, data_root: Path) -> None:
     _, data = load_splits(Parameters(dataset="kitti", data_root=str(data_root)))
     for precision in ("32", "bf16"):
         codec = load_codec(weights, precision=precision)
-        for i, (id, lmbda) in ((i, (id, lmbda)) for i, id in enumerate(data.ids) for lmbda in LMBDAS):
+        for i, (id, lmbda) in (
+            (i, (id, lmbda)) for i, id in enumerate(data.ids) for lmbda in LMBDAS
+        ):
             image, boxes, _ = data[i]
-            stream = codec.encode(image.permute(1, 2, 0).numpy(), boxes.numpy(), lmbda=lmbda, alpha=ALPHA)
+            stream = codec.encode(
+                image.permute(1, 2, 0).numpy(), boxes.numpy(), lmbda=lmbda, alpha=ALPHA
+            )
             (folder / f"{id}_{lmbda}_{precision}.roic").write_bytes(stream)
             np.save(folder / f"{id}_{lmbda}_{precision}.npy", codec.decode(stream))
 
@@ -53,7 +60,9 @@ def encode_all(folder: Path, weights: Path, data_root: Path) -> None:
 def decode_all(folder: Path, weights: Path, changes: list[str]) -> dict:
     """What this process reads: mismatches (streams whose symbols are refused) and the largest difference of a picture in grey levels."""
     torch.backends.mkldnn.enabled = "plain" not in changes
-    precision = next((name for change, name in (("fp32", "32"), ("bf16", "bf16")) if change in changes), "auto")
+    precision = next(
+        (name for change, name in (("fp32", "32"), ("bf16", "bf16")) if change in changes), "auto"
+    )
     codec = load_codec(weights, "cuda" if "cuda" in changes else "cpu", precision)
     if "nchw" in changes:
         codec.model.to(memory_format=torch.contiguous_format)
@@ -90,13 +99,35 @@ def main() -> None:
         for name, (variables, changes) in SETTINGS.items():
             if "cuda" in changes and not torch.cuda.is_available():
                 continue
-            words = ["--decode", folder, "--changes", *changes, *(["--weights", str(options.weights)] if options.weights else [])]
-            done = subprocess.run([sys.executable, __file__, *words], env=os.environ | variables, stdout=subprocess.PIPE, text=True, check=True)
+            words = [
+                "--decode",
+                folder,
+                "--changes",
+                *changes,
+                *(["--weights", str(options.weights)] if options.weights else []),
+            ]
+            done = subprocess.run(
+                [sys.executable, __file__, *words],
+                env=os.environ | variables,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
             table[name] = json.loads(done.stdout)
-            print(f"{name:34}", *(f"{key} {value}" for key, value in table[name].items()), flush=True)
+            print(
+                f"{name:34}", *(f"{key} {value}" for key, value in table[name].items()), flush=True
+            )
     if options.json:
-        result = {"table": table, "lmbda": LMBDAS, "alpha": ALPHA, "model": load_codec(options.weights).id.hex()}
-        write_json(options.json, result | origin({"weights": options.weights, "data_root": options.data_root}))
+        result = {
+            "table": table,
+            "lmbda": LMBDAS,
+            "alpha": ALPHA,
+            "model": load_codec(options.weights).id.hex(),
+        }
+        write_json(
+            options.json,
+            result | origin({"weights": options.weights, "data_root": options.data_root}),
+        )
 
 
 if __name__ == "__main__":

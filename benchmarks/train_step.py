@@ -23,27 +23,40 @@ from compressai.optimizers import net_aux_optimizer
 from PIL import Image
 from torchvision import transforms
 
-from roilib.datasets import RoiDataset, batches
-from roilib.engine import prefetched
-from roilib.meters import Speed
+from roilib.datasets.dataset import RoiDataset, batches
+from roilib.datasets.readers import Sample
+from roilib.engines.meters import Speed
+from roilib.engines.step import start, train_step
+from roilib.engines.trainer import prefetched
 from roilib.parameters import Parameters
-from roilib.provenance import origin
-from roilib.readers import Sample
-from roilib.runs import peak_memory_mb, write_json
-from roilib.session import start, train_step
+from roilib.utils.device import peak_memory_mb
+from roilib.utils.files import write_json
+from roilib.utils.provenance import origin
 
 BATCH, CROP, N, M, LMBDA = 8, 256, 128, 192, 0.013
 
 
 def plain_steps(folder: Path, workers: int, device: torch.device) -> Iterator[None]:
     """One step of the usual loop at each `next`."""
-    data = ImageFolder(folder, split="train", transform=transforms.Compose([transforms.RandomCrop(CROP), transforms.ToTensor()]))
+    data = ImageFolder(
+        folder,
+        split="train",
+        transform=transforms.Compose([transforms.RandomCrop(CROP), transforms.ToTensor()]),
+    )
     pin = device.type == "cuda"
     loader = torch.utils.data.DataLoader(
-        data, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin
+        data,
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin,
     )
     net, criterion = ScaleHyperprior(N, M).to(device).train(), RateDistortionLoss(LMBDA)
-    optimizers = net_aux_optimizer(net, {"net": {"type": "Adam", "lr": 1e-4}, "aux": {"type": "Adam", "lr": 1e-3}})
+    optimizers = net_aux_optimizer(
+        net, {"net": {"type": "Adam", "lr": 1e-4}, "aux": {"type": "Adam", "lr": 1e-3}}
+    )
     for x in chain.from_iterable(repeat(loader)):
         x = x.to(device)
         for optimizer in optimizers.values():
@@ -56,9 +69,19 @@ def plain_steps(folder: Path, workers: int, device: torch.device) -> Iterator[No
         yield
 
 
-def our_steps(files: list[Path], workers: int, device: str, compiled: bool, speed: Speed) -> Iterator[None]:
+def our_steps(
+    files: list[Path], workers: int, device: str, compiled: bool, speed: Speed
+) -> Iterator[None]:
     """One step of the engine at each `next`."""
-    model = {"which": "hyperprior", "N": N, "M": M, "lmbda": LMBDA, "batch_size": BATCH, "compr_img_size": CROP, "crop": "native"}
+    model = {
+        "which": "hyperprior",
+        "N": N,
+        "M": M,
+        "lmbda": LMBDA,
+        "batch_size": BATCH,
+        "compr_img_size": CROP,
+        "crop": "native",
+    }
     p = Parameters(**model, num_workers=workers, device=device, compile=compiled)
     session = start(p, steps_per_epoch=1000)
     loader = batches(RoiDataset([Sample(path.stem, path) for path in files]), p, train=True)
@@ -80,11 +103,17 @@ def timed(steps: Iterator[None], count: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures with sides of at least 256")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pictures", type=Path, required=True, help="folder of pictures with sides of at least 256"
+    )
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4, help="steps of each loop in a pair")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load pictures, for both loops")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that load pictures, for both loops"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--compile", action="store_true", help="torch.compile our model")
@@ -99,7 +128,10 @@ def main() -> None:
         speed = Speed()
         plain = plain_steps(Path(folder), args.workers, torch.device(args.device))
         ours = our_steps(files, args.workers, args.device, args.compile, speed)
-        timed(plain, 2), timed(ours, 1 + len(files) // BATCH)  # caches and code warm: ours has decoded every picture once
+        (
+            timed(plain, 2),
+            timed(ours, 1 + len(files) // BATCH),
+        )  # caches and code warm: ours has decoded every picture once
         waited, seconds, pairs = 0.0, 0.0, []
         for i in range(args.pairs):
             speed.report()
@@ -107,14 +139,23 @@ def main() -> None:
             our_seconds = timed(ours, args.steps)
             waited, seconds = waited + speed.waited - begun, seconds + our_seconds * args.steps
             pairs.append((plain_seconds, our_seconds))
-            print(f"pair {i + 1}: plain {plain_seconds:.3f} s a step, ours {our_seconds:.3f} s, ratio {plain_seconds / our_seconds:.2f}", flush=True)
+            print(
+                f"pair {i + 1}: plain {plain_seconds:.3f} s a step, ours {our_seconds:.3f} s, ratio {plain_seconds / our_seconds:.2f}",
+                flush=True,
+            )
     print(
         f"plain {BATCH / statistics.median(p for p, _ in pairs):.2f} pictures/s, ours {BATCH / statistics.median(o for _, o in pairs):.2f} pictures/s"
     )
-    print(f"data wait {waited / seconds:.2%} of our step, peak memory {peak_memory_mb()} MB (both loops in one process)")
+    print(
+        f"data wait {waited / seconds:.2%} of our step, peak memory {peak_memory_mb()} MB (both loops in one process)"
+    )
     ratio = statistics.median(p / o for p, o in pairs)
     if args.json:
-        write_json(args.json, {"seconds_plain_and_ours": pairs, "ratio": ratio, "data_wait_share": waited / seconds} | origin(vars(args)))
+        write_json(
+            args.json,
+            {"seconds_plain_and_ours": pairs, "ratio": ratio, "data_wait_share": waited / seconds}
+            | origin(vars(args)),
+        )
     print(f"ratio {ratio:.2f}")
 
 

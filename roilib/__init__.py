@@ -2,4 +2,6 @@
 
 import warnings
 
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # CompressAI's, at every import; nothing a reader can do
+warnings.filterwarnings(
+    "ignore", "`torch.jit.script` is deprecated", FutureWarning
+)  # CompressAI's, at every import; nothing a reader can do

@@ -25,7 +25,10 @@ LMBDA_MIDDLE, BALANCE = 0.012, 0.5
 def bpp_terms(output: dict, target: Tensor) -> dict[str, Tensor]:
     """Estimated bits per pixel of each latent, `bpp_<latent>`, from `output["likelihoods"]`; target: (B, 3, H, W)."""
     pixels = target.shape[0] * target.shape[-2] * target.shape[-1]
-    return {f"bpp_{name}": v.log().sum() / (-math.log(2) * pixels) for name, v in output["likelihoods"].items()}
+    return {
+        f"bpp_{name}": v.log().sum() / (-math.log(2) * pixels)
+        for name, v in output["likelihoods"].items()
+    }
 
 
 class RoiRateDistortionLoss(nn.Module):
@@ -36,22 +39,36 @@ class RoiRateDistortionLoss(nn.Module):
     the true pixel sets; 0 where a set is empty), or their `ms_ssim_loss` sisters, which like CompressAI's are the similarity itself.
     """
 
-    def __init__(self, lmbda: float, alpha: float = 0.5, metric: str = "mse", form: str = "corrected"):
+    def __init__(
+        self, lmbda: float, alpha: float = 0.5, metric: str = "mse", form: str = "corrected"
+    ):
         super().__init__()
         if metric not in ("mse", "ms-ssim") or form not in ("corrected", "paper"):
-            raise ValueError(f"metric is mse or ms-ssim and form corrected or paper, not {metric!r} and {form!r}")
+            raise ValueError(
+                f"metric is mse or ms-ssim and form corrected or paper, not {metric!r} and {form!r}"
+            )
         self.lmbda, self.alpha, self.metric, self.form = lmbda, alpha, metric, form
 
-    def forward(self, output: dict, target: Tensor, roi_mask: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, output: dict, target: Tensor, roi_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
         terms = bpp_terms(output, target)
         terms["bpp_loss"] = sum(terms.values())
         x_hat = output["x_hat"].float()
         if roi_mask is None:
-            name, values = ("mse_loss", [mse(x_hat, target)]) if self.metric == "mse" else ("ms_ssim_loss", [similarity(x_hat, target)])
+            name, values = (
+                ("mse_loss", [mse(x_hat, target)])
+                if self.metric == "mse"
+                else ("ms_ssim_loss", [similarity(x_hat, target)])
+            )
             terms[name], distortion = values[0], self._scale(values[0])
         else:
             terms |= self._terms(x_hat, target, roi_mask)
-            distortion = self._paper(x_hat, target, roi_mask) if self.form == "paper" else self._corrected(x_hat, target, roi_mask)
+            distortion = (
+                self._paper(x_hat, target, roi_mask)
+                if self.form == "paper"
+                else self._corrected(x_hat, target, roi_mask)
+            )
         terms["loss"] = terms["bpp_loss"] + self.lmbda * distortion
         return terms
 
@@ -63,7 +80,9 @@ class RoiRateDistortionLoss(nn.Module):
             weight = 2 * (self.alpha * m + (1 - self.alpha) * (1 - m))
             return self._scale((weight * (x_hat - target) ** 2).mean())
         w, part = abs(2 * self.alpha - 1), m if self.alpha > 0.5 else 1 - m
-        d, d_part = (1 - similarity(picture, target) for picture in (x_hat, torch.lerp(target, x_hat, part)))
+        d, d_part = (
+            1 - similarity(picture, target) for picture in (x_hat, torch.lerp(target, x_hat, part))
+        )
         return (1 - w) * d + 2 * w * d_part
 
     def _paper(self, x_hat: Tensor, target: Tensor, m: Tensor) -> Tensor:
@@ -79,7 +98,11 @@ class RoiRateDistortionLoss(nn.Module):
     def _terms(self, x_hat: Tensor, target: Tensor, m: Tensor) -> dict[str, Tensor]:
         if self.metric == "mse":
             return mse_terms(((x_hat - target) ** 2).mean(1, keepdim=True), m)
-        masked = {"": (x_hat, target), "roi_": (m * x_hat, m * target), "bg_": ((1 - m) * x_hat, (1 - m) * target)}
+        masked = {
+            "": (x_hat, target),
+            "roi_": (m * x_hat, m * target),
+            "bg_": ((1 - m) * x_hat, (1 - m) * target),
+        }
         return {f"{k}ms_ssim_loss": similarity(*pair) for k, pair in masked.items()}
 
 
@@ -99,16 +122,23 @@ class VariableRateLoss(nn.Module):
         terms["bpp_loss"] = sum(terms.values())
         error = ((output["x_hat"].float() - target) ** 2).mean(1, keepdim=True)
         pixels = target.shape[-2] * target.shape[-1]
-        bpp = sum(v.log().sum((1, 2, 3)) for v in output["likelihoods"].values()) / (-math.log(2) * pixels)
+        bpp = sum(v.log().sum((1, 2, 3)) for v in output["likelihoods"].values()) / (
+            -math.log(2) * pixels
+        )
         each = bpp + 255**2 * (lmbda_map * error).mean((1, 2, 3))
-        terms["loss"] = (each * (lmbda_map.mean((1, 2, 3)) / LMBDA_MIDDLE) ** -BALANCE if self.balanced else each).mean()
+        terms["loss"] = (
+            each * (lmbda_map.mean((1, 2, 3)) / LMBDA_MIDDLE) ** -BALANCE if self.balanced else each
+        ).mean()
         return terms | mse_terms(error, roi_mask)
 
 
 def mse_terms(error: Tensor, roi_mask: Tensor) -> dict[str, Tensor]:
     """`mse_loss`, and the means over the pixels inside and outside the ROI, of squared errors (B, 1, H, W)."""
     parts = {"roi_": roi_mask, "bg_": 1 - roi_mask}
-    means = {f"{k}mse_loss": (part * error).sum() / part.sum().clamp(min=1e-9) for k, part in parts.items()}
+    means = {
+        f"{k}mse_loss": (part * error).sum() / part.sum().clamp(min=1e-9)
+        for k, part in parts.items()
+    }
     return {"mse_loss": error.mean()} | means
 
 

@@ -32,7 +32,9 @@ def regions(mask: np.ndarray) -> dict[str, np.ndarray]:
     return {"": np.ones_like(mask), "roi_": mask, "bg_": ~mask}
 
 
-def squared_errors(image: np.ndarray, decoded: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, tuple[float, int]]:
+def squared_errors(
+    image: np.ndarray, decoded: np.ndarray, parts: Mapping[str, np.ndarray]
+) -> dict[str, tuple[float, int]]:
     """Sum of squared errors and number of values in each part.
 
     image, decoded: uint8 (H, W, 3); parts: masks, bool (H, W). Sums of several pictures give the pooled PSNR.
@@ -42,7 +44,10 @@ def squared_errors(image: np.ndarray, decoded: np.ndarray, parts: Mapping[str, n
 
 
 def picture_metrics(
-    image: np.ndarray, decoded: np.ndarray, mask: np.ndarray, classes: Mapping[str, np.ndarray] | None = None
+    image: np.ndarray,
+    decoded: np.ndarray,
+    mask: np.ndarray,
+    classes: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float | None]:
     """psnr, roi_psnr, bg_psnr (dB), their squared errors and counts, and ms_ssim (None below 161 pixels a side).
 
@@ -81,7 +86,9 @@ def rising(quality: Sequence[float | None]) -> list[int]:
     return kept
 
 
-def bd_rate(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]) -> tuple[float | None, float]:
+def bd_rate(
+    anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]
+) -> tuple[float | None, float]:
     """Bjøntegaard's mean difference of rate at equal quality, in per cent (negative: `test` needs less), and the overlap of the qualities.
 
     Both curves are (bpp, dB) points, of which those without a PSNR are left out; Akima interpolation (Herglotz et al. 2022). The overlap is the
@@ -91,19 +98,33 @@ def bd_rate(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, f
     return _bjontegaard(bjontegaard.bd_rate, anchor, test, 1)
 
 
-def bd_psnr(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]) -> tuple[float | None, float]:
+def bd_psnr(
+    anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]
+) -> tuple[float | None, float]:
     """Bjøntegaard's mean difference of dB at equal rate (positive: `test` is better), and the overlap of the log rates; else as `bd_rate`."""
     return _bjontegaard(bjontegaard.bd_psnr, anchor, test, 0)
 
 
-def _bjontegaard(difference, anchor: Sequence, test: Sequence, shared: int) -> tuple[float | None, float]:
-    curves = [np.array(sorted({point for point in curve if known(point[1])}), float).reshape(-1, 2).T for curve in (anchor, test)]
-    ranges = [np.sort(curve[shared] if shared else np.log(curve[shared]))[[0, -1]] if curve.size else np.zeros(2) for curve in curves]
+def _bjontegaard(
+    difference, anchor: Sequence, test: Sequence, shared: int
+) -> tuple[float | None, float]:
+    curves = [
+        np.array(sorted({point for point in curve if known(point[1])}), float).reshape(-1, 2).T
+        for curve in (anchor, test)
+    ]
+    ranges = [
+        np.sort(curve[shared] if shared else np.log(curve[shared]))[[0, -1]]
+        if curve.size
+        else np.zeros(2)
+        for curve in curves
+    ]
     common = min(r[1] for r in ranges) - max(r[0] for r in ranges)
     overlap = max(0.0, common) / max(min(r[1] - r[0] for r in ranges), 1e-12)
     if min(curve.shape[1] for curve in curves) < MIN_POINTS or overlap < MIN_OVERLAP:
         return None, float(overlap)
     if not all((np.diff(curve[shared]) > 0).all() for curve in curves):
         raise ValueError("a rate-distortion curve whose quality does not rise with its rate")
-    value = difference(*curves[0], *curves[1], method="akima", require_matching_points=False, min_overlap=0)
+    value = difference(
+        *curves[0], *curves[1], method="akima", require_matching_points=False, min_overlap=0
+    )
     return float(value), float(overlap)

@@ -1,4 +1,4 @@
-"""The parameters of a training or test run: one typed definition for notebooks, `python -m roilib.train` and the Snakefile.
+"""The parameters of a training or test run: one typed definition for notebooks, `python -m roilib.engines.train` and the Snakefile.
 
 Unknown names, wrong types and values that exclude each other are a ValueError of one line, before anything runs. Nothing heavy is
 imported here, since Snakemake reads this module for every job.
@@ -13,56 +13,126 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from roilib.quality import LMBDA_MAX, LMBDA_MIN
+from roilib.roi import LMBDA_MAX, LMBDA_MIN
 
-BASELINES = ("hyperprior", "hyperprior_eval_with_objs")  # engines of one and the same model, which knows no ROI, whatever alpha says
-WITHOUT_EFFECT = {"device", "devices", "num_workers", "compile", "resume", "checkpoint_seconds", "logdir"}  # on the result, so not in a run's name
+BASELINES = (
+    "hyperprior",
+    "hyperprior_eval_with_objs",
+)  # engines of one and the same model, which knows no ROI, whatever alpha says
+WITHOUT_EFFECT = {
+    "device",
+    "devices",
+    "num_workers",
+    "compile",
+    "resume",
+    "checkpoint_seconds",
+    "logdir",
+}  # on the result, so not in a run's name
 
 
 class Parameters(BaseModel):
     """What a run is told. Defaults are the paper's values, except `train_size_p1`; design notes beside each field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
-    what: Literal["train", "test"] = Field("train", description="train, or test the weights of model_load_file")
-    which: Literal["hyperprior", "hyperprior_eval_with_objs", "hyperprior_with_obj_features", "roi_vbr"] = Field(
+    what: Literal["train", "test"] = Field(
+        "train", description="train, or test the weights of model_load_file"
+    )
+    which: Literal[
+        "hyperprior", "hyperprior_eval_with_objs", "hyperprior_with_obj_features", "roi_vbr"
+    ] = Field(
         "hyperprior_with_obj_features",
         description="engine: the plain baseline, the same with ROI terms logged, the extended model, or one model for every λ and α",
     )
     device: str = Field("auto", description="torch device; auto is cuda where there is one")
-    devices: int | None = Field(None, gt=0, description="processes, one a device; None: one for every GPU, one on a CPU")
+    devices: int | None = Field(
+        None, gt=0, description="processes, one a device; None: one for every GPU, one on a CPU"
+    )
     batch_size: int = Field(256, gt=0, description="pictures a step, of all processes together")
     num_workers: int = Field(16, ge=0, description="processes that load pictures")
     max_lr: float = Field(6e-4, gt=0, description="peak of OneCycleLR")
-    warmup: float = Field(0.3, gt=0, lt=1, description="share of the steps in which the learning rate rises")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon for convolutions, at 2.5 times the rate, AdamW for the rest")
+    warmup: float = Field(
+        0.3, gt=0, lt=1, description="share of the steps in which the learning rate rises"
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon: Muon for convolutions, at 2.5 times the rate, AdamW for the rest",
+    )
     max_epochs: int = Field(300, gt=0, description="passes over the training pictures")
-    max_steps: int | None = Field(None, gt=0, description="stop after this many steps, however many epochs that is")
-    obj_det_img_size: int = Field(640, gt=0, multiple_of=32, description="side of the detector's square input in pixels")
-    compr_img_size: int = Field(256, gt=0, multiple_of=64, description="side of the codec's square input in pixels")
-    crop: Literal["square", "native"] = Field("square", description="side min(H, W), resized (the paper's), or pixels as they are")
+    max_steps: int | None = Field(
+        None, gt=0, description="stop after this many steps, however many epochs that is"
+    )
+    obj_det_img_size: int = Field(
+        640, gt=0, multiple_of=32, description="side of the detector's square input in pixels"
+    )
+    compr_img_size: int = Field(
+        256, gt=0, multiple_of=64, description="side of the codec's square input in pixels"
+    )
+    crop: Literal["square", "native"] = Field(
+        "square", description="side min(H, W), resized (the paper's), or pixels as they are"
+    )
     flip: bool = Field(False, description="mirror half of the training crops")
-    lmbda: float = Field(0.0037, gt=0, description="rate-distortion trade-off, CompressAI's scale (255²·MSE); the paper's 240 is 240/255²")
-    alpha: float = Field(0.5, ge=0, le=1, description="1: all quality to the ROI, 0: all to the background, 0.5: plain loss")
-    train_size_p1: float | None = Field(None, ge=0, le=1, description="share of the data that trains; None: the root's splits, else 0.95")
-    fixed_rate: bool = Field(False, description="roi_vbr trained at lmbda and alpha alone, to compare the model for all of them with")
+    lmbda: float = Field(
+        0.0037,
+        gt=0,
+        description="rate-distortion trade-off, CompressAI's scale (255²·MSE); the paper's 240 is 240/255²",
+    )
+    alpha: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="1: all quality to the ROI, 0: all to the background, 0.5: plain loss",
+    )
+    train_size_p1: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the data that trains; None: the root's splits, else 0.95",
+    )
+    fixed_rate: bool = Field(
+        False,
+        description="roi_vbr trained at lmbda and alpha alone, to compare the model for all of them with",
+    )
     zero_hooks: bool = Field(False, description="features replaced by zeros")
     mask_hooks: bool = Field(False, description="features replaced by the ROI mask")
-    model_load_file: str | None = Field(None, min_length=1, description="weights to test, or to start training from")
+    model_load_file: str | None = Field(
+        None, min_length=1, description="weights to test, or to start training from"
+    )
     logdir: str = Field("runs", description="folder of run folders")
     dataset: Literal["sample", "kitti", "coco"] = Field("kitti", description="which reader")
-    data_root: str = Field("data/kitti", description="folder of the data set; of another than KITTI data/NAME")
-    unlabelled: str | None = Field(None, min_length=1, description="folders of more training pictures, without labels, separated by commas")
-    detector_weights: str | None = Field(None, min_length=1, description="a YOLOv8n file; None: the shipped one")
+    data_root: str = Field(
+        "data/kitti", description="folder of the data set; of another than KITTI data/NAME"
+    )
+    unlabelled: str | None = Field(
+        None,
+        min_length=1,
+        description="folders of more training pictures, without labels, separated by commas",
+    )
+    detector_weights: str | None = Field(
+        None, min_length=1, description="a YOLOv8n file; None: the shipped one"
+    )
     metric: Literal["mse", "ms-ssim"] = Field("mse", description="distortion of the loss")
-    loss_form: Literal["corrected", "paper"] = Field("corrected", description="one weighted mean, or the paper's area-squared terms")
+    loss_form: Literal["corrected", "paper"] = Field(
+        "corrected", description="one weighted mean, or the paper's area-squared terms"
+    )
     N: int = Field(128, gt=0, description="channels of the transforms")
     M: int = Field(192, gt=0, description="channels of the latent (the extended model has 2M)")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, which is tested and saved; 0: none")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is tested and saved; 0: none",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="start of every random number")
-    precision: Literal["auto", "32", "bf16", "16"] = Field("auto", description="auto: bf16 where the processor has it, else 32")
+    precision: Literal["auto", "32", "bf16", "16"] = Field(
+        "auto", description="auto: bf16 where the processor has it, else 32"
+    )
     compile: bool = Field(False, description="torch.compile the model")
-    resume: bool = Field(True, description="go on from the newest checkpoint of the same parameters")
+    resume: bool = Field(
+        True, description="go on from the newest checkpoint of the same parameters"
+    )
     checkpoint_seconds: float = Field(120.0, ge=0, description="time between checkpoints")
 
     @model_validator(mode="after")
@@ -77,13 +147,19 @@ class Parameters(BaseModel):
         if self.zero_hooks and self.mask_hooks:
             raise ValueError("zero_hooks and mask_hooks exclude each other")
         if (self.zero_hooks or self.mask_hooks) and self.which != "hyperprior_with_obj_features":
-            raise ValueError(f"zero_hooks and mask_hooks belong to hyperprior_with_obj_features, not to {self.which}")
+            raise ValueError(
+                f"zero_hooks and mask_hooks belong to hyperprior_with_obj_features, not to {self.which}"
+            )
         if self.fixed_rate and self.which != "roi_vbr":
-            raise ValueError(f"fixed_rate belongs to roi_vbr; {self.which} has no other rate than that of its lmbda")
+            raise ValueError(
+                f"fixed_rate belongs to roi_vbr; {self.which} has no other rate than that of its lmbda"
+            )
         if self.which == "roi_vbr":
             self._fits_roi_vbr()
         if self.metric == "ms-ssim" and self.compr_img_size <= 160:
-            raise ValueError(f"metric ms-ssim needs compr_img_size above 160, not {self.compr_img_size}")
+            raise ValueError(
+                f"metric ms-ssim needs compr_img_size above 160, not {self.compr_img_size}"
+            )
         if self.what == "test" and self.model_load_file is None:
             raise ValueError("what=test needs model_load_file")
         return self
@@ -92,9 +168,13 @@ class Parameters(BaseModel):
         if self.metric != "mse" or self.loss_form != "corrected":
             raise ValueError("roi_vbr is trained with metric=mse and loss_form=corrected")
         if not LMBDA_MIN <= self.lmbda <= LMBDA_MAX:
-            raise ValueError(f"roi_vbr's lmbda (at which it is tested) lies in [{LMBDA_MIN}, {LMBDA_MAX}], not at {self.lmbda}")
+            raise ValueError(
+                f"roi_vbr's lmbda (at which it is tested) lies in [{LMBDA_MIN}, {LMBDA_MAX}], not at {self.lmbda}"
+            )
         if self.M > 768 or not 2 <= self.N <= 512:
-            raise ValueError(f"roi_vbr's M is at most 768 and its N 2 to 512, not {self.M} and {self.N}")
+            raise ValueError(
+                f"roi_vbr's M is at most 768 and its N 2 to 512, not {self.M} and {self.N}"
+            )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "Parameters":
@@ -110,7 +190,10 @@ class Parameters(BaseModel):
             if not argument.startswith("--") or not equals:
                 raise ValueError(f"{argument}: expected --name=value")
             values[name] = value
-        return _one_line(cls.model_validate_strings, {k: v for k, v in values.items() if v != "None" or cls._has_default(k)})
+        return _one_line(
+            cls.model_validate_strings,
+            {k: v for k, v in values.items() if v != "None" or cls._has_default(k)},
+        )
 
     def arguments(self) -> list[str]:
         """The words that `parse_arguments` makes these parameters of."""
@@ -128,7 +211,9 @@ class Parameters(BaseModel):
     @property
     def uses_detector(self) -> bool:
         """Whether the engine runs the detector."""
-        return self.which == "hyperprior_with_obj_features" and not (self.zero_hooks or self.mask_hooks)
+        return self.which == "hyperprior_with_obj_features" and not (
+            self.zero_hooks or self.mask_hooks
+        )
 
     @property
     def name(self) -> str:
@@ -153,7 +238,10 @@ def _one_line(validate, values: dict) -> Parameters:
     try:
         return validate(values)
     except ValidationError as error:
-        parts = [f"{'.'.join(map(str, e['loc'][:1])) or 'parameters'}: {e['msg']}" for e in error.errors()]
+        parts = [
+            f"{'.'.join(map(str, e['loc'][:1])) or 'parameters'}: {e['msg']}"
+            for e in error.errors()
+        ]
         raise ValueError("; ".join(dict.fromkeys(parts))) from None
 
 
@@ -164,13 +252,20 @@ def expand_sweep(profile: dict[str, Any], **overrides: Any) -> list[Parameters]:
     """
     unknown = set(profile) - {"parameters", "sweep", "evaluate", "drive"}
     if unknown:
-        raise ValueError(f"a profile has parameters, sweep, evaluate and drive, not {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"a profile has parameters, sweep, evaluate and drive, not {', '.join(sorted(unknown))}"
+        )
     if missing := {"parameters", "sweep"} - set(profile):
         raise ValueError(f"a profile without {' and '.join(sorted(missing))}")
     runs = []
     for entry in profile["sweep"]:
         lists = [value if isinstance(value, list) else [value] for value in entry.values()]
-        runs += [Parameters.parse(profile["parameters"] | dict(zip(entry, values, strict=True)) | overrides) for values in product(*lists)]
+        runs += [
+            Parameters.parse(
+                profile["parameters"] | dict(zip(entry, values, strict=True)) | overrides
+            )
+            for values in product(*lists)
+        ]
     return runs
 
 
@@ -178,13 +273,21 @@ def parameter_table() -> str:
     """The parameters as a Markdown table, for the README: name, type or choices, default, meaning."""
     rows = ["| name | type | default | meaning |", "|---|---|---|---|"]
     for name, field in Parameters.model_fields.items():
-        kind = ", ".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else _type_name(field.annotation)
+        kind = (
+            ", ".join(map(str, get_args(field.annotation)))
+            if get_origin(field.annotation) is Literal
+            else _type_name(field.annotation)
+        )
         rows.append(f"| `{name}` | {kind} | {field.default} | {field.description} |")
     return "\n".join(rows)
 
 
 def _type_name(annotation: Any) -> str:
-    return getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation).replace(" | ", " or ")
+    return (
+        getattr(annotation, "__name__", str(annotation))
+        if isinstance(annotation, type)
+        else str(annotation).replace(" | ", " or ")
+    )
 
 
 if __name__ == "__main__":

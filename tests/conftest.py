@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from roilib.datasets.boxes import write_kitti_label
 from roilib.parameters import Parameters
-from roilib.roi import write_kitti_label
 
-torch.set_num_threads(1)  # with pictures this small, threads only wait for each other: up to 20 times as long on a busy machine
+torch.set_num_threads(
+    1
+)  # with pictures this small, threads only wait for each other: up to 20 times as long on a busy machine
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +33,9 @@ def street(i: int) -> np.ndarray:
     rows = np.linspace(200, 60, 96)[:, None, None] * (0.8, 0.9, 1.0)
     picture = np.broadcast_to(rows, (96, 160, 3)) + rng.normal(0, 6, (96, 160, 1))
     for (x0, y0, x1, y1), colour in zip(places(i), ((40, 30, 90), (230, 180, 60)), strict=True):
-        picture[y0:y1, x0:x1] = np.array(colour) + 20 * np.sin(np.arange(y0, y1) * 0.9)[:, None, None]
+        picture[y0:y1, x0:x1] = (
+            np.array(colour) + 20 * np.sin(np.arange(y0, y1) * 0.9)[:, None, None]
+        )
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
@@ -48,7 +52,11 @@ def write_tiny_kitti(root: Path, pictures: int = 6) -> Path:
         Image.fromarray(street(i)).save(root / "training" / "image_2" / f"{i:06d}.png")
         names, boxes = ["Car", "Pedestrian", "DontCare"], [*places(i), (0, 0, 160, 20)]
         first = 0 if i < pictures - 1 else 2
-        write_kitti_label(root / "training" / "label_2" / f"{i:06d}.txt", names[first:], np.array(boxes[first:], np.float32))
+        write_kitti_label(
+            root / "training" / "label_2" / f"{i:06d}.txt",
+            names[first:],
+            np.array(boxes[first:], np.float32),
+        )
     return root
 
 
@@ -67,8 +75,23 @@ def own_kitti(tmp_path) -> Path:
 @pytest.fixture
 def tiny_parameters(tiny_kitti, tmp_path):
     """`tiny_parameters(name=value, …)`: a run of three steps on the CPU; four pictures of `tiny_kitti` train, two test."""
-    tiny = {"which": "hyperprior", "device": "cpu", "batch_size": 2, "num_workers": 0, "max_steps": 3, "precision": "32", "N": 8, "M": 12}
-    tiny |= {"compr_img_size": 64, "obj_det_img_size": 64, "train_size_p1": 0.67, "data_root": str(tiny_kitti), "logdir": str(tmp_path / "runs")}
+    tiny = {
+        "which": "hyperprior",
+        "device": "cpu",
+        "batch_size": 2,
+        "num_workers": 0,
+        "max_steps": 3,
+        "precision": "32",
+        "N": 8,
+        "M": 12,
+    }
+    tiny |= {
+        "compr_img_size": 64,
+        "obj_det_img_size": 64,
+        "train_size_p1": 0.67,
+        "data_root": str(tiny_kitti),
+        "logdir": str(tmp_path / "runs"),
+    }
     return lambda **changes: Parameters.parse(tiny | changes)
 
 
@@ -83,8 +106,9 @@ def strictly(path):
 
 def untrained_codec(id: bytes = b"test", **values):
     """A codec of random weights, small and made at once, whose latents are not all zero."""
-    from roilib.codec import Codec
-    from roilib.models import build_model, update_tables
+    from roilib.codecs.roic import Codec
+    from roilib.models.build import build_model
+    from roilib.models.hyperprior import update_tables
 
     torch.manual_seed(0)
     p = Parameters.parse(values)
@@ -110,12 +134,26 @@ VBR = {"which": "roi_vbr", "N": 16, "M": 256, "crop": "native", "lmbda": 0.012, 
 @pytest.fixture(scope="session")
 def vbr_run(tiny_kitti, tmp_path_factory):
     """The run of a small roi_vbr, trained for long enough that its numbers mean something."""
-    from roilib import engine
-    from roilib.datasets import load_splits
-    from roilib.runs import open_run
+    from roilib.datasets.dataset import load_splits
+    from roilib.engines import trainer
+    from roilib.engines.runs import open_run
 
-    base = {"dataset": "kitti", "data_root": str(tiny_kitti), "logdir": str(tmp_path_factory.mktemp("vbr")), "device": "cpu", "precision": "32"}
-    base |= {"batch_size": 4, "num_workers": 0, "compr_img_size": 64, "train_size_p1": 0.67, "max_epochs": 300, "max_lr": 3e-3, "ema": 0.95}
+    base = {
+        "dataset": "kitti",
+        "data_root": str(tiny_kitti),
+        "logdir": str(tmp_path_factory.mktemp("vbr")),
+        "device": "cpu",
+        "precision": "32",
+    }
+    base |= {
+        "batch_size": 4,
+        "num_workers": 0,
+        "compr_img_size": 64,
+        "train_size_p1": 0.67,
+        "max_epochs": 300,
+        "max_lr": 3e-3,
+        "ema": 0.95,
+    }
     run = open_run(Parameters.parse(base | VBR))
-    engine.train(run, *load_splits(run.parameters))
+    trainer.train(run, *load_splits(run.parameters))
     return run

@@ -13,7 +13,10 @@ def batch():
     target = torch.rand(2, 3, 192, 192, generator=generator)
     output = {
         "x_hat": (target + 0.1 * torch.randn(target.shape, generator=generator)).requires_grad_(),
-        "likelihoods": {"y": torch.rand(2, 8, 12, 12, generator=generator), "z": torch.rand(2, 4, 3, 3, generator=generator)},
+        "likelihoods": {
+            "y": torch.rand(2, 8, 12, 12, generator=generator),
+            "z": torch.rand(2, 4, 3, 3, generator=generator),
+        },
     }
     mask = torch.zeros(2, 1, 192, 192)
     mask[0, :, 20:60, 30:90] = 1
@@ -36,8 +39,14 @@ def test_weights_are_per_pixel_whatever_the_roi_covers(batch):
     for alpha in (0.0, 0.3, 0.9, 1.0):
         terms = RoiRateDistortionLoss(1.0, alpha)(output, target, mask)
         p = mask.mean()
-        expected = 255**2 * 2 * (alpha * p * terms["roi_mse_loss"] + (1 - alpha) * (1 - p) * terms["bg_mse_loss"])
-        assert (terms["loss"] - terms["bpp_loss"]).item() == pytest.approx(expected.item(), rel=1e-5)
+        expected = (
+            255**2
+            * 2
+            * (alpha * p * terms["roi_mse_loss"] + (1 - alpha) * (1 - p) * terms["bg_mse_loss"])
+        )
+        assert (terms["loss"] - terms["bpp_loss"]).item() == pytest.approx(
+            expected.item(), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("metric", ["mse", "ms-ssim"])
@@ -66,7 +75,9 @@ def test_paper_form_counts_the_area_twice(batch):
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_no_roi_and_all_roi_are_finite(batch, metric, form, value):
     output, target, mask = batch
-    terms = RoiRateDistortionLoss(0.013, 0.9, metric, form)(output, target, torch.full_like(mask, value))
+    terms = RoiRateDistortionLoss(0.013, 0.9, metric, form)(
+        output, target, torch.full_like(mask, value)
+    )
     terms["loss"].backward()
     assert all(torch.isfinite(term) for term in terms.values())
     assert torch.isfinite(output["x_hat"].grad).all()

@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from roilib.metrics import bd_psnr, bd_rate, picture_metrics, pooled_psnr, psnr_from_mse, rising, squared_errors
+from roilib.metrics import (
+    bd_psnr,
+    bd_rate,
+    picture_metrics,
+    pooled_psnr,
+    psnr_from_mse,
+    rising,
+    squared_errors,
+)
 
 
 @pytest.fixture
@@ -48,7 +56,9 @@ def test_bytes_do_not_wrap_around():
 
 def test_empty_parts_have_no_psnr(pair):
     image, decoded, mask = pair
-    nothing, everything = (picture_metrics(image, decoded, np.full_like(mask, v)) for v in (False, True))
+    nothing, everything = (
+        picture_metrics(image, decoded, np.full_like(mask, v)) for v in (False, True)
+    )
     assert nothing["roi_psnr"] is None
     assert everything["bg_psnr"] is None
     assert nothing["bg_psnr"] == everything["roi_psnr"] == nothing["psnr"]
@@ -59,15 +69,23 @@ def test_a_class_is_measured_over_its_own_boxes(pair):
     car = np.zeros_like(mask)
     car[20:50, 30:40] = True
     values = picture_metrics(image, decoded, mask, {"car": car, "cyclist": np.zeros_like(mask)})
-    assert values["car_psnr"] == pytest.approx(10 * math.log10(255**2 / ((image.astype(float) - decoded) ** 2)[car].mean()))
+    assert values["car_psnr"] == pytest.approx(
+        10 * math.log10(255**2 / ((image.astype(float) - decoded) ** 2)[car].mean())
+    )
     assert values["car_count"] == 3 * 300
     assert values["cyclist_psnr"] is None
-    assert pooled_psnr([values, values | {"car_count": 0, "car_sse": 0.0}], "car_") == values["car_psnr"]
+    assert (
+        pooled_psnr([values, values | {"car_count": 0, "car_sse": 0.0}], "car_")
+        == values["car_psnr"]
+    )
 
 
 def test_pooled_psnr_is_that_of_one_big_picture(pair):
     image, decoded, mask = pair
-    parts = [picture_metrics(image[rows], decoded[rows], mask[rows]) for rows in (slice(0, 40), slice(40, 170))]
+    parts = [
+        picture_metrics(image[rows], decoded[rows], mask[rows])
+        for rows in (slice(0, 40), slice(40, 170))
+    ]
     whole = picture_metrics(*pair)
     for name in ("", "roi_", "bg_"):
         assert pooled_psnr(parts, name) == pytest.approx(whole[f"{name}psnr"])
@@ -100,7 +118,9 @@ def test_bd_psnr_of_a_shifted_curve_is_its_shift():
 
 
 def test_bd_psnr_of_a_quality_that_hardly_moves_with_the_rate():
-    flat = [(bpp, 24.0 - i / 100) for i, (bpp, _) in enumerate(curve())]  # a background at its floor, all bits going to the ROI
+    flat = [
+        (bpp, 24.0 - i / 100) for i, (bpp, _) in enumerate(curve())
+    ]  # a background at its floor, all bits going to the ROI
     assert bd_psnr(curve(), flat)[0] == pytest.approx(-15 - 0.025, abs=1e-3)
     with pytest.raises(ValueError, match="does not rise"):
         bd_rate(flat, flat)

@@ -120,7 +120,10 @@ def test_unknown_names_are_refused_together():
 
 
 def test_an_int_is_a_float():
-    assert Parameters.parse({"alpha": 1, "lmbda": 2}).model_dump(include={"alpha", "lmbda"}) == {"alpha": 1.0, "lmbda": 2.0}
+    assert Parameters.parse({"alpha": 1, "lmbda": 2}).model_dump(include={"alpha", "lmbda"}) == {
+        "alpha": 1.0,
+        "lmbda": 2.0,
+    }
 
 
 def test_parameters_do_not_change():
@@ -133,7 +136,10 @@ def test_parameters_do_not_change():
     [
         ({"zero_hooks": True, "mask_hooks": True}, "exclude each other"),
         ({"zero_hooks": True, "which": "hyperprior"}, "not to hyperprior"),
-        ({"mask_hooks": True, "which": "hyperprior_eval_with_objs"}, "not to hyperprior_eval_with_objs"),
+        (
+            {"mask_hooks": True, "which": "hyperprior_eval_with_objs"},
+            "not to hyperprior_eval_with_objs",
+        ),
         ({"metric": "ms-ssim", "compr_img_size": 128}, "compr_img_size"),
         ({"what": "test"}, "model_load_file"),
     ],
@@ -144,9 +150,24 @@ def test_values_that_do_not_fit_together(values, named):
 
 
 def test_arguments_of_a_command_line():
-    words = ["--which=hyperprior", "--lmbda=1e-2", "--batch_size=8", "--resume=false", "--data_root=a=b", "--max_steps=None", "--precision=32"]
+    words = [
+        "--which=hyperprior",
+        "--lmbda=1e-2",
+        "--batch_size=8",
+        "--resume=false",
+        "--data_root=a=b",
+        "--max_steps=None",
+        "--precision=32",
+    ]
     p = Parameters.parse_arguments(words)
-    expected = {"which": "hyperprior", "lmbda": 0.01, "batch_size": 8, "resume": False, "data_root": "a=b", "precision": "32"}
+    expected = {
+        "which": "hyperprior",
+        "lmbda": 0.01,
+        "batch_size": 8,
+        "resume": False,
+        "data_root": "a=b",
+        "precision": "32",
+    }
     assert p == Parameters.parse(expected)
     assert Parameters.parse_arguments([]) == Parameters()
 
@@ -173,16 +194,33 @@ def test_arguments_that_are_refused(word, named):
 def test_a_run_is_named_by_what_changes_its_result(name):
     p = Parameters()
     changed = p.model_copy(update={name: OTHER[name]})
-    assert (changed.name != p.name) == (name not in {"device", "devices", "num_workers", "compile", "resume", "checkpoint_seconds", "logdir"})
+    assert (changed.name != p.name) == (
+        name
+        not in {
+            "device",
+            "devices",
+            "num_workers",
+            "compile",
+            "resume",
+            "checkpoint_seconds",
+            "logdir",
+        }
+    )
 
 
 def test_every_data_set_has_a_folder_of_its_own():
-    assert [Parameters(dataset=name).data_root for name in ("kitti", "sample", "coco")] == ["data/kitti", "data/sample", "data/coco"]
+    assert [Parameters(dataset=name).data_root for name in ("kitti", "sample", "coco")] == [
+        "data/kitti",
+        "data/sample",
+        "data/coco",
+    ]
     assert Parameters.parse_arguments(["--dataset=sample", "--seed=3"]).data_root == "data/sample"
     assert Parameters(dataset="sample", data_root="data/kitti").data_root == "data/kitti"
 
 
-@pytest.mark.parametrize("word", ["--model_load_file=", "--unlabelled=", "--detector_weights=", "--seed=4294967296"])
+@pytest.mark.parametrize(
+    "word", ["--model_load_file=", "--unlabelled=", "--detector_weights=", "--seed=4294967296"]
+)
 def test_what_a_script_left_empty_is_refused(word):
     with pytest.raises(ValueError, match=word[2:].partition("=")[0]):
         Parameters.parse_arguments([word])
@@ -210,9 +248,14 @@ def test_every_profile_is_understood(path):
 
 
 def test_a_sweep_is_every_combination_of_its_lists():
-    profile = {"parameters": {"N": 8, "logdir": "here"}, "sweep": [{"which": "hyperprior", "lmbda": [0.01, 0.02], "seed": [1, 2]}, {"M": 24}]}
+    profile = {
+        "parameters": {"N": 8, "logdir": "here"},
+        "sweep": [{"which": "hyperprior", "lmbda": [0.01, 0.02], "seed": [1, 2]}, {"M": 24}],
+    }
     runs = expand_sweep(profile, logdir="there")
-    assert [(p.which, p.lmbda, p.seed) for p in runs[:4]] == [("hyperprior", lmbda, seed) for lmbda in (0.01, 0.02) for seed in (1, 2)]
+    assert [(p.which, p.lmbda, p.seed) for p in runs[:4]] == [
+        ("hyperprior", lmbda, seed) for lmbda in (0.01, 0.02) for seed in (1, 2)
+    ]
     assert (runs[4].which, runs[4].M) == ("hyperprior_with_obj_features", 24)
     assert {(p.N, p.logdir) for p in runs} == {(8, "there")}
     with pytest.raises(ValueError, match="lambda"):

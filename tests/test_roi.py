@@ -1,129 +1,144 @@
-"""roilib.roi: box files and masks."""
+"""roilib.roi: λ and α as maps of integers."""
 
-import json
+import math
+import sys
 
 import numpy as np
 import pytest
-import torch
 
-from roilib.roi import read_boxes, read_kitti_label, roi_mask, write_kitti_label
-
-OFFICIAL = """\
-Truck 0.00 0 -1.57 599.41 156.40 629.75 189.25 2.85 2.63 12.34 0.47 1.49 69.44 -1.56
-Car 0.88 3 1.85 387.63 181.54 423.81 203.12 1.67 1.87 3.69 -16.53 2.39 58.49 1.57
-
-DontCare -1 -1 -10 503.89 169.71 590.61 190.13 -1 -1 -1 -1000 -1000 -1000 -10
-"""
-
-
-def written(folder, name, text):
-    (folder / name).write_text(text)
-    return folder / name
-
-
-def test_kitti_labels_without_dontcare(tmp_path):
-    names, boxes = read_kitti_label(written(tmp_path, "a.txt", OFFICIAL))
-    assert names == ["Truck", "Car"]
-    np.testing.assert_allclose(boxes, [[599.41, 156.40, 629.75, 189.25], [387.63, 181.54, 423.81, 203.12]], rtol=1e-6)
-
-
-def test_written_labels_read_back_and_have_kittis_fields(tmp_path):
-    boxes = np.array([[0.5, 1.25, 30, 40], [7, 8, 9.75, 10]], np.float32)
-    write_kitti_label(tmp_path / "a.txt", ["Car", "Cyclist"], boxes)
-    names, again = read_kitti_label(tmp_path / "a.txt")
-    assert names == ["Car", "Cyclist"]
-    np.testing.assert_array_equal(again, boxes)
-    assert {len(line.split()) for line in (tmp_path / "a.txt").read_text().splitlines()} == {15}
-
-
-@pytest.mark.parametrize("text", ["", "\n\n", OFFICIAL.splitlines()[-1]])
-def test_no_objects_are_no_boxes(tmp_path, text):
-    names, boxes = read_kitti_label(written(tmp_path, "a.txt", text))
-    assert names == []
-    assert boxes.shape == (0, 4)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "Car 0 0 0 10 10 20",
-        "Car 0 0 0 0 0 0 0 0 0 0 0 0 0 0",
-        "Car 0 0 0 20 10 10 20 0 0 0 0 0 0 0",
-        "Car 0 0 0 nan 1 2 3 0 0 0 0 0 0 0",
-        "Car 0 0 0 a b c d 0 0 0 0 0 0 0",
-    ],
+from roilib.roi import (
+    ALPHA_ONE,
+    LMBDA_LEAST,
+    LMBDA_MAX,
+    LMBDA_MIN,
+    Q_FLOOR,
+    Q_MAX,
+    alpha_index,
+    cell_means,
+    draw,
+    importance_map,
+    integer_boxes,
+    lmbda_of,
+    quality_index,
+    quality_map,
+    quality_table,
 )
-def test_a_malformed_line_is_named(tmp_path, line):
-    path = written(tmp_path, "a.txt", OFFICIAL.splitlines()[0] + "\n" + line)
-    with pytest.raises(ValueError, match=r"^[^\n]*a\.txt: line 2[^\n]+$"):
-        read_kitti_label(path)
 
 
-def test_files_that_are_missing_or_not_text(tmp_path):
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x80")
-    for name in ("binary.txt", "missing.txt", "missing.json"):
-        with pytest.raises(ValueError, match=name):
-            read_boxes(tmp_path / name)
+def test_indices_cover_the_range_in_steps_of_a_sixty_fourth_octave():
+    assert float(lmbda_of(0)) == LMBDA_LEAST
+    assert quality_index(LMBDA_MIN) == Q_FLOOR == 128
+    assert quality_index(LMBDA_MAX) == Q_MAX == 654
+    for lmbda in (0.0004, 0.0013, 0.012, 0.05, 0.12):
+        assert float(lmbda_of(quality_index(lmbda))) == pytest.approx(
+            lmbda, rel=2 ** (1 / 128) - 1 + 6e-3
+        )
+    for wrong in (0.0003, 0.2, math.nan):
+        with pytest.raises(ValueError, match="lmbda"):
+            quality_index(wrong)
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="alpha"):
+            alpha_index(wrong)
 
 
-def test_boxes_from_either_format(tmp_path):
-    kitti = read_boxes(written(tmp_path, "a.txt", OFFICIAL))
-    same = read_boxes(written(tmp_path, "a.JSON", json.dumps(kitti.tolist())))
-    np.testing.assert_array_equal(same, kitti)
-    np.testing.assert_allclose(read_boxes(written(tmp_path, "b.json", "[[0, 1, 2, 3, 0.5], [4, 5, 6, 7]]")), [[0, 1, 2, 3, 0.5], [4, 5, 6, 7, 1]])
-    assert read_boxes(written(tmp_path, "c.json", "[]")).shape == (0, 4)
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.9, 0.995, 1.0])
+def test_a_table_holds_contract_5(alpha):
+    """λ = lmbda * 2 (α m + (1-α)(1-m)), clamped."""
+    table = quality_table(quality_index(0.012), alpha_index(alpha))
+    m = np.arange(256) / 255
+    wanted = np.clip(0.012 * 2 * (alpha * m + (1 - alpha) * (1 - m)), LMBDA_MIN, LMBDA_MAX)
+    assert np.abs(64 * np.log2(lmbda_of(table) / wanted)).max() < 2
+    assert (np.diff(table) >= 0).all() if alpha >= 0.5 else (np.diff(table) <= 0).all()
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("[[0, 1, 2", "not JSON"),
-        ('{"boxes": []}', "not a list of"),
-        ("[[0, 1, 2]]", "not a list of"),
-        ("[[0, 1, 2, 3], [3, 1, 2, 3]]", "box 1"),
-        ('[[0, 1, 2, "x"]]', "box 0"),
-        ("[[0, 1, 2, null]]", "box 0"),
-        ("[[0, 1, 2, Infinity]]", "box 0"),
-        ("[[0, 1, 2, 3, 0]]", "box 0"),
-        ("[[0, 1, 2, 3, 1.5]]", "box 0"),
-        ("[[0, 1, 2, 3, true]]", "box 0"),
-        ('[[0, 1, 2, 3, "1"]]', "box 0"),
-    ],
-)
-def test_malformed_json_boxes_are_named(tmp_path, text, named):
-    with pytest.raises(ValueError, match=rf"^[^\n]*b\.json: {named}[^\n]*$"):
-        read_boxes(written(tmp_path, "b.json", text))
+def test_alpha_one_half_is_uniform_and_alpha_one_keeps_a_floor():
+    assert set(quality_table(300, ALPHA_ONE // 2)) == {300}
+    table = quality_table(300, ALPHA_ONE)
+    assert (table[0], table[255]) == (Q_FLOOR, 364)
 
 
-def cells(boxes, height=6, width=8):
-    mask = roi_mask(torch.tensor(boxes), height, width)
-    assert mask.shape == (1, height, width)
-    assert set(mask.unique().tolist()) <= {0.0, 1.0}
-    return {tuple(place) for place in mask[0].nonzero().tolist()}
+def test_below_the_floor_the_background_keeps_lambda_itself():
+    table = quality_table(50, alpha_index(0.9))
+    assert table[0] == 50
+    assert table[255] == pytest.approx(50 + 64 * math.log2(1.8), abs=1)
 
 
-@pytest.mark.parametrize(
-    ("box", "rows", "columns"),
-    [
-        ((1, 2, 4, 5), range(2, 5), range(1, 4)),  # whole pixels: x1 and y1 excluded
-        ((1.2, 2.9, 4.1, 4.1), range(2, 5), range(1, 5)),  # every pixel touched
-        ((2.4, 3.4, 2.6, 3.6), range(3, 4), range(2, 3)),  # smaller than a pixel
-        ((0, 0, 8, 6), range(6), range(8)),
-        ((-5, -5, 2, 1), range(1), range(2)),
-        ((6, 4, 99, 99), range(4, 6), range(6, 8)),
-        ((-9, 1, -2, 3), (), ()),
-        ((8, 0, 12, 6), (), ()),
-        ((2, -4, 5, -0.5), (), ()),
-    ],
-)
-def test_mask_covers_what_a_box_touches(box, rows, columns):
-    assert cells([box]) == {(y, x) for y in rows for x in columns}
+def test_no_boxes_means_uniform_quality_whatever_alpha_says():
+    for alpha in (0, ALPHA_ONE // 2, ALPHA_ONE):
+        assert set(
+            quality_map(np.zeros((0, 5), np.int64), (30, 50), (64, 64), 200, alpha).ravel()
+        ) == {200}
 
 
-def test_mask_is_the_union_and_ignores_importance():
-    assert cells([(0, 0, 2, 2, 0.1), (1, 1, 3, 3, 1.0)]) == cells([(0, 0, 2, 2)]) | cells([(1, 1, 3, 3)])
+def test_floor_log2_is_exact():
+    from roilib.roi import floor_log2
+
+    for value in (1, 2, 3, 255, 2**14 * 255, 2**24 - 1):
+        exact = floor_log2(value)
+        assert 2**exact <= value**64 < 2 ** (exact + 1)
 
 
-@pytest.mark.parametrize("boxes", [torch.zeros(0, 4), np.zeros((0, 4), np.float32)])
-def test_no_boxes_are_an_empty_mask(boxes):
-    assert torch.equal(roi_mask(boxes, 4, 5), torch.zeros(1, 4, 5))
+def test_cells_take_their_share_of_a_box():
+    boxes = np.array([[8, 0, 32, 16, 255]])
+    importance = importance_map(boxes, 16, 48)
+    assert cell_means(importance).tolist() == [[128, 255, 0]]
+    assert importance[:, 8:32].min() == 255
+    assert importance.sum() == 255 * 24 * 16
+
+
+def test_the_highest_importance_wins_where_boxes_overlap():
+    low, high = [0, 0, 16, 16, 80], [8, 8, 16, 16, 200]
+    for boxes in ([low, high], [high, low]):
+        importance = importance_map(np.array(boxes), 16, 16)
+        assert (importance[10, 10], importance[2, 2]) == (200, 80)
+
+
+def test_padding_repeats_the_pictures_edge():
+    table = quality_table(300, alpha_index(0.9))
+    cells = quality_map(np.array([[20, 0, 30, 10, 255]]), (10, 30), (64, 64), 300, alpha_index(0.9))
+    assert (cells[:, 2:] == table[255]).all()
+    assert (cells[:, 0] == table[0]).all()
+
+
+def test_boxes_become_the_pixels_they_touch():
+    boxes = [[-5.5, 1.2, 3.1, 9.9], [20, 20, 40, 30], [99, 0, 120, 5], [3, 3, 3, 8]]
+    assert integer_boxes(boxes, 25, 50).tolist() == [[0, 1, 4, 10, 255], [20, 20, 40, 25, 255]]
+    assert integer_boxes([[1, 1, 2, 2, 0.5]], 9, 9).tolist() == [[1, 1, 2, 2, 128]]
+    assert integer_boxes(np.zeros((0, 4)), 9, 9).shape == (0, 5)
+
+
+def test_training_draws_uniform_labelled_and_random_pictures_over_the_whole_range():
+    own = np.array([[40.0, 40, 90, 80]])
+    drawn = [draw(np.random.default_rng(seed), own, 128) for seed in range(600)]
+    kinds = [
+        "none" if not len(b) else "own" if b[0, :4].tolist() == [40, 40, 90, 80] else "random"
+        for b, _, _ in drawn
+    ]
+    assert all(150 < kinds.count(kind) < 250 for kind in ("none", "own", "random"))
+    qualities = np.array([quality for _, quality, _ in drawn])
+    assert np.histogram(qualities, 4, (Q_FLOOR, Q_MAX))[0].min() > 100
+    assert 10 < (qualities < Q_FLOOR).sum() < 60
+    assert all(0 < alpha <= ALPHA_ONE for _, _, alpha in drawn)
+    assert {
+        len(draw(np.random.default_rng(seed), np.zeros((0, 4)), 128)[0]) > 0 for seed in range(30)
+    } == {True, False}
+    assert all((b[:, 4] <= 255).all() and (b[:, 2:4] <= 128).all() for b, _, _ in drawn)
+
+
+def test_every_batch_has_all_rates():
+    own, edges = np.array([[40.0, 40, 90, 80]]), np.linspace(Q_FLOOR, Q_MAX + 1, 9)
+    for step in range(50):
+        drawn = np.array(
+            [
+                draw(np.random.default_rng((step, place)), own, 128, place, 8)[1]
+                for place in range(8)
+            ]
+        )
+        assert all(
+            quality < Q_FLOOR or (low <= quality + 1 and quality <= high)
+            for quality, low, high in zip(drawn, edges, edges[1:], strict=False)
+        )
+
+
+def test_the_map_needs_no_torch():
+    assert "torch" not in vars(sys.modules["roilib.roi"])

@@ -1,0 +1,187 @@
+"""A thin link, simulated: how many bytes get through until when, what a frame may take of it, and which packets are lost.
+
+    bandwidth (constant or a trace) ──► Link ──► Bucket ──► budget of a frame ──► its delivery: queue, transmission, late or not
+                                                    seeded Loss ──► whether all its packets arrive
+
+Bytes leave in order, as fast as the link takes them; what waits is the bucket's content. Times in seconds from the first frame, sizes in bytes of
+payload: headers below are not counted, nor is the time light takes.
+"""
+
+import csv
+import io
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from roilib.utils.files import read_text
+
+BYTES_PER_MBIT, MOST_MBIT = 125_000, 100_000
+PACKET = 1200  # bytes of payload: what fits under the usual 1,500 with room for headers, as video conferences cut
+ROUNDING = 1e-6  # bytes and milliseconds that floating point may be off
+
+
+@dataclass(frozen=True)
+class Link:
+    """Bandwidth over time: `rates[i]` bytes a second from `times[i]` seconds on, the last one for ever; made by `constant` or `read_trace`."""
+
+    times: np.ndarray
+    rates: np.ndarray
+
+    def rate(self, time: float) -> float:
+        """Bytes a second at `time`."""
+        return float(self.rates[np.searchsorted(self.times, time, "right") - 1])
+
+    def through(self, start: float, end: float) -> float:
+        """Bytes that get through from `start` to `end`: the rate's integral."""
+        edges = np.concatenate(
+            [[start], self.times[(self.times > start) & (self.times < end)], [end]]
+        )
+        return sum(self.rate(a) * (b - a) for a, b in itertools.pairwise(edges))
+
+    def finish(self, start: float, size: float) -> float:
+        """When `size` bytes that begin at `start` are through."""
+        for edge in self.times[self.times > start]:
+            step = self.rate(start) * (edge - start)
+            if step >= size:
+                break
+            start, size = float(edge), size - step
+        return start + size / self.rate(start) if size else start
+
+
+def constant(mbit: float) -> Link:
+    """A link of always `mbit` Mbit/s. Raises ValueError for a bandwidth that is none."""
+    if not 0 < mbit <= MOST_MBIT:
+        raise ValueError(
+            f"a bandwidth is a number of Mbit/s above 0 and at most {MOST_MBIT}, not {mbit}"
+        )
+    return Link(np.array([0.0]), np.array([mbit * BYTES_PER_MBIT]))
+
+
+def read_trace(path: str | Path) -> Link:
+    """A link from a CSV file `time_s,mbit_s`: from each time on that bandwidth, from the last one on for ever. Raises ValueError naming the line."""
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(Path(path)))))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV file ({error})") from None
+    if not rows or [cell.strip() for cell in rows[0]] != ["time_s", "mbit_s"]:
+        raise ValueError(f"{path}: a trace begins with the line time_s,mbit_s")
+    points = [
+        _point(row, f"{path}: line {number}") for number, row in enumerate(rows[1:], 2) if row
+    ]
+    if not points or points[0][0] != 0:
+        raise ValueError(f"{path}: a trace starts at time 0")
+    times, rates = np.array(points).T
+    if (np.diff(times) <= 0).any():
+        raise ValueError(
+            f"{path}: times must rise, but {times[1:][np.diff(times) <= 0][0]:g} does not"
+        )
+    if rates[-1] == 0:
+        raise ValueError(f"{path}: the last bandwidth holds for ever and must be above 0")
+    return Link(times, rates * BYTES_PER_MBIT)
+
+
+def _point(row: list[str], where: str) -> tuple[float, float]:
+    try:
+        time, rate = (float(cell) for cell in row)
+    except ValueError:
+        raise ValueError(f"{where}: two numbers, time_s,mbit_s, not {','.join(row)!r}") from None
+    if not (math.isfinite(time) and 0 <= rate <= MOST_MBIT):
+        raise ValueError(
+            f"{where}: a finite time and a bandwidth from 0 to {MOST_MBIT}, not {','.join(row)!r}"
+        )
+    return time, rate
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """When a frame got through, in ms after it was taken: waiting for earlier ones, being sent, both together, and whether that is too long."""
+
+    queue_ms: float
+    transmission_ms: float
+    delay_ms: float
+    late: bool
+
+
+class Bucket:
+    """What a sender has put on a link and the link has not carried yet.
+
+    It may hold what the link carries in `latency_ms` at the rate of the moment (a sender does not know what comes), so on a constant link nothing
+    that fits is ever late. An encoder that sizes each frame by itself gets one frame interval's share of the link, or the space that is left if
+    that is less: a queue it does not build is delay it does not have.
+    """
+
+    def __init__(self, link: Link, fps: float, latency_ms: float):
+        if not (0.01 <= fps <= 1000 and math.isfinite(latency_ms) and latency_ms > 0):
+            raise ValueError(
+                f"frames a second are 0.01 to 1000 and the latency in ms a number above 0, not {fps} and {latency_ms}"
+            )
+        self.link, self.fps, self.latency_ms, self.free = (
+            link,
+            fps,
+            latency_ms,
+            0.0,
+        )  # free: when all that was sent is through
+
+    def queued(self, time: float) -> float:
+        """Bytes still waiting at `time`."""
+        return self.link.through(time, self.free) if self.free > time else 0.0
+
+    def space(self, time: float) -> int:
+        """Bytes that still fit at `time`; negative when the rate has fallen below what waits."""
+        return math.floor(
+            self.link.rate(time) * self.latency_ms / 1000 - self.queued(time) + ROUNDING
+        )
+
+    def share(self, time: float) -> int:
+        """Bytes of a frame taken at `time` whose sender sizes it exactly."""
+        return min(self.space(time), math.floor(self.link.rate(time) / self.fps + ROUNDING))
+
+    def send(self, time: float, size: int) -> Delivery:
+        """Put a frame of `size` bytes, taken at `time`, behind what waits. Frames come in order of time."""
+        begin = max(time, self.free)
+        self.free = self.link.finish(begin, size)
+        queue, transmission = 1000 * (begin - time), 1000 * (self.free - begin)
+        return Delivery(
+            queue,
+            transmission,
+            queue + transmission,
+            queue + transmission > self.latency_ms + ROUNDING,
+        )
+
+
+class Loss:
+    """Which packets a link loses: each with `probability`, alone or in bursts of `burst` packets on average (Gilbert's model).
+
+    Draws depend on seed, frame and packet number alone, so senders whose frames have as many packets lose the same ones.
+    """
+
+    def __init__(self, probability: float, burst: float | None = None, seed: int = 0):
+        if not 0 <= probability < 1:
+            raise ValueError(
+                f"a packet's probability of being lost is from 0 to below 1, not {probability}"
+            )
+        if burst is not None and not (math.isfinite(burst) and burst >= 1 / (1 - probability)):
+            raise ValueError(
+                f"packets are lost in bursts of {1 / (1 - probability):g} (each by itself) or more on average, not {burst}"
+            )
+        if seed < 0:
+            raise ValueError(f"a seed is 0 or more, not {seed}")
+        self.probability, self.seed, self.losing = probability, seed, False
+        self.stay = 1 - 1 / burst if burst else probability
+        self.begin = probability * (1 - self.stay) / (1 - probability)
+
+    def arrives(self, frame: int, size: int) -> bool:
+        """Whether all packets of a frame of `size` bytes arrive; frames come in order."""
+        whole = True
+        for draw in np.random.default_rng([self.seed, frame]).random(packets(size)):
+            self.losing = bool(draw < (self.stay if self.losing else self.begin))
+            whole &= not self.losing
+        return whole
+
+
+def packets(size: int) -> int:
+    """Packets of a frame of `size` bytes."""
+    return -(-size // PACKET)

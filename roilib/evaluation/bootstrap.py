@@ -1,0 +1,176 @@
+"""Rate-distortion curves of records, of all their pictures and of resampled ones.
+
+    records ──► curves: one a codec and ROI strength ──► bpp and pooled PSNRs (1 + COUNT, points): row 0 of all pictures, the others of resamples
+
+A resample draws as many pictures as there are, with replacement, and the same ones for every curve, so that differences of curves are paired.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from roilib.codecs.registry import CODEC_NAMES
+from roilib.metrics import rising
+from roilib.parameters import BASELINES, Parameters
+
+COUNT, SEED, LEVEL = 1000, 0, 0.95
+MOST_UNDEFINED = 0.05  # share of resamples without a number that an interval may leave out
+PARTS, MEAN = ("", "roi_", "bg_"), "mean"
+STRENGTHS = {"alpha": 0.5, "qoffset": 0.0}  # a setting's ROI knob, and where it is uniform
+
+
+def resamples(pictures: int, count: int = COUNT, seed: int = SEED) -> np.ndarray:
+    """(1 + count, pictures): how often each picture counts, once in row 0, as drawn in the others."""
+    drawn = np.random.default_rng(seed).multinomial(
+        pictures, np.full(pictures, 1 / pictures), count
+    )
+    return np.concatenate([np.ones((1, pictures)), drawn])
+
+
+def interval(rows: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of rows[1:]; NaN where more than 5 % of them are undefined, or the value itself, rows[0], is."""
+    defined = rows[1:][np.isfinite(rows[1:])]
+    if not np.isfinite(rows[0]) or len(defined) < max(1, (1 - MOST_UNDEFINED) * (len(rows) - 1)):
+        return np.nan, np.nan
+    return tuple(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+
+
+def with_interval(name: str, rows: np.ndarray, low: str = "", high: str = "") -> dict[str, float]:
+    """`name`, `name_low` and `name_high` (or as given) of a statistic's rows: a table's cells."""
+    return dict(
+        zip(
+            (name, low or f"{name}_low", high or f"{name}_high"),
+            (float(rows[0]), *interval(rows)),
+            strict=True,
+        )
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A codec's points at one ROI strength by rising rate: bpp (1 + B, P), `knobs` their λ or quality, psnr {part: (1 + B, P)} in dB.
+
+    The parts are PARTS, pooled, and MEAN, the mean of each picture's PSNR.
+    """
+
+    codec: str
+    run: str
+    strength: float
+    uniform: bool
+    trained: bool
+    knobs: tuple[float, ...]
+    bpp: np.ndarray
+    psnr: dict[str, np.ndarray]
+    pictures: int
+
+    @property
+    def label(self) -> str:
+        """What figures call the codec."""
+        return CODEC_NAMES.get(self.codec, self.codec)
+
+    def with_psnr(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """bpp and PSNR of the points that have a PSNR: that have such pixels, and an error in them."""
+        kept = np.isfinite(self.psnr[part][0])
+        return self.bpp[:, kept], self.psnr[part][:, kept]
+
+    def rising(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """bpp and PSNR of the points that are better than every cheaper one."""
+        kept = rising(self.psnr[part][0])
+        return self.bpp[:, kept], self.psnr[part][:, kept]
+
+
+def identity(record: dict) -> tuple[str, str, float, bool, bool]:
+    """Codec, run, strength, whether it is uniform and whether trained: what the points of one curve share.
+
+    A roi_vbr is a curve by itself, by its run's name (or weights file); the paper's models need one run a λ, so `run` is what sets their training
+    apart, as "seed=1", or nothing.
+    """
+    setting, codec = record["setting"], record["codec"]
+    trained = "lmbda" in setting
+    knob = next((name for name in STRENGTHS if name in setting), None)
+    strength = setting[knob] if knob and codec not in BASELINES else 0.5 if trained else 0.0
+    changed = {
+        k: v
+        for k, v in setting.items()
+        if k in ("seed", "loss_form", "metric") and v != Parameters.model_fields[k].default
+    }
+    run = (
+        run_name(record)
+        if codec == "roi_vbr"
+        else ", ".join(f"{k}={v}" for k, v in sorted(changed.items()))
+    )
+    return (
+        codec,
+        run,
+        float(strength),
+        strength == STRENGTHS["alpha" if trained else "qoffset"],
+        trained,
+    )
+
+
+def run_name(record: dict) -> str:
+    """The run, or the weights file, that a record is of; nothing for a peer."""
+    return record.get("run") or record.get("weights", "")
+
+
+def knob(record: dict) -> float:
+    """What moves a codec along its curve: λ or quality."""
+    return record["setting"]["lmbda" if "lmbda" in record["setting"] else "quality"]
+
+
+def group(records: Iterable[dict], pictures: Sequence[str]) -> dict[tuple, dict[tuple, list[dict]]]:
+    """identity → (knob, run) → its records in the order of `pictures`. Raises ValueError for a point that lacks one of them."""
+    found: dict[tuple, dict[tuple, dict[str, dict]]] = {}
+    for r in records:
+        found.setdefault(identity(r), {}).setdefault((knob(r), run_name(r)), {})[r["image"]] = r
+    for curve, points in found.items():
+        for point, by_picture in points.items():
+            for picture in pictures:
+                if picture not in by_picture:
+                    raise ValueError(
+                        f"{curve[0]} at {point[0]:g}: no record of picture {picture}, which other points have"
+                    )
+    return {
+        curve: {point: [rs[picture] for picture in pictures] for point, rs in points.items()}
+        for curve, points in found.items()
+    }
+
+
+def picture_ids(records: Iterable[dict]) -> list[str]:
+    """The pictures of records, sorted."""
+    return sorted({r["image"] for r in records})
+
+
+def curves(records: list[dict], count: int = COUNT, seed: int = SEED) -> list[Curve]:
+    """Every curve of these records, all of the same pictures, with `count` resamples."""
+    pictures = picture_ids(records)
+    weights = resamples(len(pictures), count, seed)
+    return [
+        _curve(who, points, weights) for who, points in sorted(group(records, pictures).items())
+    ]
+
+
+def _curve(who: tuple, points: dict[tuple, list[dict]], weights: np.ndarray) -> Curve:
+    cheapest_first = sorted(points, key=lambda point: sum(r["bpp"] for r in points[point]))
+    table = {
+        name: np.array([[r[name] for r in points[point]] for point in cheapest_first], float)
+        for name in _columns()
+    }
+    psnr = {}
+    with np.errstate(
+        invalid="ignore"
+    ):  # resamples without ROI pixels, and points without error: neither has a PSNR
+        for part in PARTS:
+            errors = weights @ table[f"{part}sse"].T
+            psnr[part] = 10 * np.log10(
+                255**2 * (weights @ table[f"{part}count"].T) / np.where(errors > 0, errors, np.nan)
+            )
+    bpp, psnr[MEAN] = (
+        weights @ table[name].T / weights.sum(1, keepdims=True) for name in ("bpp", "psnr")
+    )
+    return Curve(*who, tuple(point[0] for point in cheapest_first), bpp, psnr, weights.shape[1])
+
+
+def _columns() -> list[str]:
+    return ["bpp", "psnr", *(f"{part}{name}" for part in PARTS for name in ("sse", "count"))]

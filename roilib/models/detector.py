@@ -1,0 +1,158 @@
+"""YOLOv8, frozen, with a forward hook on every module of its Sequential.
+
+    frame ──► pad to stride 32 ──► 0 ─ 1 ─ … ─ 15 ─ … ─ 18 ─ … ─ 21 ─ Detect ──► detections
+                                   │   │        │       │       │      │
+                                   └───┴────────┴───────┴───────┴──────┴──► features (one entry a module)
+
+The codec uses layers 15, 18 and 21, the neck's outputs at strides 8, 16 and 32 with 64, 128 and 256 channels.
+"""
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from ultralytics import YOLO
+from ultralytics.utils import checks
+from ultralytics.utils.nms import non_max_suppression
+
+from roilib.roi import MAX_BOXES
+from roilib.utils.pretrained import is_shipped, shipped
+
+CODEC_LAYERS, CODEC_CHANNELS, CODEC_STRIDES = (15, 18, 21), (64, 128, 256), (8, 16, 32)
+SHIPPED_DETECTOR = "yolov8n_kitti.pt"
+checks.AUTOINSTALL = False  # it would run pip for whatever module a weights file names
+STRIDE, GREY = 32, 114 / 255  # Ultralytics pads with this grey
+
+
+def open_yolo(weights: Path) -> YOLO:
+    """An Ultralytics `.pt` as its own class; the one way in for such files. Raises ValueError naming the file.
+
+    They hold pickled objects, which can run code: of any but the shipped one a warning says so.
+    """
+    if weights.suffix != ".pt":  # Ultralytics would take it for an exported or an empty model
+        raise ValueError(f"{weights}: not an Ultralytics .pt file")
+    try:
+        known = is_shipped(weights)
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename}: {error.strerror}; give a YOLOv8n .pt file as detector_weights"
+        ) from None
+    if not known:
+        warnings.warn(
+            f"{weights}: not the shipped detector, and an Ultralytics .pt can run code when it is loaded: use only a file you trust",
+            stacklevel=2,
+        )
+    try:
+        return YOLO(weights)
+    except Exception as error:  # whatever unpickling a damaged file raises
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{weights}: not an Ultralytics model ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def load_yolo(weights: Path) -> nn.Module:
+    """Ultralytics' DetectionModel in fp32, frozen and in eval mode. Raises ValueError naming the file, and warns, as `open_yolo`."""
+    return open_yolo(weights).model.float().eval().requires_grad_(False)
+
+
+class HookedDetector(nn.Module):
+    """A frozen YOLOv8 whose every module's output is kept for the length of one call.
+
+    `detector(x)` with x (B, 3, H, W) in [0, 1], sides multiples of 32, returns (features, detections): a list with one entry a module of
+    the Sequential, and Detect's decoded output (B, 4 + classes, anchors). Nothing is held between calls.
+    """
+
+    def __init__(self, weights: str | Path | None = None):
+        super().__init__()
+        self.weights = Path(weights or shipped(SHIPPED_DETECTOR))
+        self.yolo = load_yolo(self.weights).to(
+            memory_format=torch.channels_last
+        )  # an eighth faster on a CPU
+        outputs: list = []  # the hooks know this list, not self, so that dropping the detector frees it at once
+        self._outputs = outputs
+        for module in self.yolo.model:
+            module.register_forward_hook(lambda module, args, output: outputs.append(output))
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class names by id."""
+        return self.yolo.names
+
+    def train(self, mode: bool = True) -> "HookedDetector":
+        """Stays in eval mode: the detector is frozen."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> tuple[list, Tensor]:
+        self._outputs.clear()
+        try:
+            detections = self.yolo(x)[0]
+            return list(self._outputs), detections
+        finally:
+            self._outputs.clear()
+
+    def codec_features(self, x: Tensor) -> list[Tensor]:
+        """Outputs of layers 15, 18, 21 for x (B, 3, H, W) of any size: (B, C, ceil(H/s), ceil(W/s)), C = 64, 128, 256, s = 8, 16, 32."""
+        features, _ = self(pad(x, STRIDE, value=GREY))
+        channels = tuple(
+            features[i].shape[1]
+            for i in CODEC_LAYERS
+            if i < len(features) and isinstance(features[i], Tensor)
+        )
+        if channels != CODEC_CHANNELS:
+            raise ValueError(
+                f"{self.weights}: layers {CODEC_LAYERS} have {channels} channels, the codec needs YOLOv8n's {CODEC_CHANNELS}"
+            )
+        height, width = x.shape[-2:]
+        chosen = zip(CODEC_LAYERS, CODEC_STRIDES, strict=True)
+        return [
+            features[i][..., : math.ceil(height / s), : math.ceil(width / s)].contiguous()
+            for i, s in chosen
+        ]
+
+    def detect(self, x: Tensor, confidence: float = 0.25, iou: float = 0.7) -> list[Tensor]:
+        """Detections of x (B, 3, H, W) in [0, 1], any size: per picture (K, 6) of x0, y0, x1, y1, confidence, class; cut to the picture."""
+        _, detections = self(pad(x, STRIDE, value=GREY))
+        found = non_max_suppression(detections, confidence, iou)
+        height, width = x.shape[-2:]
+        for boxes in found:
+            boxes[:, 0:4:2].clamp_(0, width)
+            boxes[:, 1:4:2].clamp_(0, height)
+        return found
+
+    def regions(self, image: np.ndarray) -> np.ndarray:
+        """Boxes (K, 4) of what is found in a picture, uint8 (H, W, 3), the most confident first; at most as many as a stream holds."""
+        x = (
+            torch.from_numpy(image)
+            .to(next(self.parameters()).device)
+            .permute(2, 0, 1)[None]
+            .float()
+            / 255
+        )
+        found = self.detect(x)[0][:MAX_BOXES, :4]
+        return found[(found[:, 2:] > found[:, :2]).all(1)].cpu().numpy()
+
+
+def pad(x: Tensor, stride: int, value: float | None = None) -> Tensor:
+    """x (B, C, H, W) padded at its right and bottom to multiples of `stride`, with `value` or by repeating its edge."""
+    right, bottom = (-x.shape[-1] % stride, -x.shape[-2] % stride)
+    return (
+        F.pad(x, (0, right, 0, bottom), "replicate")
+        if value is None
+        else F.pad(x, (0, right, 0, bottom), value=value)
+    )
+
+
+def frame_features(detector: HookedDetector, frame: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    """The detector's features of a frame (B, 3, H, W), continued by repetition to the codec's padded `size` (a multiple of 64)."""
+    features = detector.codec_features(frame)
+    sizes = [(size[0] // s, size[1] // s) for s in CODEC_STRIDES]
+    return [
+        F.pad(f, (0, w - f.shape[-1], 0, h - f.shape[-2]), "replicate")
+        for f, (h, w) in zip(features, sizes, strict=True)
+    ]

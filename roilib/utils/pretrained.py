@@ -1,0 +1,43 @@
+"""Files of data/weights, in the repository or in an installed wheel, and whether they are whole."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+FOLDERS = (
+    PACKAGE / "pretrained",
+    PACKAGE.parent / "data" / "weights",
+)  # of a wheel, of the repository
+SUMS = "SHA256SUMS"
+
+
+@functools.cache
+def shipped(name: str) -> Path:
+    """The path of a shipped file. Raises ValueError naming it when it is missing or not what SHA256SUMS says."""
+    folder = _folder()
+    path = folder / name
+    try:
+        sums, found = _sums(folder), hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename}: {error.strerror}; data/weights comes with the repository and with the wheel"
+        ) from None
+    if sums.get(name) != found:
+        raise ValueError(
+            f"{path}: not the file that was shipped (its SHA-256 is not the one in {SUMS})"
+        )
+    return path
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a file has the content of a shipped one, wherever it lies."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() in _sums(_folder()).values()
+
+
+def _folder() -> Path:
+    return next((folder for folder in FOLDERS if (folder / SUMS).is_file()), FOLDERS[-1])
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {line.split()[1]: line.split()[0] for line in (folder / SUMS).read_text().splitlines()}

@@ -1,0 +1,281 @@
+"""roilib.apps.drive.drive and senders: real codecs over the simulated link."""
+
+import json
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from roilib.apps.drive import drive, report, senders
+from roilib.apps.drive.link import Bucket, constant
+from roilib.metrics import psnr_from_mse, regions, squared_errors
+from roilib.utils import notebooks
+
+MBIT = 0.09  # 1,125 bytes a frame: 0.6 bpp of the small pictures
+
+
+@pytest.fixture(scope="module")
+def sent(tiny_kitti, tmp_path_factory):
+    """The command over the six small pictures with losses, their labels as boxes: (folder, records, times)."""
+    folder = tmp_path_factory.mktemp("drive")
+    labels = str(tiny_kitti / "training" / "label_2")
+    plan = drive.Plan(mbit=MBIT, latency_ms=200, keyint=3, loss=0.2, seed=1)
+    frames = drive.Drive(tiny_kitti, boxes=labels)
+    return folder, *drive.run(frames, plan, folder, folder)
+
+
+def street_of(count):
+    """`count` textured pictures (96, 160, 3) of a scene that moves by two pixels a frame, and a box."""
+    random = np.random.default_rng(0)
+    coarse = random.uniform(40, 215, (12, 40, 3)).repeat(8, 0).repeat(8, 1)
+    wide = (coarse + random.normal(0, 8, coarse.shape)).clip(0, 255).astype(np.uint8)
+    return [np.ascontiguousarray(wide[:, 2 * i : 2 * i + 160]) for i in range(count)], np.array(
+        [[48.0, 32, 112, 80]]
+    )
+
+
+def through(sender, pictures, boxes, lost=()):
+    """What a receiver shows of each frame (None: nothing), and the sizes."""
+    decode, shown, sizes = sender.decoder(), [], []
+    for i, picture in enumerate(pictures):
+        data = sender.encode(picture, boxes, i / sender.bucket.fps)
+        sender.bucket.send(i / sender.bucket.fps, len(data))
+        sizes.append(len(data))
+        shown.append(None if i in lost else decode(data))
+    return shown, sizes
+
+
+def decibels(pictures, shown, box):
+    x0, y0, x1, y1 = box.astype(int)
+    mask = np.zeros(pictures[0].shape[:2], bool)
+    mask[y0:y1, x0:x1] = True
+    errors = [squared_errors(a, b, regions(mask)) for a, b in zip(pictures, shown, strict=True)]
+    return [
+        psnr_from_mse(sum(e[part][0] for e in errors) / sum(e[part][1] for e in errors), 255)
+        for part in ("roi_", "bg_")
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x264 ultrafast live", "x264 veryfast live", "x265 ultrafast live", "x265 veryfast live"],
+)
+def test_regions_are_better_in_a_live_stream_too(name):
+    pictures, boxes = street_of(8)
+    plain, roi = (
+        decibels(
+            pictures,
+            through(
+                senders.peer(name, Bucket(constant(0.3), 10, 200), qoffset, 20), pictures, boxes
+            )[0],
+            boxes[0],
+        )
+        for qoffset in (0.0, -0.3)
+    )
+    assert (
+        roi[0] > plain[0] + 2
+    )  # presets that switch adaptive quantisation off would ignore regions silently
+    assert roi[1] < plain[1]
+
+
+@pytest.mark.parametrize("codec", ["x264", "x265"])
+def test_a_lost_frame_hurts_until_the_next_keyframe_or_itself_alone(codec):
+    pictures, boxes = street_of(9)
+
+    def different(kind):
+        name = f"{codec} ultrafast {kind}"
+        (whole, sizes), (lossy, again) = (
+            through(
+                senders.peer(name, Bucket(constant(0.3), 10, 200), -0.2, 6), pictures, boxes, lost
+            )
+            for lost in ((), (2,))
+        )
+        assert sizes == again  # rate control gives the same bytes again
+        return [
+            i
+            for i, (a, b) in enumerate(zip(whole, lossy, strict=True))
+            if b is None or not np.array_equal(a, b)
+        ]
+
+    assert different("intra") == [2]
+    assert different("live") == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("codec", ["x264", "x265"])
+def test_motion_compensation_is_at_work(codec):
+    pictures, boxes = street_of(6)
+    still = [pictures[0]] * 6
+    (_, moving), (_, standing) = (
+        through(
+            senders.peer(f"{codec} veryfast live", Bucket(constant(3), 10, 200), 0.0, 20), p, boxes
+        )
+        for p in (pictures, still)
+    )
+    assert sum(standing[3:]) < 0.5 * standing[0]
+    assert sum(moving[1:]) < 5 * moving[0]
+
+
+def test_frames_sized_one_by_one_never_exceed_their_budget(sent):
+    _, records, _ = sent
+    intra = records[~records["codec"].str.endswith("live")]
+    assert set(intra["codec"]) == {"roi_vbr", "x265 medium intra", "x264 medium intra"}
+    assert (intra["bytes"] <= intra["budget"]).all()
+    assert not (intra["over"] | intra["late"]).any()
+    assert (intra["budget"] <= 1125).all()
+    ours = intra[(intra["codec"] == "roi_vbr") & ~intra["dropped"]]
+    assert (ours["bytes"] > 0.9 * ours["budget"]).all()
+
+
+def test_lost_frames_show_the_last_picture(sent):
+    _, records, _ = sent
+    lossy = records[records["network"] == "lossy"]
+    assert lossy["lost"].any()
+    assert not records[records["network"] == "whole"]["lost"].any()
+    assert lossy[lossy["lost"]]["frozen"].all()
+    intra = lossy[~lossy["codec"].str.endswith("live")]
+    assert not (intra["affected"] & ~intra["lost"]).any()
+
+
+def test_files_hold_what_was_measured(sent):
+    folder, records, times = sent
+    made = {path.name for path in folder.iterdir()}
+    figures = {
+        f"drive_{network}.{kind}"
+        for network in ("whole", "lossy")
+        for kind in ("pdf", "png", "mp4")
+    }
+    assert made == figures | {
+        "drive.html",
+        "drive.csv",
+        "drive_frames.csv",
+        "drive_times.csv",
+        "drive_provenance.json",
+    }
+    assert len(records) == 2 * len(times) == 2 * 5 * 6
+    assert json.loads((folder / "drive_provenance.json").read_text())["parameters"]["mbit"] == MBIT
+    table = report.summary(records)
+    rows = records[(records["codec"] == "roi_vbr") & (records["network"] == "whole")]
+    assert table.loc[0, "roi_psnr"] == pytest.approx(
+        psnr_from_mse(rows["roi_sse"].sum() / rows["roi_count"].sum(), 255)
+    )
+    assert table.loc[0, "roi_floor"] == rows["roi_psnr"].min()
+
+
+def test_flicker_is_the_change_of_the_error():
+    picture = np.full((4, 6, 3), 100, np.uint8)
+    roi = np.zeros((4, 6), bool)
+    roi[:2] = True
+    frame = drive.Frame("0", picture, np.zeros((0, 4)), roi, None)
+    screen = drive.Screen()
+    assert screen.show(frame, picture + 3)["flicker"] is None  # nothing before it
+    still = screen.show(frame, picture + 3)
+    assert (still["flicker"], still["psnr"]) == (0, pytest.approx(psnr_from_mse(9, 255)))
+    half = picture + 3
+    half[:2] -= 5
+    changed = screen.show(frame, half)
+    assert (changed["roi_flicker"], changed["bg_flicker"]) == (5, 0)
+
+
+def test_what_does_not_fit_is_dropped_and_counted(tiny_kitti):
+    labels = str(tiny_kitti / "training" / "label_2")
+    plan = drive.Plan(mbit=0.004, loss=0.0, peers=["x264 veryfast intra"])
+    records, _ = drive.send(drive.Drive(tiny_kitti, boxes=labels, count=2), plan.legs())
+    assert records["dropped"].all()
+    assert records["frozen"].all()
+    assert (records["bytes"] == 0).all()
+    assert list(report.summary(records)["dropped"]) == [2, 2]
+
+
+def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
+    for i in range(2):
+        Image.fromarray(np.full((96, 160, 3), 128, np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.json").write_text("[]")
+    plan = drive.Plan(mbit=MBIT, loss=0.0, peers=["x264 ultrafast intra"])
+    records, times = drive.run(
+        drive.Drive(tmp_path, boxes=str(tmp_path)), plan, tmp_path / "made", tmp_path / "made"
+    )
+    exact = records[records["codec"] == "x264 ultrafast intra"]
+    assert (exact["bg_sse"] == 0).all()
+    assert records["roi_psnr"].isna().all()
+    assert exact["bg_psnr"].isna().all()
+    table = report.summary(records)
+    assert table.loc[1, ["roi_psnr", "bg_psnr", "bg_floor"]].isna().all()
+    assert "| x264 ultrafast intra |" in report.text(records, times)
+    assert (
+        "nan"
+        not in report.text(records, times) + (tmp_path / "made" / "drive.html").read_text().lower()
+    )
+
+
+def test_one_frame_is_a_drive(tiny_kitti, tmp_path):
+    frames = drive.Drive(tiny_kitti, boxes=str(tiny_kitti / "training" / "label_2"), count=1)
+    records, _ = drive.run(frames, drive.Plan(mbit=MBIT, peers=[]), tmp_path, tmp_path)
+    assert records[["flicker", "roi_flicker", "bg_flicker"]].isna().all(axis=None)
+    assert (tmp_path / "drive.html").exists()
+
+
+def test_frames_that_do_not_go_together_are_named_before_any_is_coded(tmp_path):
+    for name, side in (("a.png", 96), ("b.png", 96), ("c.png", 64)):
+        Image.fromarray(np.zeros((64, side, 3), np.uint8)).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".json").write_text("[]")
+    with pytest.raises(ValueError, match=r"c\.png: 64x64 pixels, the frames before it have 96x64"):
+        drive.Drive(tmp_path, boxes=str(tmp_path))
+    (tmp_path / "c.png").rename(tmp_path / "old")
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"b\.json: not a list"):
+        drive.Drive(tmp_path, boxes=str(tmp_path))
+    (tmp_path / "b.png").rename(tmp_path / "a.webp")
+    with pytest.raises(ValueError, match=r"a\.webp: a second picture of the name a"):
+        drive.Drive(tmp_path, boxes=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["KITTI", "--peers", "x266 fast live"], "x266 fast live: a peer is"),
+        (["KITTI", "--mbit", "0"], "a bandwidth is"),
+        (["KITTI", "--trace", "none.csv"], "none.csv: no such file"),
+        (["KITTI", "--boxes", "KITTI"], "no 000000.txt or 000000.json"),
+        (["KITTI", "--qoffset", "-3"], "qoffset is"),
+        (["KITTI", "--count", "0"], "a drive has 1 frame or more, not 0"),
+        (["KITTI", "--seed", "-1"], "a seed is 0 or more"),
+        (["KITTI", "--fps", "0.0003"], "frames a second are"),
+        (["KITTI", "--mbit", "1e9"], "a bandwidth is"),
+        (["KITTI", "--trace", ""], ".: cannot be read"),
+        (["KITTI", "--boxes", ""], "no 000000.txt or 000000.json"),
+        (["KITTI", "--peers", "x264 fast live", "x264 fast live"], "is named twice"),
+        (["KITTI", "--results", "/dev/null"], "/dev/null: cannot be written"),
+    ],
+)
+def test_bad_options_are_one_line(tiny_kitti, capsys, options, message):
+    options = [str(tiny_kitti) if option == "KITTI" else option for option in options]
+    assert drive.main(options) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert message in error[0]
+
+
+def test_the_notebook_runs_headless(tiny_kitti, tmp_path):
+    values = {"drive": str(tiny_kitti), "frames": 3, "mbit": MBIT, "peers": ["x264 ultrafast live"]}
+    values |= {
+        "logdir": str(tmp_path),
+        "results": str(tmp_path / "results"),
+        "figures": str(tmp_path / "figures"),
+    }
+    notebooks.execute(
+        notebooks.ROOT / "notebooks" / "08_thin_link.ipynb", tmp_path / "08.ipynb", values
+    )
+    (ours, *_) = json.loads((tmp_path / "08_thin_link" / "metrics.json").read_text())["summary"]
+    assert (ours["label"], ours["frames"], ours["over"]) == ("roi_vbr", 3, 0)
+    cells = nbformat.read(tmp_path / "08.ipynb", 4).cells
+    assert (
+        sum(
+            "image/png" in o.get("data", {})
+            for c in cells
+            if c.cell_type == "code"
+            for o in c.outputs
+        )
+        == 2
+    )

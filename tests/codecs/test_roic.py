@@ -1,0 +1,358 @@
+"""roilib.codecs.roic and roilib.codecs.container: any picture there and back, and nothing but the truth from a damaged stream."""
+
+import zlib
+
+import numpy as np
+import pytest
+from conftest import street
+
+from roilib.codecs import roic
+from roilib.codecs.container import U32, Header
+from roilib.codecs.rate_search import highest_within
+from roilib.datasets.dataset import load_splits
+from roilib.engines import trainer
+from roilib.engines.runs import open_run
+from roilib.models.detector import HookedDetector
+from roilib.roi import MAX_BOXES
+
+BOX = [[30.5, 20, 90, 60.2]]
+
+
+@pytest.fixture(scope="module")
+def vbr(vbr_run):
+    return roic.load_codec(vbr_run.weights)
+
+
+@pytest.fixture
+def image():
+    return street(0)
+
+
+def psnr(a, b):
+    return -10 * np.log10(np.mean((a.astype(float) - b) ** 2) / 255**2)
+
+
+def test_a_picture_comes_back(vbr, image):
+    data = roic.encode(image, BOX, model=vbr)
+    decoded = roic.decode(data, model=vbr)
+    assert decoded.shape == image.shape
+    assert decoded.dtype == np.uint8
+    assert psnr(decoded[20:60, 31:90], image[20:60, 31:90]) > 24
+    assert len(data) < image.size / 10
+
+
+def test_lmbda_and_alpha_are_knobs(vbr, image):
+    sizes = [
+        len(roic.encode(image, BOX, lmbda=lmbda, model=vbr)) for lmbda in (0.0004, 0.005, 0.12)
+    ]
+    assert sizes == sorted(sizes)
+    inside, outside = np.zeros(image.shape[:2], bool), np.ones(image.shape[:2], bool)
+    inside[20:61, 30:90], outside[20:61, 30:90] = True, False
+    even, strong = (
+        roic.decode(roic.encode(image, BOX, lmbda=0.003, alpha=alpha, model=vbr), model=vbr)
+        for alpha in (0.5, 0.99)
+    )
+    assert psnr(strong[outside], image[outside]) < psnr(even[outside], image[outside])
+    assert psnr(strong[inside], image[inside]) > psnr(even[inside], image[inside])
+
+
+@pytest.mark.parametrize("boxes", [(), BOX])
+def test_a_byte_cap_is_kept_and_used(vbr, image, boxes):
+    best = len(roic.encode(image, boxes, lmbda=0.12, model=vbr))
+    assert len(roic.encode(image, boxes, max_bytes=10**6, lmbda=0.0004, model=vbr)) == best
+    for cap in (300, 0.6 * best, 0.9 * best):
+        data = roic.encode(image, boxes, max_bytes=cap, model=vbr)
+        assert len(data) <= cap
+        assert len(data) + 4 >= 0.97 * cap  # streams grow by 4 bytes
+        assert 1 <= vbr.passes <= roic.MAX_ATTEMPTS
+        assert roic.decode(data, model=vbr).shape == image.shape
+
+
+def test_a_cap_that_nothing_fits_into_names_the_smallest_size(vbr, image):
+    with pytest.raises(ValueError, match="the smallest possible size of this picture is") as error:
+        roic.encode(image, BOX, max_bytes=50, model=vbr)
+    size = int(str(error.value).split()[-2])
+    assert 0.95 * size < len(roic.encode(image, BOX, max_bytes=size, model=vbr)) <= size
+    with pytest.raises(ValueError, match="smallest possible"):
+        roic.encode(image, BOX, max_bytes=round(0.9 * size), model=vbr)
+    for cap in (0, -5):
+        with pytest.raises(ValueError, match=f"max_bytes is at least 1, not {cap}"):
+            roic.encode(image, BOX, max_bytes=cap, model=vbr)
+
+
+NO_NUMBERS = [
+    ("max_bytes", "many"),
+    ("max_bytes", float("nan")),
+    ("lmbda", "0.01"),
+    ("lmbda", None),
+    ("alpha", "1"),
+    ("alpha", None),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NO_NUMBERS)
+def test_values_that_are_no_numbers_are_refused(vbr, image, name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is .*not"):
+        roic.encode(image, BOX, model=vbr, **{name: value})
+
+
+def test_no_cap_is_too_large(vbr, image):
+    most = roic.encode(image, BOX, lmbda=0.12, model=vbr)
+    assert all(
+        len(roic.encode(image, BOX, max_bytes=cap, model=vbr)) >= 0.99 * len(most)
+        for cap in (10**400, float("inf"), np.int64(2**40))
+    )
+
+
+def test_a_model_of_one_rate_keeps_it(vbr, image):
+    one = roic.Codec(
+        vbr.parameters.model_copy(update={"fixed_rate": True, "lmbda": 0.03, "alpha": 0.5}),
+        vbr.model,
+        vbr.id,
+    )
+    assert roic.encode(image, BOX, lmbda=0.002, alpha=0.9, model=one) == roic.encode(
+        image, BOX, lmbda=0.03, alpha=0.5, model=vbr
+    )
+    with pytest.raises(ValueError, match="this model has one rate"):
+        roic.encode(image, BOX, max_bytes=50, model=one)
+
+
+def test_too_little_memory_is_no_bad_stream(vbr, image, monkeypatch):
+    data = roic.encode(image, model=vbr)
+    monkeypatch.setattr(
+        vbr.model,
+        "decode_symbols",
+        lambda *_: (_ for _ in ()).throw(
+            RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        ),
+    )
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        vbr.decode(data)
+
+
+def test_sizes_are_known_without_writing_them(vbr, image):
+    x, q = vbr._inputs(image, *vbr._knobs(image, BOX, 0.01, 0.9))
+    y = vbr.model.analysis(x)
+    packed = vbr.model.write(y, q)
+    assert vbr.model.size(y, q) == pytest.approx(sum(len(s[0]) for s in packed["strings"]), abs=8)
+
+
+@pytest.mark.parametrize("bend", [1.0, 0.6])
+def test_the_highest_quality_within_a_limit_is_found_in_few_looks(bend):
+    looks = []
+
+    def size(index):
+        looks.append(index)
+        return 500 * 2 ** (0.6 * (index / 64) ** bend * 4 ** (1 - bend))
+
+    for limit in (700, 3000, 9000):
+        looks.clear()
+        best = highest_within(size, limit, 442)
+        assert limit * 0.98 <= size(best) <= limit
+        assert len(looks) < 11
+    assert highest_within(size, 10, 442) == 0
+    assert highest_within(size, 1e9, 442) == 654
+    assert highest_within(size, 1e9, 10, top=99) == 99
+
+
+def test_without_boxes_everything_is_alike_whatever_alpha_says(vbr, image):
+    symbols = [
+        vbr.decode_symbols(roic.encode(image, alpha=alpha, model=vbr))[0]
+        for alpha in (0.1, 0.5, 1.0)
+    ]
+    assert all(np.array_equal(part, symbols[0]) for part in symbols)
+
+
+def test_importance_lies_between_background_and_full_weight(vbr, image):
+    sizes = [
+        len(roic.encode(image, [[*BOX[0], importance]], alpha=0.99, model=vbr))
+        for importance in (0.02, 0.2, 1.0)
+    ]
+    assert sizes == sorted(sizes)
+
+
+def test_two_hundred_random_sizes_and_boxes(vbr):
+    random = np.random.default_rng(0)
+    for i in range(200):
+        height, width = (int(2 ** random.uniform(0, 7)) for _ in range(2)) if i else (1, 1)
+        image = random.integers(0, 256, (height, width, 3), np.uint8)
+        corners = random.uniform(-20, 100, (random.integers(0, 4), 2))
+        boxes = np.concatenate([corners, corners + random.uniform(0.5, 80, corners.shape)], 1)
+        boxes = [[0, 0, width, height]] if i % 7 == 1 else boxes
+        data = roic.encode(
+            image,
+            boxes,
+            lmbda=float(0.0004 * 300 ** random.random()),
+            alpha=float(random.random()),
+            model=vbr,
+        )
+        assert roic.decode(data, model=vbr).shape == image.shape, i
+
+
+def test_overhead_is_at_most_forty_bytes_and_eight_a_box(vbr, image):
+    for boxes in ([], BOX, BOX * 5):
+        header, strings = Header.unpack(data := roic.encode(image, boxes, model=vbr))
+        assert len(data) - sum(map(len, strings)) <= 40 + 8 * len(boxes)
+        assert len(header.boxes) == len(boxes)
+
+
+def test_the_header_says_what_was_asked_for(vbr, image):
+    header, _ = Header.unpack(
+        roic.encode(image, [[*BOX[0], 0.5]], lmbda=0.02, alpha=0.75, model=vbr)
+    )
+    described = header.describe()
+    assert (described["height"], described["width"]) == (96, 160)
+    assert described["lmbda"] == pytest.approx(0.02, rel=0.01)
+    assert described["alpha"] == pytest.approx(0.75, abs=1e-4)
+    assert described["boxes"] == [[30, 20, 90, 61, 0.502]]
+    assert described["model"] == vbr.id.hex()
+
+
+def test_real_bytes_are_what_the_likelihoods_say(vbr):
+    image = street(0)[:64, :128]
+    for lmbda in (0.002, 0.03):
+        _, strings = Header.unpack(roic.encode(image, BOX, lmbda=lmbda, model=vbr))
+        x, q = vbr._inputs(image, *vbr._knobs(image, BOX, lmbda, roic.DEFAULT_ALPHA))
+        with vbr.autocast():
+            counted = 8 * vbr.model.size(vbr.model.analysis(x), q)
+        assert counted == pytest.approx(
+            vbr.estimate(image, BOX, lmbda=lmbda), rel=0.03
+        )  # the model is tiny: whole frames are measured in records
+        assert (
+            0 <= 8 * sum(map(len, strings)) - counted <= 64
+        )  # two strings of whole words of 32 bits
+
+
+def test_bits_of_the_cells_are_those_of_the_stream(vbr, image):
+    image = image[:90, :150]
+    data = roic.encode(image, BOX, lmbda=0.012, alpha=0.99, model=vbr)
+    cells = vbr.cell_bits(image, data)
+    assert cells.shape == (8, 12)  # of 128x192 pixels
+    assert cells.sum() == pytest.approx(vbr.estimate(image, BOX, lmbda=0.012, alpha=0.99), rel=1e-6)
+    strings = Header.unpack(data)[1]
+    assert cells.sum() == pytest.approx(8 * sum(map(len, strings)), rel=0.05)
+    assert cells[2:3, 2:5].mean() > 1.5 * cells[:, 6:9].mean()  # inside the box, and outside
+    larger = np.tile(image, (2, 2, 1))  # whose strings are long beside the words that they end with
+    capped = roic.encode(larger, BOX, max_bytes=len(data) * 3, model=vbr)
+    bits = 8 * sum(map(len, Header.unpack(capped)[1]))
+    assert vbr.cell_bits(larger, capped).sum() == pytest.approx(bits, rel=0.05)
+    with pytest.raises(ValueError, match="not a stream of this picture"):
+        vbr.cell_bits(image[1:], data)
+
+
+@pytest.mark.parametrize("at", [0, 4, 5, 9, 15, 19, 27, 33, 60, -1])
+def test_any_flipped_bit_is_told(vbr, image, at):
+    data = bytearray(roic.encode(image, BOX, model=vbr))
+    data[at] ^= 4
+    with pytest.raises(ValueError, match=r"^[^\n]*\.roic[^\n]*$"):
+        roic.decode(bytes(data), model=vbr)
+
+
+def test_truncated_and_extended_streams_are_told(vbr, image):
+    data = roic.encode(image, BOX, model=vbr)
+    for damaged in (b"", data[:3], data[:20], data[:-1], data + b"x", data + data[-4:]):
+        with pytest.raises(ValueError, match=r"^[^\n]*\.roic[^\n]*$"):
+            roic.decode(damaged, model=vbr)
+
+
+def resealed(data):
+    """The stream with its last checksum made right again, as an attacker would."""
+    return bytes(data[:-4]) + U32.pack(zlib.crc32(bytes(data[:-4])))
+
+
+def test_a_header_that_lies_under_a_right_checksum_is_refused(vbr, image):
+    data = roic.encode(image, BOX, model=vbr)
+    for at, value in (
+        (4, 9),
+        (10, 255),
+        (11, 0),
+        (14, 255),
+        (16, 255),
+        (17, 255),
+        (18, 0),
+        (18, 200),
+        (19, 255),
+        (31, 1),
+        (35, 255),
+    ):
+        damaged = bytearray(data)
+        damaged[at] = value
+        with pytest.raises(ValueError, match=r"\.roic"):
+            roic.decode(resealed(damaged), model=vbr)
+
+
+def test_a_decoder_that_computes_otherwise_says_so(vbr, vbr_run, image):
+    data = roic.encode(image, BOX, model=vbr)
+    other = roic.load_codec(vbr_run.weights)
+    other.model.e_integer[0][0].layers[2].bias += 2**12
+    with pytest.raises(ValueError, match=r"symbols|not a stream"):
+        other.decode(data)
+    with pytest.raises(ValueError, match=rf"of model {vbr.id.hex()}, these weights are 00000000"):
+        roic.Codec(vbr.parameters, vbr.model, bytes(4)).decode(data)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), {}, "uint8 array"),
+        (np.zeros((4, 4, 3), np.float32), {}, "uint8 array"),
+        (np.zeros((0, 4, 3), np.uint8), {}, "sides are 1 to 8192"),
+        (np.zeros((1, 8193, 3), np.uint8), {}, "sides are 1 to 8192"),
+        (np.zeros((4, 4, 3), np.uint8), {"boxes": [[1, 2, 3]]}, "boxes are"),
+        (np.zeros((4, 4, 3), np.uint8), {"boxes": [[0, 0, np.nan, 1]]}, "finite"),
+        (np.zeros((4, 4, 3), np.uint8), {"boxes": [[3, 0, 1, 1]]}, "x0 < x1"),
+        (np.zeros((4, 4, 3), np.uint8), {"boxes": [[0, 0, 1, 1, 2.0]]}, "importance"),
+        (np.zeros((4, 4, 3), np.uint8), {"boxes": [[0, 0, 1, 1]] * (MAX_BOXES + 1)}, "at most 255"),
+        (np.zeros((4, 4, 3), np.uint8), {"lmbda": 1.0}, "lmbda"),
+        (np.zeros((4, 4, 3), np.uint8), {"alpha": -0.5}, "alpha"),
+    ],
+)
+def test_bad_input_is_one_line(vbr, image, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        roic.encode(image, model=vbr, **options)
+    assert "\n" not in str(caught.value)
+
+
+PAPERS = [
+    {"which": "hyperprior"},
+    {"which": "hyperprior_with_obj_features", "alpha": 0.8},
+    {"which": "hyperprior_with_obj_features", "mask_hooks": True},
+    {"which": "hyperprior_with_obj_features", "zero_hooks": True},
+]
+
+
+@pytest.mark.parametrize("options", PAPERS)
+def test_the_papers_models_are_coded_too(tiny_parameters, image, options):
+    run = open_run(tiny_parameters(max_epochs=15, max_steps=None, max_lr=5e-3, **options))
+    trainer.train(run, *load_splits(run.parameters))
+    trained = roic.load_codec(run.weights)
+    data = roic.encode(image[:70, :150], BOX, model=trained)
+    header, strings = Header.unpack(data)
+    assert len(data) - sum(map(len, strings)) <= 40 + 8
+    assert (
+        len(strings) == len(trained.decode_symbols(data)) == (3 if "obj" in options["which"] else 2)
+    )
+    assert header.describe()["lmbda"] == pytest.approx(
+        run.parameters.lmbda, rel=0.01
+    )  # what it was trained with
+    assert trained.cell_bits(image[:70, :150], data).sum() == pytest.approx(
+        trained.estimate(image[:70, :150], BOX), rel=1e-6
+    )
+    trained.__dict__.pop("detector", None)
+    assert roic.decode(data, model=trained).shape == (70, 150, 3)
+    assert "detector" not in trained.__dict__  # a decoder needs none
+    damaged = bytearray(data)
+    damaged[-10] ^= 1
+    with pytest.raises(ValueError, match=r"\.roic"):
+        roic.decode(resealed(damaged), model=trained)
+
+
+def test_the_extended_codec_hears_the_shipped_detector(tiny_parameters, image):
+    run = open_run(tiny_parameters(which="hyperprior_with_obj_features", max_steps=1))
+    trainer.train(run, *load_splits(run.parameters))
+    assert isinstance(roic.load_codec(run.weights).detector, HookedDetector)
+
+
+def test_weights_that_are_none_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.safetensors: no such weights file"):
+        roic.load_codec(tmp_path / "none.safetensors")

@@ -1,0 +1,359 @@
+"""roilib.evaluation.bootstrap and roilib.evaluation.comparisons: identities that BD-rates, budgets, byte ratios and their intervals must keep."""
+
+import copy
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from roilib.evaluation import comparisons
+from roilib.evaluation.bootstrap import curves, interval, resamples
+from roilib.evaluation.comparisons import (
+    bd_table,
+    budget_table,
+    byte_ratio_tables,
+    families,
+    psnr_difference,
+    published_table,
+    rate_difference,
+)
+from roilib.metrics import bd_psnr, bd_rate, psnr_from_mse
+
+PICTURES, POINTS = 8, 7
+
+
+def codec(
+    name, trained=False, strengths=(0.0,), rate=1.0, noise=0.0, points=POINTS, gain=12.0, seed=0
+):
+    """Records of a codec on pictures of different difficulty: 6 dB a doubling of the rate; a strength gives the ROI `gain` dB a unit and costs bits.
+
+    noise: of the rate of each picture, so that resamples differ.
+    """
+    random = np.random.default_rng(seed)
+    records = []
+    for strength in strengths:
+        for i in range(points):
+            for k in range(PICTURES):
+                bpp = (
+                    rate
+                    * 0.05
+                    * 2**i
+                    * (1 + k / 4)
+                    * (1 + 0.4 * abs(strength))
+                    * (1 + noise * random.normal())
+                )
+                roi, background = (
+                    22 + 5 * i + gain * abs(strength) - k / 3,
+                    23 + 5 * i - 2 * abs(strength) + k / 3,
+                )
+                knobs = (
+                    {"lmbda": float(i + 1), "alpha": 0.5 + abs(strength)}
+                    if trained
+                    else {"quality": float(50 - i), "qoffset": strength}
+                )
+                record = {"image": f"{k:06d}", "codec": name, "setting": knobs, "bpp": bpp} | (
+                    {"run": f"{name}-1"} if trained else {}
+                )
+                for part, dB, count in (("roi_", roi, 300 + 100 * k), ("bg_", background, 3000)):
+                    record |= {
+                        f"{part}sse": count * 255**2 / 10 ** (dB / 10),
+                        f"{part}count": count,
+                    }
+                record |= {
+                    name: record[f"roi_{name}"] + record[f"bg_{name}"] for name in ("sse", "count")
+                }
+                records.append(
+                    record | {"psnr": psnr_from_mse(record["sse"] / record["count"], 255)}
+                )
+    return records
+
+
+def test_row_0_is_all_pictures_and_resamples_are_of_the_same_size():
+    weights = resamples(5, 30)
+    assert weights.shape == (31, 5)
+    assert (weights[0] == 1).all()
+    assert (weights.sum(1) == 5).all()
+    assert np.array_equal(weights, resamples(5, 30))
+    assert len(np.unique(weights[1:], axis=0)) > 20
+
+
+def test_curves_are_pooled_over_pictures():
+    records = codec("x265 medium")
+    (curve,) = curves(records, 20)
+    first = [r for r in records if r["setting"]["quality"] == 50]
+    assert curve.bpp.shape == (21, POINTS)
+    assert curve.bpp[0, 0] == pytest.approx(np.mean([r["bpp"] for r in first]))
+    assert curve.psnr["roi_"][0, 0] == pytest.approx(
+        psnr_from_mse(sum(r["roi_sse"] for r in first) / sum(r["roi_count"] for r in first), 255)
+    )
+    weights = resamples(PICTURES, 20)[7]
+    drawn = [r for r, w in zip(first, weights, strict=True) for _ in range(int(w))]
+    assert curve.psnr[""][7, 0] == pytest.approx(
+        psnr_from_mse(sum(r["sse"] for r in drawn) / sum(r["count"] for r in drawn), 255)
+    )
+
+
+def test_a_point_that_lacks_a_picture_is_named():
+    records = codec("x265 medium")
+    with pytest.raises(ValueError, match="x265 medium at 50: no record of picture 000000"):
+        curves(records[1:])
+
+
+def test_an_interval_needs_nearly_all_resamples():
+    rows = np.arange(101.0)
+    assert interval(rows) == pytest.approx((3.475, 97.525))
+    assert np.isnan(interval(np.where(rows % 10 == 1, np.nan, rows))).all()
+    assert np.isnan(interval(np.where(rows == 0, np.nan, rows))).all()
+
+
+def test_resampled_differences_are_bjontegaards():
+    anchor, test = curves(codec("x264 medium") + codec("x265 medium", noise=0.1, rate=0.9), 15)
+    rate, psnr = rate_difference(anchor, test, "roi_"), psnr_difference(anchor, test, "roi_")
+    for row in range(16):
+        pair = [list(zip(c.bpp[row], c.psnr["roi_"][row], strict=True)) for c in (anchor, test)]
+        assert rate.rows[row] == pytest.approx(bd_rate(*pair)[0], abs=1e-8)
+        assert psnr.rows[row] == pytest.approx(bd_psnr(*pair)[0], abs=1e-8)
+    assert np.ptp(rate.rows) > 0.5
+
+
+def test_a_codec_against_itself_is_0_without_width():
+    mine = codec("roi_vbr", trained=True, noise=0.1)
+    other = [r | {"run": "roi_vbr-2"} for r in mine]
+    table = bd_table(families(mine + other))
+    assert len(table) == 3
+    assert (
+        np.abs(
+            table[["bd_rate", "low", "high", "bd_psnr", "bd_psnr_low", "bd_psnr_high"]].to_numpy(
+                float
+            )
+        ).max()
+        < 1e-9
+    )
+
+
+def test_rates_that_are_scaled_by_1_1_are_10_per_cent_more():
+    mine = codec("roi_vbr", trained=True, noise=0.1)
+    theirs = [r | {"run": "a", "bpp": r["bpp"] / 1.1} for r in mine]
+    table = bd_table(families(mine + theirs))
+    assert table["anchor_run"].tolist() == ["a"] * 3
+    assert table[["bd_rate", "low", "high"]].to_numpy(float) == pytest.approx(10, abs=1e-6)
+
+
+def test_intervals_hold_the_value_and_are_the_same_again():
+    records = codec("x265 medium", noise=0.2, seed=1) + codec(
+        "roi_vbr", trained=True, noise=0.2, seed=2
+    )
+    table = bd_table(families(records))
+    assert (table["low"] < table["bd_rate"]).all()
+    assert (table["bd_rate"] < table["high"]).all()
+    pd.testing.assert_frame_equal(table, bd_table(families(copy.deepcopy(records))))
+
+
+def test_no_number_but_a_note_without_points_or_overlap():
+    few = bd_table(families(codec("jpeg", points=5) + codec("roi_vbr", trained=True)))
+    assert few["bd_rate"].isna().all()
+    assert set(few["note"]) == {"fewer than 6 points"}
+    far = codec("jpeg")
+    for r in far:
+        r |= {f"{part}sse": r[f"{part}sse"] / 1000 for part in ("", "roi_", "bg_")}
+    table = bd_table(families(far + codec("roi_vbr", trained=True)))
+    assert table["bd_rate"].isna().all()
+    assert table["low"].isna().all()
+    assert set(table["note"]) == {"curves share less than half of their range"}
+    assert table["bd_psnr"].notna().all()
+    assert (table["overlap"] < 0.5).all()
+
+
+STRENGTHS = (0.0, -0.1, -0.2, -0.4)
+
+
+def test_a_budget_takes_the_strongest_roi_that_it_allows():
+    records = codec("x265 medium", strengths=STRENGTHS, noise=0.02)
+    family = families(records)[0]
+    losses = [-bg.rows[0] for _, bg in family.gains]
+    assert losses == sorted(losses)
+    table = budget_table([family], (losses[0] - 0.01, losses[1] + 0.01, 9.0))
+    assert table["strength"].tolist() == [0.0, -0.2, -0.4]
+    assert table.loc[0, ["roi_bd_rate", "bg_loss", "low", "high"]].tolist() == [0.0] * 4
+    assert table["bg_loss"][1] == pytest.approx(losses[1])
+    assert (table["low"] <= table["roi_bd_rate"]).all()
+    assert (table["roi_bd_rate"] <= table["high"]).all()
+    assert table["roi_bd_rate"][2] < table["roi_bd_rate"][1] < 0
+    uniform, roi = (next(c for c in family.members if c.strength == s) for s in (0.0, -0.2))
+    pair = [list(zip(c.bpp[0], c.psnr["roi_"][0], strict=True)) for c in (uniform, roi)]
+    assert table["roi_bd_rate"][1] == pytest.approx(bd_rate(*pair)[0])
+
+
+def test_codecs_without_a_uniform_mode_or_without_strengths_have_no_budget():
+    records = codec("jpeg") + [
+        r
+        for r in codec("roi_vbr", trained=True, strengths=(0.0, 0.4))
+        if r["setting"]["alpha"] == 0.9
+    ]
+    assert budget_table(families(records)).empty
+
+
+def test_codecs_are_compared_at_what_each_may_lose():
+    records = codec("x265 medium", strengths=STRENGTHS) + codec(
+        "roi_vbr", trained=True, strengths=(0.0, 0.1, 0.2), rate=0.8
+    )
+    table = bd_table(families(records), (0.6, 9.0))
+    assert len(table) == 3 + 2 * 2
+    budget = table[table["budget"] == 9.0]
+    assert set(budget["anchor_strength"]) == {-0.4}
+    assert set(budget["test_strength"]) == {0.7}
+    same = table[(table["budget"] == 0.6) & (table["metric"] == "roi_psnr")].iloc[0]
+    assert abs(same["anchor_strength"]) == pytest.approx(same["test_strength"] - 0.5)
+    assert same["bd_rate"] == pytest.approx(-20, abs=1e-6)
+
+
+def test_trained_codecs_without_a_uniform_mode_meet_at_their_strength():
+    paper = codec("hyperprior_with_obj_features", trained=True, strengths=(0.4,))
+    table = bd_table(
+        families(paper + codec("roi_vbr", trained=True, strengths=(0.0, 0.4), rate=1.2))
+    )
+    assert table["anchor_run"].tolist() == [""] * 3
+    assert table["test_strength"].tolist() == [0.9] * 3
+    assert table["bd_rate"].to_numpy(float) == pytest.approx(20, abs=1e-6)
+
+
+def test_other_seeds_are_curves_of_their_own():
+    records = codec("hyperprior", trained=True)
+    for r in records:
+        r["setting"] |= {"seed": 0}
+    other = [r | {"setting": r["setting"] | {"seed": 3}} for r in records]
+    assert [curve.run for curve in curves(records + other, 2)] == ["", "seed=3"]
+
+
+def test_bytes_to_be_as_good_inside_and_outside_are_the_least_of_any_strength():
+    theirs = codec("x265 medium", strengths=STRENGTHS, noise=0.05)
+    ours = [
+        r | {"bpp": 0.7 * r["bpp"]}
+        for r in codec("roi_vbr", trained=True, strengths=(0.0, 0.1, 0.2, 0.4), noise=0.05)
+    ]
+    table, points = byte_ratio_tables(families(theirs + ours))
+    (row,) = table.to_dict("records")
+    assert row["hull"] == row["reached"] == len(points) > 5
+    assert row["ratio"] == pytest.approx(np.exp(np.log(points["ratio"]).mean()))
+    assert row["low"] < row["ratio"] <= 0.7 + 1e-9
+    assert row["ratio"] <= row["high"]
+    assert points["bpp"].between(0.1, 0.5).all()
+    assert points["bpp_ours"].to_numpy() == pytest.approx(
+        (points["ratio"] * points["bpp"]).to_numpy()
+    )
+
+
+def test_scaled_rates_scale_the_byte_ratio_and_what_is_beyond_reach_has_none():
+    theirs = codec("x265 medium")
+    ours = [r | {"bpp": 1.1 * r["bpp"]} for r in codec("roi_vbr", trained=True, points=4)]
+    table, points = byte_ratio_tables(families(theirs + ours), (0.0, 99.0))
+    assert table[["ratio", "low", "high"]].to_numpy(float) == pytest.approx(1.1)
+    assert (table["reached"][0], table["hull"][0]) == (4, POINTS)
+    assert points["ratio"].isna().tolist() == [False] * 4 + [True] * 3
+
+
+def test_resamples_without_a_roi_say_nothing_of_the_byte_ratio():
+    records = codec("x265 medium", noise=0.02) + codec(
+        "roi_vbr", trained=True, noise=0.02, rate=1.1, seed=1
+    )
+    records = [
+        r | ({"roi_sse": 0.0, "roi_count": 0} if r["image"] > "000001" else {}) for r in records
+    ]  # a tenth of the resamples
+    table, points = byte_ratio_tables(families(records))
+    assert table["reached"][0] == table["hull"][0] > 1
+    assert table[["low", "high"]].isna().all(axis=None)
+    assert points["low"].isna().all()
+    more = [
+        r | ({"roi_sse": 0.0, "roi_count": 0} if r["image"] > "000005" else {})
+        for r in codec("x265 medium") + codec("roi_vbr", trained=True, rate=1.1)
+    ]
+    assert byte_ratio_tables(families(more))[0]["low"][0] == pytest.approx(1.1)
+
+
+def test_points_with_more_bytes_and_less_quality_are_not_on_the_hull():
+    records = codec("x265 medium", strengths=(0.0, -0.1), gain=-1)  # a ROI that only costs
+    (family,) = families(records)
+    assert {i for i, _ in comparisons.hull(family, (0.0, 99.0))} == {0}
+
+
+def test_where_a_codecs_scale_has_ended_points_are_left_out():
+    records = codec("roi_vbr", trained=True)
+    end = [
+        r | {"setting": r["setting"] | {"lmbda": 99.0}, "bpp": 1.01 * r["bpp"]}
+        for r in records
+        if r["setting"]["lmbda"] == POINTS
+    ]
+    (curve,) = curves(records + end, 5)
+    assert curve.bpp.shape[1] == POINTS + 1
+    assert curve.rising("roi_")[0].shape[1] == POINTS
+
+
+def test_a_published_curve_is_compared_by_means_of_the_pictures(tmp_path):
+    records = codec("roi_vbr", trained=True, noise=0.1) + codec("jpeg")
+    (ours,) = (c for c in curves(records) if c.trained)
+    path = tmp_path / "curve.json"
+    path.write_text(
+        json.dumps(
+            {
+                "codec": "theirs",
+                "bpp": list(ours.bpp[0] / 1.1)[::-1],
+                "psnr": list(ours.psnr["mean"][0])[::-1],
+            }
+        )
+    )
+    (row,) = published_table(families(records), path).to_dict("records")
+    assert (row["anchor"], row["anchor_run"], row["test"], row["metric"]) == (
+        "theirs",
+        "published",
+        "roi_vbr",
+        "psnr_mean",
+    )
+    assert row["bd_rate"] == pytest.approx(10)
+    assert row["low"] < 10 < row["high"]
+    cheap = [r for r in records if r["setting"].get("lmbda") == 1]
+    assert ours.psnr["mean"][0, 0] == pytest.approx(np.mean([r["psnr"] for r in cheap]))
+    for content in ("[", '{"codec": "x", "bpp": [1]}', '{"codec": "x", "bpp": [1], "psnr": []}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"curve\.json: not a published curve"):
+            published_table(families(records), path)
+    with pytest.raises(ValueError, match=r"nowhere\.json: no such file"):
+        published_table(families(records), tmp_path / "nowhere.json")
+
+
+def test_a_point_without_error_is_left_out_and_the_others_compared_as_ever():
+    records = (
+        codec("x264 medium", noise=0.02)
+        + codec("x265 medium", noise=0.02, seed=1)
+        + codec("roi_vbr", trained=True, noise=0.02, rate=0.8)
+    )
+    exact = [
+        r
+        | {"setting": {"quality": 1.0, "qoffset": 0.0}, "bpp": 9.0, "bg_sse": 0.0, "bg_psnr": None}
+        for r in records
+        if r["codec"] == "x265 medium"
+    ]
+    before, after = (
+        bd_table(families(chosen)).set_index(["anchor", "metric"])
+        for chosen in (records, records + exact[-PICTURES:])
+    )
+    pd.testing.assert_frame_equal(before.loc[:, "bg_psnr", :], after.loc[:, "bg_psnr", :])
+    assert set(after["note"]) == {""}
+    nowhere = [r | {"bg_sse": 0.0, "bg_psnr": None} for r in codec("jpeg")] + codec(
+        "roi_vbr", trained=True
+    )
+    row = bd_table(families(nowhere)).set_index("metric").loc["bg_psnr"]
+    assert np.isnan([row["bd_rate"], row["bd_psnr"]]).all()
+    assert (row["points"], row["note"]) == (0, "fewer than 6 points")
+
+
+def test_pictures_without_a_roi_give_numbers_for_the_rest():
+    both = codec("jpeg") + codec("roi_vbr", trained=True)
+    records = [
+        r | {"roi_sse": 0.0, "roi_count": 0, "sse": r["bg_sse"], "count": r["bg_count"]}
+        for r in both
+    ]
+    table = bd_table(families(records)).set_index("metric")
+    assert table["bd_rate"]["psnr"] == pytest.approx(0, abs=1e-6)
+    assert np.isnan(table["bd_rate"]["roi_psnr"])
+    assert byte_ratio_tables(families(records))[0]["reached"].tolist() == [0]

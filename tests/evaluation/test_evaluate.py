@@ -1,0 +1,409 @@
+"""roilib.evaluation.evaluate: whole frames, real bytes, records."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY, strictly
+from PIL import Image
+
+from roilib.codecs.roic import load_codec
+from roilib.datasets.dataset import RoiDataset, load_splits
+from roilib.datasets.readers import Sample, kitti_samples, split
+from roilib.engines import trainer
+from roilib.engines.runs import open_run
+from roilib.evaluation import comparisons, results, tables
+from roilib.evaluation.cache import detector_files
+from roilib.evaluation.evaluate import (
+    evaluate,
+    evaluate_peer,
+    finished_runs,
+    peer_settings,
+    provenance,
+    read_records,
+    refuse_training_pictures,
+    write_records,
+)
+from roilib.metrics import psnr_from_mse
+from roilib.models.detector import HookedDetector, frame_features
+from roilib.roi import integer_boxes, roi_mask
+from roilib.visualization import pictures
+from roilib.visualization.side_by_side import compare
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_kitti, tmp_path_factory):
+    """Two small models trained for long enough that their bytes mean something."""
+    from roilib.parameters import Parameters
+
+    base = {
+        "dataset": "kitti",
+        "data_root": str(tiny_kitti),
+        "logdir": str(tmp_path_factory.mktemp("runs")),
+        "device": "cpu",
+        "precision": "32",
+    }
+    base |= {
+        "N": 8,
+        "M": 12,
+        "batch_size": 4,
+        "num_workers": 0,
+        "compr_img_size": 64,
+        "train_size_p1": 0.67,
+        "max_epochs": 60,
+        "max_lr": 5e-3,
+    }
+    runs = []
+    for options in (
+        {"which": "hyperprior_eval_with_objs"},
+        {"which": "hyperprior_with_obj_features", "alpha": 0.9, "mask_hooks": True},
+    ):
+        run = open_run(Parameters.parse(base | options | {"lmbda": 0.02}))
+        trainer.train(run, *load_splits(run.parameters))
+        runs.append(run)
+    return runs
+
+
+def test_whole_frames_of_any_size_come_back_as_forward_says(trained, tiny_kitti):
+    image, boxes, _ = RoiDataset(kitti_samples(tiny_kitti))[0]
+    for run in trained:
+        codec = load_codec(run.weights)
+        for height, width in ((96, 160), (71, 130)):
+            frame = image[:, :height, :width].permute(1, 2, 0).numpy()
+            decoded = codec.decode(codec.encode(frame, boxes.numpy()))
+            rows = integer_boxes(boxes.numpy(), height, width)
+            with torch.no_grad():
+                x_hat = codec.model(*codec._inputs(frame, rows, (0, 0)))["x_hat"][
+                    0, :, :height, :width
+                ].clamp(0, 1)
+            assert decoded.shape == (height, width, 3)
+            assert np.abs(decoded - x_hat.mul(255).permute(1, 2, 0).numpy()).max() <= 0.5 + 255e-4
+
+
+def test_records_measure_what_was_decoded(trained, tiny_kitti):
+    data = RoiDataset(kitti_samples(tiny_kitti))
+    codec = load_codec(trained[0].weights)
+    image, boxes, _ = data[1]
+    original, mask = image.permute(1, 2, 0).numpy(), roi_mask(boxes, 96, 160)
+    stream = codec.encode(original, boxes.numpy())
+    record, times = next(evaluate(codec, RoiDataset(data.samples[1:2])))
+    error = (codec.decode(stream).astype(float) - original.astype(float)) ** 2
+    inside = mask[0].bool().numpy()
+    assert record["bytes"] == len(stream)
+    assert record["bpp"] == pytest.approx(8 * len(stream) / (96 * 160))
+    assert record["psnr"] == pytest.approx(psnr_from_mse(error.mean(), 255))
+    assert record["roi_psnr"] == pytest.approx(psnr_from_mse(error[inside].mean(), 255))
+    assert record["bg_psnr"] == pytest.approx(psnr_from_mse(error[~inside].mean(), 255))
+    car = roi_mask(boxes[:1], 96, 160)  # the first box of each of these pictures
+    assert record["car_psnr"] == pytest.approx(psnr_from_mse(error[car].mean(), 255))
+    assert record["car_count"] + record["pedestrian_count"] >= record["roi_count"]
+    assert (record["cyclist_psnr"], record["cyclist_count"]) == (None, 0)
+    assert all(value > 0 for value in times["seconds"].values())
+
+
+def test_features_continue_to_the_padded_frame():
+    detector = HookedDetector()
+    frame = torch.rand(1, 3, 100, 150, generator=torch.Generator().manual_seed(0))
+    features, plain = frame_features(detector, frame, (128, 192)), detector.codec_features(frame)
+    assert [tuple(f.shape[-2:]) for f in features] == [(16, 24), (8, 12), (4, 6)]
+    for padded, f in zip(features, plain, strict=True):
+        height, width = f.shape[-2:]
+        assert torch.equal(padded[..., :height, :width], f)
+        assert torch.equal(
+            padded[..., height:, :width], f[..., -1:, :].expand_as(padded[..., height:, :width])
+        )
+
+
+def test_records_round_trip_and_errors_name_the_file(tmp_path):
+    write_records(tmp_path / "a", "records", [{"bytes": 1}])
+    assert read_records(tmp_path / "a") == [{"bytes": 1}]
+    (tmp_path / "a" / "records.json").write_text("[{")
+    for folder in ("a", "b"):
+        with pytest.raises(ValueError, match=r"records\.json"):
+            read_records(tmp_path / folder)
+
+
+def test_finished_runs_are_found_and_missing_ones_named(trained, tmp_path):
+    logdir = trained[0].folder.parent
+    assert {run.folder for run in finished_runs(logdir)} == {run.folder for run in trained}
+    assert [run.folder for run in finished_runs(logdir, [trained[1].folder.name])] == [
+        trained[1].folder
+    ]
+    with pytest.raises(ValueError, match="hyperprior-none"):
+        finished_runs(logdir, ["hyperprior-none"])
+    with pytest.raises(ValueError, match="no finished training run"):
+        finished_runs(tmp_path)
+    assert finished_runs(tmp_path, needed=False) == []
+
+
+def test_pictures_that_a_run_trained_on_are_refused(trained, tiny_kitti):
+    samples = kitti_samples(tiny_kitti)
+    refuse_training_pictures(trained, RoiDataset(samples[4:]), "kitti")
+    refuse_training_pictures(trained, RoiDataset(samples), "coco")
+    with pytest.raises(ValueError, match=r"splits\.json: the run trained on 000003 "):
+        refuse_training_pictures(trained, RoiDataset(samples[3:]), "kitti")
+
+
+def test_provenance_names_code_parameters_and_time(trained, tiny_kitti):
+    found = provenance(
+        {"alpha": [0.9]},
+        RoiDataset(kitti_samples(tiny_kitti)[:2]),
+        trained,
+        ["shipped"],
+        detector_files(["shipped"]),
+    )
+    assert found["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert (found["parameters"], found["pictures"], list(found["detectors"])) == (
+        {"alpha": [0.9]},
+        2,
+        ["yolov8n_kitti"],
+    )
+    about = found["weights"]["shipped"]
+    assert about["model"] == load_codec().id.hex()
+    assert about["steps"] == about["parameters"]["max_steps"] > 0 < about["hours"]
+    assert (
+        found["pictures_sha256"]
+        != provenance({}, RoiDataset(kitti_samples(tiny_kitti)[:1]))["pictures_sha256"]
+    )
+    assert set(found["runs"]) == {run.folder.name for run in trained}
+    for about in found["runs"].values():
+        assert about["steps"] == 60
+        assert about["seconds"] > 0
+        assert {"commit", "dirty", "source", "parameters", "precision", "threads"} <= about.keys()
+
+
+def test_rate_table_pools_over_pictures(trained, tiny_kitti):
+    records = [
+        record
+        for run in trained
+        for record, _ in evaluate(load_codec(run.weights), RoiDataset(kitti_samples(tiny_kitti)))
+    ]
+    table = tables.rate_table(records)
+    assert len(table) == 2
+    for _, row in table.iterrows():
+        mine = [r for r in records if r["run"] == row["run"]]
+        assert row["bpp"] == pytest.approx(np.mean([r["bpp"] for r in mine]))
+        pooled = sum(r["roi_sse"] for r in mine) / sum(r["roi_count"] for r in mine)
+        assert row["roi_psnr"] == pytest.approx(psnr_from_mse(pooled, 255))
+        assert row["psnr_mean"] == pytest.approx(np.mean([r["psnr"] for r in mine]))
+        assert row["roi_psnr_mean"] == pytest.approx(
+            np.mean([r["roi_psnr"] for r in mine if r["roi_psnr"]])
+        )
+        cars = sum(r["car_sse"] for r in mine) / sum(r["car_count"] for r in mine)
+        assert row["car_psnr"] == pytest.approx(psnr_from_mse(cars, 255))
+    assert "cyclist_psnr" not in table
+
+
+def test_empty_tables_leave_no_file_of_an_earlier_evaluation(tmp_path):
+    table = pd.DataFrame({"a": [1, 2]})
+    tables.write_tables(tmp_path, {"one": table, "two": table})
+    tables.write_tables(tmp_path, {"one": table[:1], "two": table[:0]})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one.csv": "a\n1\n"}
+
+
+def test_one_model_is_measured_at_every_pair_of_knobs(vbr_run, trained, tiny_kitti):
+    data = RoiDataset(kitti_samples(tiny_kitti)[:2])
+    records = [
+        record
+        for record, _ in evaluate(load_codec(vbr_run.weights), data, [0.002, 0.02], [0.5, 0.95])
+    ]
+    assert [(r["setting"]["lmbda"], r["setting"]["alpha"]) for r in records[::2]] == [
+        (0.002, 0.5),
+        (0.002, 0.95),
+        (0.02, 0.5),
+        (0.02, 0.95),
+    ]
+    table = tables.rate_table(records)
+    assert table["pictures"].tolist() == [2] * 4
+    sharp, plain = (table[table["alpha"] == alpha].iloc[0] for alpha in (0.95, 0.5))
+    assert sharp["bpp"] < plain["bpp"]
+    assert sharp["bg_psnr"] < plain["bg_psnr"]
+    assert {
+        r["setting"]["lmbda"]
+        for r, _ in evaluate(load_codec(trained[0].weights), data, [0.002], [0.9])
+    } == {0.02}
+
+
+def test_roi_trade_is_read_from_the_curves():
+    rows = []
+    for alpha, shift, loss in ((0.5, 0, 0), (0.9, 1, 0.4)):
+        for i in range(6):
+            psnrs = {"roi_psnr": 25 + 3 * (i + shift), "bg_psnr": 24 + 3 * i - loss}
+            rows.append(
+                {"codec": "roi_vbr", "run": "a", "alpha": alpha, "bpp": 0.06 * 1.5**i} | psnrs
+            )
+    table = tables.roi_trade_table(pd.DataFrame(rows))
+    assert table["alpha"].tolist() == [0.9]
+    assert table["roi_bd_rate"][0] == pytest.approx(100 / 1.5 - 100, abs=0.1)
+    assert table["bg_bd_psnr"][0] == pytest.approx(-0.4, abs=1e-6)
+    ended = {
+        **rows[-1],
+        "bpp": 1.01 * rows[-1]["bpp"],
+        "roi_psnr": rows[-1]["roi_psnr"] - 0.001,
+    }  # λ has reached its end in the ROI
+    assert (
+        tables.roi_trade_table(pd.DataFrame([*rows, ended]))["roi_bd_rate"][0]
+        == table["roi_bd_rate"][0]
+    )
+    assert tables.roi_trade_table(pd.DataFrame(rows[6:])).empty
+
+
+def test_pictures_without_any_region_have_tables_and_figures(tmp_path):
+    about = {
+        "codec": "roi_vbr",
+        "run": "a",
+        "ms_ssim": None,
+        "bytes": 1,
+        "count": 30,
+        "bg_count": 30,
+    }
+    about |= {"roi_count": 0, "roi_sse": 0.0, "roi_psnr": None}
+    records = [
+        about
+        | {"image": image, "setting": {"lmbda": 0.001 * 2**i, "alpha": alpha}, "bpp": 0.1 * 2**i}
+        | {"sse": 3e4 / 2**i, "bg_sse": 3e4 / 2**i, "psnr": 18.0 + 3 * i, "bg_psnr": 18.0 + 3 * i}
+        for image in "xy"
+        for alpha in (0.5, 0.8, 0.9)
+        for i in range(7)
+    ]
+    rates = tables.rate_table(records)
+    assert rates["roi_psnr"].isna().all()
+    trade = tables.roi_trade_table(rates)
+    assert trade["roi_bd_rate"].isna().all()
+    assert trade["bg_bd_psnr"].to_numpy(float) == pytest.approx(0, abs=1e-9)
+    codecs = comparisons.families(records)
+    assert comparisons.budget_table(codecs)["strength"].tolist() == [0.5] * 3
+    tables.write_tables(tmp_path, {"rates": rates})
+    again = results.read_table(tmp_path, "rates")
+    pictures.plt.close(rates.rate_curves(again))
+    assert results.trades(again).empty
+    assert rates.alpha_sweep(again) is rates.roi_plane(again) is None
+
+
+def test_one_model_for_every_rate_is_compared_at_equal_psnr():
+    curve = [
+        {"codec": "roi_vbr", "alpha": 0.5, "lmbda": 0.01 * i, "psnr": 25 + 3 * i, "bpp": 0.1 * 2**i}
+        for i in range(5)
+    ]
+    ones = [
+        {
+            "codec": "roi_vbr (fixed_rate)",
+            "alpha": 0.5,
+            "lmbda": i,
+            "psnr": 25 + 3 * i,
+            "bpp": 0.1 * 2**i / 1.02,
+        }
+        for i in (0.5, 2, 9)
+    ]
+    other = [{"codec": "roi_vbr", "alpha": 0.9, "lmbda": 0.01, "psnr": 28, "bpp": 9}]
+    table = tables.one_rate_table(pd.DataFrame(curve + ones + other))
+    assert table["difference"][:2].tolist() == pytest.approx([2, 2], abs=1e-6)
+    assert np.isnan(table["difference"][2])  # better than the curve's best
+    assert tables.one_rate_table(pd.DataFrame(ones)).difference.isna().all()
+
+
+def test_pictures_whose_bytes_do_not_rise_with_lambda_are_counted():
+    def record(image, lmbda, size, alpha=0.5):
+        return {
+            "run": "a",
+            "codec": "roi_vbr",
+            "image": image,
+            "bytes": size,
+            "setting": {"lmbda": lmbda, "alpha": alpha},
+        }
+
+    sizes = {"x": {3: 3, 1: 1, 2: 2}, "y": {3: 3, 1: 1, 2: 1}}
+    records = [
+        record(image, lmbda, size)
+        for image, found in sizes.items()
+        for lmbda, size in found.items()
+    ]
+    table = tables.rate_order_table(
+        [
+            *records,
+            record("x", 1, 5, 0.9),
+            record("x", 2, 4, 0.9),
+            records[0] | {"codec": "hyperprior"},
+        ]
+    )
+    assert table.to_dict("records") == [
+        {"run": "a", "alpha": 0.5, "pictures": 2, "not_rising": 1},
+        {"run": "a", "alpha": 0.9, "pictures": 1, "not_rising": 1},
+    ]
+    assert tables.rate_order_table([]).empty
+
+
+FLAT_BOX = (48, 32, 96, 64)
+GRID = {"quality": [12, 18, 24, 30, 36, 42], "qoffset": [0.0, -0.2]}
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """A noisy box on grey, which some codecs give back as it was."""
+    picture = np.full((96, 160, 3), 128, np.uint8)
+    x0, y0, x1, y1 = FLAT_BOX
+    picture[y0:y1, x0:x1] = np.random.default_rng(0).integers(0, 256, (y1 - y0, x1 - x0, 3))
+    path = tmp_path_factory.mktemp("flat") / "flat.png"
+    Image.fromarray(picture).save(path)
+    return RoiDataset(
+        [Sample("flat", path, np.array([FLAT_BOX], np.float32), np.zeros(1, np.int64))]
+    )
+
+
+def test_a_part_without_error_goes_through_files_tables_and_figures(flat, vbr_run, tmp_path):
+    ours = evaluate(
+        load_codec(vbr_run.weights), flat, [0.001, 0.003, 0.01, 0.03, 0.06, 0.1], [0.5, 0.9]
+    )
+    theirs = (evaluate_peer(flat, f"{codec} medium", *GRID.values()) for codec in ("x264", "x265"))
+    measured = [record for records in (ours, *theirs) for record, _ in records]
+    exact = [r for r in measured if r["bg_sse"] == 0]
+    assert {r["codec"] for r in exact} == {"x264 medium", "x265 medium"}
+    assert all(
+        r["bg_psnr"] is None and r["bg_count"] > 0 and r["psnr"] > r["roi_psnr"] for r in exact
+    )
+    written = write_records(tmp_path, "records", measured)
+    assert strictly(written) == measured
+    records = read_records(tmp_path)
+    rates, codecs = tables.rate_table(records), comparisons.families(records)
+    assert rates["bg_psnr"].isna().sum() == rates["bg_psnr_mean"].isna().sum() == len(exact)
+    comparison = comparisons.bd_table(codecs)
+    assert comparison[comparison["metric"] == "roi_psnr"]["bd_psnr"].notna().any()
+    made = {
+        "rates": rates,
+        "bd_rates": comparison,
+        "budgets": comparisons.budget_table(codecs),
+        "roi_trade": tables.roi_trade_table(rates),
+    }
+    made["byte_ratios"], made["byte_ratio_points"] = comparisons.byte_ratio_tables(codecs)
+    tables.write_tables(tmp_path, made)
+    again = results.read_table(tmp_path, "rates")
+    pd.testing.assert_frame_equal(again[["bpp", "bg_psnr"]], rates[["bpp", "bg_psnr"]])
+    results.trades(again)
+    for draw in (rates.rate_curves, rates.alpha_sweep, rates.roi_plane):
+        pictures.plt.close(draw(again))
+    (scene,) = compare([vbr_run], records, flat, [(0, np.array(FLAT_BOX, np.float32))])
+    assert len(scene.panels) == 3
+    pictures.plt.close(pictures.comparison([scene]))
+
+
+def test_shipped_weights_know_the_pictures_that_they_were_trained_on(shared_data):
+    root = shared_data / "kitti"
+    train, test = split(kitti_samples(root), None, root)
+    refuse_training_pictures([], RoiDataset(test), "kitti", ["shipped"])
+    with pytest.raises(
+        ValueError, match=rf"shipped: was trained on {train[-1].id} and 0 more of these pictures"
+    ):
+        refuse_training_pictures(
+            [], RoiDataset([*test, train[-1]]), "pictures", ["shipped"]
+        )  # under whatever name
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "params" / "peers").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_profiles_peers_have_settings(path):
+    for name, grid in yaml.safe_load(path.read_text()).items():
+        assert len(peer_settings(name, grid)) == len(grid["quality"]) * len(
+            grid.get("qoffset", [0])
+        )

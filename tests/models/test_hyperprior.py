@@ -1,0 +1,165 @@
+"""roilib.models.hyperprior: the paper's extension keeps CompressAI's contracts."""
+
+import json
+
+import pytest
+import torch
+from compressai.models import ScaleHyperprior
+from safetensors import safe_open
+
+from roilib.models.build import build_model
+from roilib.models.hyperprior import HyperpriorWithObjFeatures, update_tables
+from roilib.models.weights import load_weights, save_weights
+from roilib.parameters import Parameters
+
+
+def randomise(model):
+    """Move an untrained model's latents away from zero, so that something is coded."""
+    torch.manual_seed(1)
+    model.g_a[6].weight.data.mul_(40)
+    update_tables(model)
+    return model.eval()
+
+
+def inputs(size=(128, 192), batch=1):
+    torch.manual_seed(0)
+    x = torch.rand(batch, 3, *size)
+    features = [
+        torch.randn(batch, c, size[0] // s, size[1] // s)
+        for c, s in ((64, 8), (128, 16), (256, 32))
+    ]
+    mask = torch.zeros(batch, 1, *size)
+    mask[..., 30:70, 40:90] = 1
+    return x, features, mask
+
+
+@pytest.mark.parametrize("options", [{}, {"zero_hooks": True}, {"mask_hooks": True}])
+@pytest.mark.parametrize("size", [(64, 64), (128, 192)])
+def test_decompress_gives_the_eval_forward(options, size):
+    model = randomise(HyperpriorWithObjFeatures(16, 24, **options))
+    x, features, mask = inputs(size, batch=2)
+    with torch.no_grad():
+        forward = model(x, features, mask)
+        packed = model.compress(x, features, mask)
+        decoded = model.decompress(packed["strings"], packed["shape"])["x_hat"]
+    assert set(forward["likelihoods"]) == {"y", "z", "w"}
+    assert len(packed["strings"]) == 3
+    torch.testing.assert_close(decoded, forward["x_hat"].clamp(0, 1), atol=1e-4, rtol=0)
+
+
+def test_bytes_are_what_the_likelihoods_say():
+    """For latents that follow the entropy model, within 1 %: the coder's tables are as fine as the estimate assumes."""
+    gaussian = randomise(HyperpriorWithObjFeatures(16, 24)).gaussian_conditional
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.exp(torch.empty(1, 48, 24, 80).uniform_(-1.6, -0.4, generator=generator))
+    y = (
+        0.8 * scales * torch.randn(scales.shape, generator=generator)
+    )  # trained scales are a little too large for rounded latents
+    coded = 8 * len(gaussian.compress(y, gaussian.build_indexes(scales))[0])
+    assert coded == pytest.approx(-gaussian(y, scales)[1].log2().sum().item(), rel=0.01)
+
+
+def test_each_hook_reaches_the_picture_and_the_rate():
+    model = randomise(HyperpriorWithObjFeatures(16, 24))
+    x, features, _ = inputs()
+    with torch.no_grad():
+        before = model.analysis(x, features)
+        for i in range(3):
+            changed = [f + 1 if i == j else f for j, f in enumerate(features)]
+            for a, b in zip(before, model.analysis(x, changed), strict=True):
+                assert not torch.allclose(a, b)
+
+
+def test_zero_hooks_see_nothing_and_mask_hooks_only_the_mask():
+    x, features, mask = inputs()
+    with torch.no_grad():
+        zero = randomise(HyperpriorWithObjFeatures(16, 24, zero_hooks=True))
+        assert torch.equal(zero(x, features, mask)["x_hat"], zero(x)["x_hat"])
+        masked = randomise(HyperpriorWithObjFeatures(16, 24, mask_hooks=True))
+        assert torch.equal(masked(x, features, mask)["x_hat"], masked(x, None, mask)["x_hat"])
+        assert not torch.equal(masked(x, None, mask)["x_hat"], masked(x, None, 1 - mask)["x_hat"])
+
+
+def test_same_size_of_model_whatever_the_hooks():
+    counts = {
+        sum(p.numel() for p in HyperpriorWithObjFeatures(16, 24, **o).parameters())
+        for o in ({}, {"zero_hooks": True})
+    }
+    assert len(counts) == 1
+
+
+def test_missing_inputs_are_named():
+    x, features, _ = inputs()
+    with pytest.raises(ValueError, match="features"):
+        HyperpriorWithObjFeatures(16, 24)(x)
+    with pytest.raises(ValueError, match="roi_mask"):
+        HyperpriorWithObjFeatures(16, 24, mask_hooks=True)(x, features)
+
+
+def test_from_state_dict_after_update():
+    model = randomise(HyperpriorWithObjFeatures(16, 24, zero_hooks=True))
+    again = HyperpriorWithObjFeatures.from_state_dict(model.state_dict(), zero_hooks=True).eval()
+    x, _, _ = inputs()
+    with torch.no_grad():
+        assert torch.equal(model(x)["x_hat"], again(x)["x_hat"])
+
+
+def test_gradients_reach_every_parameter():
+    model = HyperpriorWithObjFeatures(16, 24)
+    output = model(*inputs()[:2])
+    (output["x_hat"].sum() + sum(v.log().sum() for v in output["likelihoods"].values())).backward()
+    model.aux_loss().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_weights_round_trip_and_mismatch(tmp_path):
+    p = Parameters(which="hyperprior_with_obj_features", zero_hooks=True, N=16, M=24)
+    model = build_model(p)
+    update_tables(model)
+    save_weights(tmp_path / "w.safetensors", model, p, step=7)
+    again = build_model(p)
+    load_weights(tmp_path / "w.safetensors", again, p)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    for change in ({"N": 32}, {"zero_hooks": False}, {"which": "hyperprior", "zero_hooks": False}):
+        wrong = p.model_copy(update=change)
+        with pytest.raises(ValueError, match=next(iter(change))):
+            load_weights(tmp_path / "w.safetensors", build_model(wrong), wrong)
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    p, path, found = Parameters(which="hyperprior", N=8, M=12), tmp_path / "w.safetensors", set()
+    model = build_model(p)
+    for _ in range(8):
+        save_weights(path, model, p, step=7, licence="λ", hours="1")
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {
+            "parameters": json.dumps(p.model_dump(), sort_keys=True),
+            "step": "7",
+            "licence": "λ",
+            "hours": "1",
+        }
+        assert all(
+            torch.equal(file.get_tensor(name), value) for name, value in model.state_dict().items()
+        )
+
+
+def test_both_plain_engines_share_weights(tmp_path):
+    p = Parameters(which="hyperprior", N=16, M=24)
+    model = build_model(p)
+    assert isinstance(model, ScaleHyperprior)
+    update_tables(model)
+    save_weights(tmp_path / "w.safetensors", model, p, step=1)
+    with_objs = p.model_copy(update={"which": "hyperprior_eval_with_objs"})
+    load_weights(tmp_path / "w.safetensors", build_model(with_objs), with_objs)
+
+
+def test_weights_files_that_are_none(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"not weights")
+    for name in ("w.safetensors", "missing.safetensors"):
+        with pytest.raises(ValueError, match=name):
+            load_weights(tmp_path / name, None, Parameters())

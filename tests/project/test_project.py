@@ -1,0 +1,346 @@
+"""The scripts, profiles and files around roilib."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import requires
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from roilib.apps.drive import report
+from roilib.codecs import conventional
+from roilib.evaluation import comparisons, evaluate, tables
+from roilib.metrics import MIN_POINTS
+from roilib.parameters import Parameters, expand_sweep, parameter_table
+
+ROOT = Path(__file__).parent.parent.parent
+PROFILES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
+
+
+def profile(name):
+    return yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        ("sample", 6),
+        ("kitti_small", 8),
+        ("kitti", 5),
+        ("coco", 2),
+        ("roi_vbr", 4),
+        ("shipped", 1),
+        ("kitti_5000", 12),
+    ],
+)
+def test_profiles_expand_to_different_runs(name, runs):
+    points = expand_sweep(profile(name), logdir="runs/x")
+    assert len({p.name for p in points}) == len(points) == runs
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "params" / "peers").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_peers_have_points_for_bd_rates_and_budgets(path):
+    grids = yaml.safe_load(path.read_text())
+    for name, grid in grids.items():
+        codec, _, preset = name.partition(" ")
+        assert len(set(grid["quality"])) >= MIN_POINTS
+        assert codec in conventional.STILL or (0 in grid["qoffset"] and min(grid["qoffset"]) < 0)
+        assert codec in conventional.STILL or conventional.encode(
+            np.full((16, 16, 3), 128, np.uint8), codec, 30, preset=preset
+        )
+    if path.stem == "all":
+        assert grids.keys() == {
+            f"{c} {p}"
+            for c in conventional.VIDEO
+            for p in ("medium", "slow", "ultrafast+zerolatency")
+        } | set(conventional.STILL)
+
+
+def test_kitti_small_is_what_it_promises():
+    points = expand_sweep(profile("kitti_small"))
+    for p in points:
+        assert (p.N, p.M, p.compr_img_size, p.batch_size, p.precision) == (64, 96, 128, 8, "auto")
+        assert p.max_epochs * 10 >= 2500  # 80 training frames are 10 steps of 8
+    kinds = {(p.which, p.zero_hooks, p.mask_hooks) for p in points}
+    assert len(kinds) == 4
+    assert {p.alpha for p in points if p.which == "hyperprior_with_obj_features"} == {0.9}
+
+
+def test_a_profiles_mistakes_are_named():
+    content = profile("sample")
+    for change, message in (
+        ({"parameters": content["parameters"] | {"lambda": 1}}, "lambda"),
+        ({"parameters": content["parameters"] | {"max_lr": "1e-2"}}, "max_lr"),
+        ({"runs": []}, "runs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            expand_sweep(content | change)
+    with pytest.raises(ValueError, match="without sweep"):
+        expand_sweep({"parameters": content["parameters"]})
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_dag_holds_one_job_a_run(name, tmp_path):
+    command = [
+        "snakemake",
+        "--snakefile",
+        ROOT / "Snakefile",
+        "--dry-run",
+        "--cores",
+        "1",
+        "--forceall",
+        "--config",
+        f"profile={name}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    jobs = dict(
+        line.split()
+        for line in done.stdout.splitlines()
+        if len(line.split()) == 2 and line.split()[1].isdigit()
+    )
+    assert int(jobs["train"]) == len(expand_sweep(profile(name)))
+    assert ("report" in jobs) == (name != "coco")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "nonsense"], "no profile params/nonsense.yaml"),
+        (["--data-root", "nowhere"], "--data-root nowhere: no such folder"),
+        (["--second-detector", "nowhere.pt"], "--second-detector nowhere.pt: no such file"),
+        (["--cores"], "--cores needs a value"),
+        (["--verbose"], "unknown argument --verbose"),
+    ],
+)
+def test_run_all_refuses_bad_arguments(arguments, message):
+    done = subprocess.run(["./run_all.sh", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[0]
+
+
+def test_constraints_pin_every_direct_dependency():
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    wanted = {
+        r.split(";")[0].split("=")[0].split("<")[0].strip().lower() for r in requires("roilib")
+    }
+    assert wanted <= pinned
+
+
+def test_conda_and_docker_use_the_same_constraints():
+    pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
+    assert "--constraint constraints.txt" in pip
+    assert "constraints.txt setup.sh" in (ROOT / "Dockerfile").read_text()
+    assert "-c constraints.txt" in (ROOT / "setup.sh").read_text()
+
+
+def test_dockerfile_passes_its_linter():
+    done = subprocess.run(
+        [Path(sys.executable).parent / "hadolint", "Dockerfile"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_has_what_the_setup_calls():
+    installed = re.search(r"apt-get install.* -y (.*?) \\", (ROOT / "Dockerfile").read_text())[
+        1
+    ].split()
+    assert {"python3", "python3-venv", "git"} <= set(installed)  # of Ubuntu 24.04: 3.12
+    assert "python3 -m venv" in (ROOT / "setup.sh").read_text()
+
+
+def test_containers_are_published_on_this_machine_alone_and_run_as_nobody_special():
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    for text in (dockerfile, (ROOT / "README.md").read_text()):
+        lines = [line for line in text.splitlines() if "docker run" in line]
+        assert len(lines) == 2
+        assert all("--shm-size" in line for line in lines)
+        published = re.findall(r"-p (\S+)", " ".join(lines))
+        assert published == ["127.0.0.1:8888:8888", "127.0.0.1:6006:6006"]
+    commands = [line.split()[0] for line in dockerfile.splitlines() if line[:1].isupper()]
+    assert (
+        commands.index("USER")
+        < commands.index("COPY")
+        < commands.index("HEALTHCHECK")
+        < commands.index("CMD")
+    )
+    assert commands.count("USER") == 1
+    assert "USER 1001" in dockerfile
+    assert not re.search(r"token=|password=", dockerfile)  # Jupyter makes a new token at each start
+
+
+def test_readme_holds_the_parameters_as_they_are():
+    assert parameter_table() in (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in parameter_table() for name in Parameters.model_fields)
+
+
+@pytest.mark.parametrize("page", ["README.md", "data/weights/README.md"])
+def test_detector_figures_come_from_the_measurement(page):
+    measured = json.loads((ROOT / "data" / "weights" / "yolov8n_kitti.json").read_text())["AP50"]
+    text = (ROOT / page).read_text()
+    for key in ("mAP", "agnostic", "Car", "Pedestrian", "Cyclist"):
+        assert (
+            f"| {measured['yolov8n_coco_int8.pt'][key]:.3f} | {measured['yolov8n_kitti.pt'][key]:.3f} |"
+            in text
+        )
+
+
+@pytest.mark.parametrize("page", ["README.md", "data/README.md", "data/weights/README.md"])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text())
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    for link in links:
+        target = ((ROOT / page).parent / link).resolve().relative_to(ROOT.resolve()).as_posix()
+        assert any(name == target or name.startswith(f"{target}/") for name in tracked), link
+
+
+def test_no_large_file_is_committed():
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    assert (
+        max((ROOT / name).stat().st_size for name in files if name and (ROOT / name).exists())
+        < 15e6
+    )
+
+
+def test_reference_results_are_what_their_records_say_and_what_the_readme_shows():
+    folder = ROOT / "report" / "results" / "reference" / "kitti_small"
+    rates, records = (
+        pd.read_csv(folder / "rates.csv"),
+        json.loads((folder / "records.json").read_text()),
+    )
+    pd.testing.assert_frame_equal(
+        tables.rate_table(records)[list(rates)], rates, check_dtype=False, rtol=1e-9
+    )
+    assert {len(group) for _, group in pd.DataFrame(records).groupby("run")} == {24}
+    assert tables.markdown(rates, tables.RATE_COLUMNS) in (ROOT / "README.md").read_text()
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert set(provenance["runs"]) == set(rates["run"])
+
+
+def test_the_drive_in_the_readme_is_its_records():
+    frames = pd.read_csv(ROOT / "report" / "results" / "reference" / "drive" / "drive_frames.csv")
+    table = report.summary(frames)
+    for network, columns in (("whole", report.COLUMNS), ("lossy", report.LOSS_COLUMNS)):
+        assert (
+            tables.markdown(table[table["network"] == network], columns)
+            in (ROOT / "README.md").read_text()
+        )
+    assert not frames["over"].any()
+
+
+def test_the_readmes_comparisons_are_the_shipped_codecs_records():
+    folder, readme = (
+        ROOT / "report" / "results" / "reference" / "shipped",
+        (ROOT / "README.md").read_text(),
+    )
+    codecs = comparisons.families(json.loads((folder / "records.json").read_text()))
+    rates, budgets = comparisons.bd_table(codecs), comparisons.budget_table(codecs)
+    ratios, _ = comparisons.byte_ratio_tables(codecs)
+    for name, table in {"bd_rates": rates, "budgets": budgets, "byte_ratios": ratios}.items():
+        written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+        pd.testing.assert_frame_equal(written, pd.read_csv(folder / f"{name}.csv"), rtol=1e-6)
+    assert (
+        tables.markdown(
+            rates[rates["budget"].isna() & (rates["metric"] == "psnr")], tables.BD_COLUMNS
+        )
+        in readme
+    )
+    assert tables.markdown(ratios, tables.BYTE_RATIO_COLUMNS) in readme
+    shown = budgets["label"].isin(["x264 medium", "x265 medium", "x265 slow", "roi_vbr"])
+    assert tables.markdown(budgets[shown], tables.BUDGET_COLUMNS) in readme
+
+
+def test_the_papers_models_beside_the_shipped_codec_are_as_their_records_say():
+    folder = ROOT / "report" / "results" / "reference"
+    trained, shipped = (
+        json.loads((folder / name / "records.json").read_text())
+        for name in ("kitti_small", "shipped")
+    )
+    ratios, _ = comparisons.byte_ratio_tables(
+        comparisons.families(trained + [r for r in shipped if r["codec"] == "roi_vbr"])
+    )
+    ours = ratios[ratios["ours"] == "roi_vbr"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(io.StringIO(ours.to_csv(index=False))),
+        pd.read_csv(folder / "kitti_small" / "byte_ratios.csv"),
+        rtol=1e-6,
+    )
+    assert tables.markdown(ours, tables.BYTE_RATIO_COLUMNS) in (ROOT / "README.md").read_text()
+
+
+def test_the_speeds_in_the_readme_are_measured_ones():
+    table = tables.speed_table(
+        json.loads(
+            (ROOT / "report" / "results" / "reference" / "shipped" / "speed.json").read_text()
+        )
+    )
+    assert tables.markdown(table, tables.SPEED_COLUMNS) in (ROOT / "README.md").read_text()
+    ours, baseline = (
+        table.set_index("codec").loc[name, ["encode", "decode"]].sum()
+        for name in ("roi_vbr", "bmshj2018-hyperprior")
+    )
+    assert baseline >= 5 * ours
+
+
+def test_real_bytes_are_what_training_estimates():
+    folder = ROOT / "report" / "results" / "reference"
+    for name, most in (
+        ("shipped", 0.01),
+        ("kodak", 0.015),
+    ):  # of Kodak's streams some have a thousand bytes
+        ours = [
+            r
+            for r in json.loads((folder / name / "records.json").read_text())
+            if r["codec"] == "roi_vbr"
+        ]
+        assert len(ours) >= 200
+        assert evaluate.worst_estimate(ours) <= most
+    networks = json.loads((folder / "shipped" / "integer_networks.json").read_text())
+    assert networks["bd_rate"] <= 1
+    assert max(loss["most"] for loss in networks["coder_loss"]) < 0.005
+
+
+def test_every_machine_setting_read_the_same_symbols_and_no_cap_was_passed():
+    folder = ROOT / "report" / "results" / "reference" / "shipped"
+    table = json.loads((folder / "portability.json").read_text())["table"]
+    assert len(table) == 10
+    assert all(
+        row == {"streams": 144, "mismatches": 0, "largest_difference": row["largest_difference"]}
+        for row in table.values()
+    )
+    assert max(row["largest_difference"] for row in table.values()) <= 2
+    for cap, rows in json.loads((folder / "byte_caps.json").read_text())["caps"].items():
+        assert all(
+            "error" in row or (row["bytes"] <= int(cap) and row["passes"] <= 3) for row in rows
+        )
+
+
+def test_under_load_every_stream_was_the_same_and_memory_came_back():
+    load = json.loads(
+        (ROOT / "report" / "results" / "reference" / "shipped" / "load.json").read_text()
+    )
+    rounds = [load[name] for name in ("second_round", "fresh_processes", "parallel_processes")]
+    assert all(made["equal"] == made["pictures"] > 0 for made in rounds)
+    assert load["pictures"] >= 1000
+    assert load["malloc_bytes_a_picture"] < 100
+    assert {"commit", "packages"} <= load["environment"].keys()

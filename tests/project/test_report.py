@@ -1,0 +1,514 @@
+"""build and roilib.visualization.rates: the report and its figures come from result files, and from nothing else."""
+
+import json
+import re
+import shutil
+
+import build
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+from pypdf import PdfReader
+
+from roilib.evaluation import comparisons, tables
+from roilib.visualization import pictures, rates
+
+REFERENCE = REPOSITORY / "report" / "results" / "reference" / "kitti_small"
+SIZE = 96 * 160 * 3
+CONSTANTS = {
+    "0.0004",
+    "0.12",
+    "0.5",
+    "0.2",
+}  # of the method's and the report's own text: λ's limits, α of no ROI, a limit and a rate of tables
+
+
+def record(codec, image, setting, bpp, roi, bg):
+    """A record as notebook 05 writes it, of a picture whose ROI is a tenth."""
+    counts = {"roi_count": SIZE // 10, "bg_count": SIZE - SIZE // 10, "count": SIZE}
+    errors = {
+        "roi_sse": 255**2 * 10 ** (-roi / 10) * counts["roi_count"],
+        "bg_sse": 255**2 * 10 ** (-bg / 10) * counts["bg_count"],
+    }
+    errors["sse"] = errors["roi_sse"] + errors["bg_sse"]
+    psnrs = {"roi_psnr": roi, "bg_psnr": bg, "psnr": 10 * np.log10(255**2 * SIZE / errors["sse"])}
+    ours = {"run": "roi_vbr-1", "bpp_estimated": bpp} if codec == "roi_vbr" else {}
+    return (
+        {
+            "image": image,
+            "codec": codec,
+            "setting": setting,
+            "bytes": round(bpp * SIZE / 24),
+            "bpp": bpp,
+            "ms_ssim": 0.9,
+        }
+        | counts
+        | errors
+        | psnrs
+        | ours
+    )
+
+
+def write_results(folder):
+    """Every file that a results folder may hold, with numbers that real ones could have."""
+    folder.mkdir()
+    random, records = np.random.default_rng(0), []
+    for codec, strengths in (("roi_vbr", (0.5, 0.8, 0.95)), ("x265 medium", (0.0, -0.2, -0.4))):
+        for k, strength in enumerate(strengths):
+            for i, rate in enumerate(np.geomspace(0.05, 1.7, 7)):
+                setting = (
+                    {"lmbda": 0.001 * 2**i, "alpha": strength}
+                    if codec == "roi_vbr"
+                    else {"quality": 40 - 3 * i, "qoffset": strength}
+                )
+                for j, noise in enumerate(random.normal(0, 0.05, 4)):
+                    quality = (
+                        24 + 2.13 * i + 2.61 * k + j + noise,
+                        23 + 2.07 * i - 0.22 * k + j - noise,
+                    )
+                    records.append(
+                        record(
+                            codec,
+                            f"picture{j}",
+                            setting,
+                            float(rate * (1.03 if codec == "roi_vbr" else 1)),
+                            *quality,
+                        )
+                    )
+    rates, codecs = tables.rate_table(records), comparisons.families(records)
+    made = {
+        "rates": rates,
+        "bd_rates": comparisons.bd_table(codecs),
+        "budgets": comparisons.budget_table(codecs),
+    }
+    made["byte_ratios"], made["byte_ratio_points"] = comparisons.byte_ratio_tables(codecs)
+    made["published"] = made["bd_rates"].dropna(subset="bd_rate").head(1).assign(metric="psnr_mean")
+    made["one_rate"] = pd.DataFrame(
+        [{"lmbda": 0.012, "psnr": 30.123, "bpp": 0.5123, "bpp_roi_vbr": 0.5321, "difference": 3.87}]
+    )
+    steps = {
+        "step": range(100, 1100, 100),
+        "hours": np.linspace(0.13, 1.37, 10),
+        "loss": np.geomspace(9.1, 1.9, 10),
+        "psnr": np.linspace(20, 27, 10),
+    }
+    made["training"] = pd.DataFrame(
+        {"run": "roi_vbr-1", "codec": "roi_vbr", "label": "roi_vbr", "part": "test"} | steps
+    )
+    made["detection"], made["detection_at_bpp"] = detections(rates)
+    tables.write_tables(folder, made)
+    write(folder / "records.json", records)
+    rows = [
+        ("roi_vbr", "total"),
+        ("roi_vbr", "transforms"),
+        ("roi_vbr", "entropy coding"),
+        ("x265 medium", "total"),
+    ]
+    times = {"device": "cpu", "median": 0.1517, "p95": 0.1731, "p99": 0.1913}
+    rows = [
+        {"codec": codec, "stage": stage, "operation": operation} | times
+        for codec, stage in rows
+        for operation in ("encode", "decode")
+    ]
+    write(
+        folder / "speed.json",
+        {"rows": rows, "threads": 1, "frame": [375, 1242], "frames": 31, "warm_up": 3},
+    )
+    write(
+        folder / "portability.json",
+        {"table": {"1 thread": {"streams": 144, "mismatches": 3, "largest_difference": 2}}},
+    )
+    trial = {
+        "trial": "a",
+        "compared_with": None,
+        "change": "this",
+        "steps": 700,
+        "parameters": 4.31e6,
+        "seconds_per_step": 0.377,
+        "J": 0.4331,
+    }
+    write(
+        folder / "trials.json",
+        [trial, trial | {"trial": "b", "compared_with": "a", "change": "that", "J": 0.2217}],
+    )
+    write(
+        folder / "integer_networks.json",
+        {"bd_rate": 0.2317, "frames": 24, "coder_loss": [{"mean": 0.00113, "most": 0.00257}]},
+    )
+    parameters = {
+        "which": "roi_vbr",
+        "lmbda": 0.012,
+        "alpha": 0.9,
+        "N": 96,
+        "M": 768,
+        "compr_img_size": 192,
+        "batch_size": 8,
+        "seed": 0,
+    }
+    run = {"parameters": parameters, "steps": 6123, "seconds": 3457.0, "commit": "0123456789abcdef"}
+    evaluated = {
+        "commit": "fedcba9876543210",
+        "dirty": True,
+        "machine": "x86_64",
+        "python": "3.12.1",
+        "packages": {"torch": "2.14.1"},
+        "cores": 2,
+    }
+    write(folder / "provenance.json", {"environment": evaluated, "runs": {"roi_vbr-1": run}})
+    return folder
+
+
+def detections(rates):
+    """detection.csv and detection_at_bpp.csv: what a detector finds falls with the rate."""
+    names = ("agnostic_ap50", "map50", "map50_95")
+    rows = [
+        {"detector": "yolo", "codec": "uncompressed", "label": "uncompressed", "objects": 109}
+        | dict.fromkeys(names, 0.8421)
+    ]
+    rows[0] |= {f"{name}_loss{end}": 0.0 for name in names for end in ("", "_low", "_high")}
+    for _, point in rates.iterrows():
+        row = point[
+            ["codec", "label", "run", "lmbda", "alpha", "quality", "qoffset", "bpp"]
+        ].to_dict() | {"detector": "yolo", "objects": 109}
+        for name in names:
+            loss = 3.7 / point["bpp"] ** 0.5
+            row |= {
+                name: 0.8421 * (1 - loss / 100),
+                f"{name}_loss": loss,
+                f"{name}_loss_low": loss - 2.3,
+                f"{name}_loss_high": loss + 3.1,
+            }
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    at = table[table["codec"] == "roi_vbr"].iloc[:2].assign(at_bpp=0.15, strength=0.95)
+    return table, at
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+
+
+def text_of(results, folder, out):
+    """The report's text; it must compile without a warning."""
+    assert build.build(results, folder, out) == []
+    return "\n".join(page.extract_text() for page in PdfReader(out).pages)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    return write_results(tmp_path_factory.mktemp("report") / "full")
+
+
+@pytest.fixture(scope="module")
+def full_text(full):
+    return text_of(full, full.parent / "none", full.parent / "full.pdf")
+
+
+def test_a_section_for_every_file_and_none_without(full, full_text, tmp_path):
+    titles = {
+        "What a sharper ROI costs",
+        "Against each other",
+        "What a detector still finds",
+        "Speed",
+        "Exactness",
+        "Ablation",
+    }
+    titles |= {"for 300 epochs", "The paper’s codec"}
+    assert {title for title in titles if title in full_text} == titles - {"The paper’s codec"}
+    (tmp_path / "least").mkdir()
+    for name in ("records.json", "rates.csv"):
+        shutil.copy(full / name, tmp_path / "least")
+    least = text_of(tmp_path / "least", tmp_path / "none", tmp_path / "least.pdf")
+    assert not any(title in least for title in titles)
+    assert "Rate and quality" in least
+    (tmp_path / "least" / "rates.csv").unlink()
+    with pytest.raises(ValueError, match=r"least/rates\.csv: no such file"):
+        build.build(tmp_path / "least", tmp_path / "none", tmp_path / "least.pdf")
+
+
+SHOWN = {
+    "rates": ["bpp", "roi_psnr", "bg_psnr", "ms_ssim"],
+    "budgets": ["roi_bd_rate", "low", "high", "bg_loss", "bg_loss_low", "bg_loss_high"],
+    "bd_rates": ["bd_rate", "low", "high", "bd_psnr", "bd_psnr_low", "bd_psnr_high"],
+    "published": ["bd_rate", "low", "high"],
+    "byte_ratios": ["ratio", "low", "high", "reached", "hull"],
+    "one_rate": ["difference"],
+    "detection": ["agnostic_ap50", "objects"],
+    "detection_at_bpp": [
+        f"{name}_loss{end}" for name in ("agnostic_ap50", "map50") for end in ("", "_low", "_high")
+    ],
+    "training": ["step", "hours"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [(name, column) for name, columns in SHOWN.items() for column in columns]
+)
+def test_every_measured_column_reaches_the_text(full, full_text, tmp_path, name, column):
+    shutil.copytree(full, tmp_path / "full")
+    table = pd.read_csv(full / f"{name}.csv")
+    table[column] = (
+        (table[column] * 3).round() if table[column].dtype.kind == "i" else table[column] * 1.37
+    )
+    table.to_csv(tmp_path / "full" / f"{name}.csv", index=False)
+    assert text_of(tmp_path / "full", tmp_path / "none", tmp_path / "full.pdf") != full_text
+
+
+def scaled(content, factor=1.37):
+    """JSON or a table with all measured numbers scaled: not settings, nor what counts as one."""
+    if isinstance(content, dict):
+        kept = ("setting", "parameters", "packages", "frame")
+        return {
+            k: v
+            if k in kept and not isinstance(v, float)
+            else v * factor
+            if k in ("roi_count", "count")
+            else scaled(v, factor)
+            for k, v in content.items()
+        }
+    if isinstance(content, list):
+        return [scaled(v, factor) for v in content]
+    if isinstance(content, pd.DataFrame):
+        fixed = (
+            "lmbda",
+            "alpha",
+            "qoffset",
+            "quality",
+            "strength",
+            "budget",
+            "at_bpp",
+            "bpp_low",
+            "bpp_high",
+            "pictures",
+            "seed",
+        )
+        keep = [
+            c
+            for c in content
+            if c in fixed or c.endswith("_strength") or content[c].dtype.kind not in "fi"
+        ]
+        return content.assign(
+            **{c: (content[c] * factor).astype(content[c].dtype) for c in content if c not in keep}
+        )
+    return round(content * factor, 9) if isinstance(content, float) else content
+
+
+def test_no_measured_number_is_typed_by_hand(full, full_text, tmp_path):
+    other = tmp_path / "full"
+    shutil.copytree(full, other)
+    for path in other.iterdir():
+        if path.suffix == ".csv":
+            scaled(pd.read_csv(path)).to_csv(path, index=False)
+        else:
+            write(path, scaled(json.loads(path.read_text())))
+    text = text_of(other, tmp_path / "none", tmp_path / "full.pdf")
+    before, after = (
+        re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", t.split("References")[0])
+        for t in (full_text, text)
+    )
+    same = {number for number, other in zip(before, after, strict=True) if number == other}
+    settings = {f"{0.001 * 2**i:.4f}" for i in range(7)} | {
+        "0.012",
+        "0.0120",
+        "0.90",
+        "0.8",
+        "0.95",
+        "0.4",
+        "0.3",
+        "1.0",
+        "0.1",
+        "0.15",
+    }
+    sections = {number for number in before if re.fullmatch(r"[1-9]\.[1-9]", number)}
+    assert same <= CONSTANTS | settings | sections
+    assert len(before) > 150
+
+
+@pytest.mark.parametrize("column", ["bpp", "roi_sse", "bg_sse", "ms_ssim"])
+def test_every_measured_column_of_the_reference_records_reaches_the_text(tmp_path, column):
+    records, folder = json.loads((REFERENCE / "records.json").read_text()), tmp_path / "kitti_small"
+    shutil.copytree(REFERENCE, folder)
+    plain = text_of(folder, tmp_path / "none", tmp_path / "out.pdf")
+    changed = [r | {column: r[column] * 1.37} for r in records]
+    write(folder / "records.json", changed)
+    tables.write_tables(folder, {"rates": tables.rate_table(changed)})
+    assert text_of(folder, tmp_path / "none", tmp_path / "out.pdf") != plain
+
+
+def test_figures_are_the_same_bytes_when_drawn_again_and_others_when_their_table_changes(
+    full, tmp_path
+):
+    made = build.draw(full, tmp_path / "a")
+    assert set(made) == {
+        "rate_psnr",
+        "roi_plane",
+        "alpha_sweep",
+        "detection",
+        "latency",
+        "training",
+        "training_hours",
+    }
+    build.draw(full, tmp_path / "b")
+    names = {f"{name}.{kind}" for name in made for kind in ("pdf", "png")}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == names
+    assert all(
+        (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        for name in names
+    )
+    assert text_of(full, tmp_path / "a", tmp_path / "out.pdf")
+    other = tmp_path / "full"
+    shutil.copytree(full, other)
+    for name in ("rates", "detection", "training"):
+        scaled(pd.read_csv(full / f"{name}.csv"), 1.1).to_csv(other / f"{name}.csv", index=False)
+    write(other / "speed.json", scaled(json.loads((full / "speed.json").read_text()), 1.1))
+    build.draw(other, tmp_path / "b")
+    assert all(
+        (tmp_path / "a" / name).read_bytes() != (tmp_path / "b" / name).read_bytes()
+        for name in names
+    )
+
+
+def test_the_reference_results_make_a_report_without_their_pictures(tmp_path):
+    made = build.draw(REFERENCE, tmp_path / "figures")
+    assert made == ["rate_psnr", "training", "training_hours"]
+    text = text_of(REFERENCE, tmp_path / "figures", tmp_path / "out.pdf")
+    rates = pd.read_csv(REFERENCE / "rates.csv")
+    for value in (
+        *rates["bpp"].map("{:.3f}".format),
+        *rates["roi_psnr"].map("{:.2f}".format),
+        *rates["bg_psnr"].map("{:.2f}".format),
+    ):
+        assert value in text
+
+
+def test_the_readmes_curves_are_those_of_the_shipped_results(tmp_path):
+    build.draw(REFERENCE.parent / "shipped", tmp_path)
+    for name in ("rate_psnr.png", "roi_plane.png", "detection.png"):
+        drawn, shown = (
+            np.asarray(Image.open(folder / name).convert("L"), float)
+            for folder in (tmp_path, REPOSITORY / "report" / "pictures")
+        )
+        assert drawn.shape == shown.shape
+        assert (
+            np.abs(drawn - shown).mean() < 0.5
+        )  # another processor may smooth an edge by another grey
+
+
+def test_a_codec_whose_every_mode_costs_much_background_has_a_curve():
+    rates = [(bpp, more) for more in (0, 0.3, 0.4) for bpp in (0.5, 1, 2)]
+    points = [
+        {
+            "lmbda": bpp,
+            "bpp": bpp,
+            "alpha": 0.5 + more,
+            "roi_psnr": 30 + bpp + more,
+            "bg_psnr": 29 + bpp - 9 * more,
+        }
+        for bpp, more in rates
+    ]
+    figure = rates.rate_curves(pd.DataFrame(points).assign(codec="roi_vbr"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "roi_vbr, uniform",
+        "roi_vbr, α 0.8",
+    ]
+    pictures.plt.close(figure)
+
+
+@pytest.mark.parametrize("names", [("psnr", "roi_psnr"), ("ms_ssim_loss", "roi_ms_ssim_loss")])
+def test_a_history_of_one_epoch_shows_points(names):
+    entry = {"step": 3, "test": {"loss": 1.0, "bpp_loss": 0.5} | dict.fromkeys(names, 0.9)}
+    figure = pictures.history([entry])
+    assert all(
+        line.get_marker() == "o"
+        for ax in figure.axes
+        for line in ax.get_lines()
+        if len(line.get_xdata())
+    )
+    assert len(figure.axes[2].get_lines()) >= 2
+    assert figure.axes[2].get_ylabel() == ("test PSNR (dB)" if "psnr" in names else "test MS-SSIM")
+    pictures.plt.close(figure)
+
+
+def test_tables_are_shown_with_what_they_have():
+    table = pd.DataFrame(
+        {"label": ["a", "b"], "bpp": [0.12345, np.nan], "alpha": [np.nan, np.nan], "more": [1, 2]}
+    )
+    shown = tables.shown(table, tables.RATE_COLUMNS)
+    assert shown.to_dict("list") == {"codec": ["a", "b"], "bpp": ["0.123", "–"]}
+
+
+def test_rates_far_above_ours_are_not_drawn():
+    points = [
+        {"bpp": bpp, "roi_psnr": 30 + bpp, "bg_psnr": 29 + bpp, "quality": bpp}
+        for bpp in (0.25, 0.5, 1, 2, 4)
+    ]
+    rows = [p | {"codec": "roi_vbr", "alpha": 0.5} for p in points[:3]] + [
+        p | {"codec": "x265 medium", "qoffset": 0.0} for p in points
+    ]
+    rows.append(
+        {"codec": "jpeg", "bpp": 3, "roi_psnr": 33, "bg_psnr": 32, "quality": 90, "qoffset": 0.0}
+    )
+    for shown, highest in ((rows, 1), (rows[3:], 4)):
+        figure = rates.rate_curves(pd.DataFrame(shown))
+        assert (
+            max(rate for ax in figure.axes for line in ax.get_lines() for rate in line.get_xdata())
+            == highest
+        )
+        assert ("JPEG" in [text.get_text() for text in figure.legends[0].get_texts()]) == (
+            highest == 4
+        )
+        pictures.plt.close(figure)
+
+
+@pytest.mark.parametrize("missing", ["budgets", "bd_rates", "byte_ratios", "detection_at_bpp"])
+def test_a_report_without_a_table_leaves_its_sections_out(full, tmp_path, missing):
+    other = tmp_path / "full"
+    shutil.copytree(full, other)
+    (other / f"{missing}.csv").unlink()
+    assert len(text_of(other, tmp_path / "none", tmp_path / "out.pdf")) > 1000
+
+
+@pytest.mark.parametrize("name", ["kodak", "one_rate", "shipped"])
+def test_every_folder_of_reference_results_makes_a_report(name, tmp_path):
+    assert text_of(REFERENCE.parent / name, tmp_path / "none", tmp_path / "out.pdf")
+
+
+def test_a_figure_without_data_is_none_and_takes_its_files_away(tmp_path):
+    empty = pd.DataFrame()
+    assert (
+        rates.rate_curves(empty)
+        is rates.roi_plane(empty)
+        is rates.alpha_sweep(empty)
+        is rates.training_curves(empty)
+        is None
+    )
+    assert rates.latency({}) is rates.detection_curves(empty, empty) is None
+    (tmp_path / "old.png").write_bytes(b"stale")
+    assert pictures.save_figure(None, tmp_path, "old") == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_detectors_time_is_drawn_only_where_it_runs():
+    stages = {"detector": 0.08, "transforms": 0.03, "container": 0.01}
+    rows = [
+        {"codec": "roi_vbr", "stage": s, "operation": "encode", "median": t}
+        for s, t in (stages | {"total": 0.04}).items()
+    ]
+    rows.append(
+        {"codec": "roi_vbr + detector", "stage": "total", "operation": "encode", "median": 0.12}
+    )
+    figure = rates.latency(
+        {"rows": [row | {"p95": row["median"], "device": "cpu"} for row in rows]}
+    )
+    widths = {
+        y: sum(
+            bar.get_width()
+            for bar in figure.axes[0].patches
+            if bar.get_y() < y < bar.get_y() + bar.get_height()
+        )
+        for y in (0, 1)
+    }
+    assert widths == pytest.approx({0: 40, 1: 120})
+    pictures.plt.close(figure)

@@ -1,0 +1,66 @@
+"""roilib.utils.pretrained: whole files only, from the repository and from a wheel."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from roilib.utils import pretrained as module
+from roilib.utils.pretrained import FOLDERS, SUMS, shipped
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_every_weights_file_has_its_sum():
+    files = {
+        path.name
+        for path in (ROOT / "data" / "weights").iterdir()
+        if path.suffix in (".pt", ".safetensors")
+    }
+    assert files == {
+        line.split()[1] for line in (ROOT / "data" / "weights" / SUMS).read_text().splitlines()
+    }
+    for name in files:
+        assert shipped(name) == FOLDERS[1] / name
+
+
+def test_a_changed_or_missing_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FOLDERS", (tmp_path,))
+    shipped.cache_clear()
+    (tmp_path / SUMS).write_text("0" * 64 + "  a.pt\n")
+    (tmp_path / "a.pt").write_bytes(b"changed")
+    with pytest.raises(ValueError, match=r"a\.pt: not the file that was shipped"):
+        shipped("a.pt")
+    with pytest.raises(ValueError, match=r"b\.pt: No such file"):
+        shipped("b.pt")
+    shipped.cache_clear()
+
+
+def test_a_wheel_brings_the_weights(tmp_path):
+    for name in ("roilib", "data/weights"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        tmp_path,
+        tmp_path,
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert f"roilib/weights/{SUMS}" in names
+    assert {
+        f"roilib/weights/{line.split()[1]}"
+        for line in (ROOT / "data" / "weights" / SUMS).read_text().splitlines()
+    } <= set(names)
+    assert "roilib/codec.py" in names

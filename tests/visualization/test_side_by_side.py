@@ -1,0 +1,131 @@
+"""roilib.visualization.side_by_side: pictures decoded again at equal bytes."""
+
+import numpy as np
+import pytest
+
+from roilib.codecs.roic import load_codec
+from roilib.datasets.dataset import RoiDataset
+from roilib.datasets.readers import Sample, kitti_samples
+from roilib.evaluation.evaluate import evaluate, evaluate_peer
+from roilib.roi import roi_mask
+from roilib.visualization import pictures
+from roilib.visualization.side_by_side import (
+    _strength,
+    allocations,
+    choose_boxes,
+    closest_in_bytes,
+    compare,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_kitti):
+    return RoiDataset(kitti_samples(tiny_kitti))
+
+
+@pytest.fixture(scope="module")
+def records(vbr_run, data):
+    """Of the first two pictures, by a roi_vbr and x264."""
+    few = RoiDataset(data.samples[:2], data.classes)
+    ours = evaluate(load_codec(vbr_run.weights), few, [0.002, 0.01, 0.05], [0.5, 0.9])
+    theirs = evaluate_peer(few, "x264 medium", [20, 30, 40], [0.0, -0.2])
+    return [record for measured in (ours, theirs) for record, _ in measured]
+
+
+def test_closest_in_bytes_takes_the_nearest_of_each_codec():
+    sizes = {"a": [100, 400], "b": [180, 390, 1000], "c": [50, 420]}
+    records = [
+        {"image": "x", "codec": codec, "bytes": size}
+        for codec, all_sizes in sizes.items()
+        for size in all_sizes
+    ]
+    assert [r["bytes"] for r in closest_in_bytes(records, "x", ["a", "b", "c"])] == [400, 390, 420]
+    assert closest_in_bytes(records, "x", []) == []
+
+
+def test_a_strength_is_one_that_gets_as_low():
+    def record(qoffset, size, roi, bg):
+        errors = {
+            f"{part}_sse": 255**2 * 10 ** (-db / 10) for part, db in (("roi", roi), ("bg", bg))
+        } | {"roi_count": 1, "bg_count": 1}
+        return {
+            "setting": {"qoffset": qoffset},
+            "bytes": size,
+            "roi_psnr": roi,
+            "bg_psnr": bg,
+            "psnr": bg,
+        } | errors
+
+    records = [
+        record(q, size * k, roi + k, 25 + k)
+        for q, size, roi in ((0.0, 80, 25), (-0.1, 100, 28), (-0.3, 300, 32))
+        for k in (1, 2)
+    ]
+    assert _strength(records, 150)[0] == -0.1
+    assert _strength(records, 350)[0] == -0.3
+    assert _strength(records, 90)[0] == 0.0
+    assert [r["bytes"] for r in _strength(records, 150)[1]] == [100, 200]
+
+
+def test_boxes_are_the_largest_of_each_class_in_different_pictures(data):
+    places = choose_boxes(data, 3)
+    assert len({i for i, _ in places}) == 3
+    kinds = [
+        int(data.samples[i].labels[(data.samples[i].boxes == box).all(1)][0]) for i, box in places
+    ]
+    assert len(set(kinds[:2])) == 2
+    whole = [
+        b
+        for s in data.samples
+        for b, k in zip(s.boxes, s.labels, strict=True)
+        if k == kinds[0] and b[0] > 2 and b[1] > 2 and b[2] < 157
+    ]
+    assert np.prod(places[0][1][2:] - places[0][1][:2]) == max(
+        np.prod(b[2:] - b[:2]) for b in whole
+    )
+    assert choose_boxes(RoiDataset([Sample("empty", data.samples[0].path)]))[0][1].tolist() == [
+        0,
+        0,
+        160,
+        96,
+    ]
+
+
+def test_panels_are_what_their_streams_decode_to_at_about_equal_bytes(vbr_run, records, data):
+    (scene,) = compare([vbr_run], records, data, [(1, data.samples[1].boxes[0])])
+    assert [panel.codec for panel in scene.panels] == ["original", "x264 medium", "roi_vbr"]
+    original, peer, ours = scene.panels
+    assert peer.strength == -0.2
+    assert ours.strength == 0.9
+    assert len(ours.stream) == pytest.approx(0.2 * 96 * 160 / 8, rel=0.25)
+    assert np.array_equal(ours.picture, load_codec(vbr_run.weights).decode(ours.stream))
+    mask = roi_mask(scene.boxes, 96, 160)
+    error = (ours.picture.astype(float) - original.picture) ** 2
+    assert ours.roi_psnr == pytest.approx(10 * np.log10(255**2 / error[mask].mean()))
+    assert ours.bg_psnr == pytest.approx(10 * np.log10(255**2 / error[~mask].mean()))
+    bits = allocations([vbr_run], scene)
+    assert list(bits) == [("roi_vbr", 0.5), ("roi_vbr", 0.9)]
+    inside = (
+        np.add.reduceat(np.add.reduceat(mask, np.arange(0, 96, 16), 0), np.arange(0, 160, 16), 1)
+        > 128
+    )
+    uniform, sharp = (cells[:6, :10] for cells in bits.values())
+    assert sharp[inside].sum() / sharp.sum() > uniform[inside].sum() / uniform.sum()
+    assert pictures.comparison([scene]) is not None
+    assert pictures.bit_allocation(scene, bits) is not None
+
+
+def test_what_nothing_was_measured_of_has_no_figure(data):
+    scenes = compare([], [], data, choose_boxes(data, 1))
+    assert [panel.codec for panel in scenes[0].panels] == ["original"]
+    assert pictures.comparison(scenes) is None
+    assert pictures.bit_allocation(scenes[0], allocations([], scenes[0])) is None
+
+
+def test_the_window_around_a_box_keeps_its_shape_inside_the_picture():
+    x0, y0, x1, y1 = pictures.crop_window(np.array([100.0, 100, 130, 190]), 375, 1242)
+    assert x0 < 100 < 130 < x1
+    assert y0 < 100 < 190 < y1
+    assert (x1 - x0) / (y1 - y0) == pytest.approx(pictures.CROP_ASPECT, rel=0.05)
+    x0, y0, x1, y1 = pictures.crop_window(np.array([0.0, 0, 160, 96]), 96, 160)
+    assert (x0, y0, x1, y1) == (0, 0, 160, 96)
