@@ -6,4 +6,5 @@ cd "$(dirname "$0")"
 [ "${1:-}" != --setup ] || exit 0
 ruff check .
 ruff format --check .
+lint-imports --no-logo
 exec python -m pytest "$@"
