@@ -24,7 +24,7 @@ from PIL import Image
 from torchvision import transforms
 
 from roilib.datasets.dataset import RoiDataset, batches
-from roilib.datasets.readers import Sample
+from roilib.datasets.images import Sample
 from roilib.engines.meters import Speed
 from roilib.engines.step import start, train_step
 from roilib.engines.trainer import prefetched

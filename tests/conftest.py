@@ -1,6 +1,7 @@
 """What tests share: the real pictures where they are, a tiny KITTI to train on, and parameters for runs of seconds."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,18 @@ from PIL import Image
 from roilib.datasets.boxes import write_kitti_label
 from roilib.parameters import Parameters
 
-torch.set_num_threads(
-    1
-)  # with pictures this small, threads only wait for each other: up to 20 times as long on a busy machine
+# On pictures this small, threads only wait for each other: up to 20 times as long on a busy machine.
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real KITTI and COCO frames, which only machines of this project have."""
-    folder = REPOSITORY.parent / "shared" / "data"
+    """The folder of real pictures: `ROILIB_SHARED_DATA`, else ../shared/data."""
+    folder = Path(os.environ.get("ROILIB_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"{folder}: no real data on this machine")
+        pytest.skip(f"{folder}: no real pictures here; ROILIB_SHARED_DATA names their folder")
     return folder
 
 

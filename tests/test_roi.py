@@ -22,6 +22,7 @@ from roilib.roi import (
     quality_index,
     quality_map,
     quality_table,
+    roi_mask,
 )
 
 
@@ -142,3 +143,37 @@ def test_every_batch_has_all_rates():
 
 def test_the_map_needs_no_torch():
     assert "torch" not in vars(sys.modules["roilib.roi"])
+
+
+def cells(boxes, height=6, width=8):
+    mask = roi_mask(np.array(boxes), height, width)
+    assert (mask.dtype, mask.shape) == (bool, (height, width))
+    return {tuple(place) for place in np.argwhere(mask).tolist()}
+
+
+@pytest.mark.parametrize(
+    ("box", "rows", "columns"),
+    [
+        ((1, 2, 4, 5), range(2, 5), range(1, 4)),  # whole pixels: x1 and y1 excluded
+        ((1.2, 2.9, 4.1, 4.1), range(2, 5), range(1, 5)),  # every pixel touched
+        ((2.4, 3.4, 2.6, 3.6), range(3, 4), range(2, 3)),  # smaller than a pixel
+        ((0, 0, 8, 6), range(6), range(8)),
+        ((-5, -5, 2, 1), range(1), range(2)),
+        ((6, 4, 99, 99), range(4, 6), range(6, 8)),
+        ((-9, 1, -2, 3), (), ()),
+        ((8, 0, 12, 6), (), ()),
+        ((2, -4, 5, -0.5), (), ()),
+    ],
+)
+def test_mask_covers_what_a_box_touches(box, rows, columns):
+    assert cells([box]) == {(y, x) for y in rows for x in columns}
+
+
+def test_mask_is_the_union_and_ignores_importance():
+    assert cells([(0, 0, 2, 2, 0.1), (1, 1, 3, 3, 1.0)]) == cells([(0, 0, 2, 2)]) | cells(
+        [(1, 1, 3, 3)]
+    )
+
+
+def test_no_boxes_are_an_empty_mask():
+    assert not roi_mask(np.zeros((0, 4), np.float32), 4, 5).any()

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from roilib.utils.processes import cores, end_with_parent
-from roilib.datasets.readers import PICTURES
+from roilib.datasets.images import PICTURE_SUFFIXES
 from roilib.datasets.boxes import write_kitti_label
 from scenes import Street
 
@@ -73,7 +73,7 @@ def _rendered(root: Path, frames: list[tuple[int, float, str]]) -> Path:
     if not frames or frames[0][0] < 0:
         raise ValueError("at least 1 frame is rendered, of a seed of 0 or more")
     if root.exists():
-        own = any(path.suffix.lower() in PICTURES for path in root.glob("*"))
+        own = any(path.suffix.lower() in PICTURE_SUFFIXES for path in root.glob("*"))
         found = len(frames) if own else len(list((root / "training" / "image_2").glob("*")))
         if found < len(frames):
             raise ValueError(f"{root}: has {found} of {len(frames)} frames; name another folder or remove this one")

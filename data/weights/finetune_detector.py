@@ -18,8 +18,8 @@ import yaml
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import KITTI_CLASSES, kitti_samples, split
+from roilib.datasets.dataset import RoiDataset, split
+from roilib.datasets.kitti import KITTI_CLASSES, kitti_samples
 from roilib.models.detector import open_yolo
 from roilib.utils.device import resolve_device
 from roilib.utils.files import replacing

@@ -29,12 +29,11 @@ from roilib.models.weights import check_size, check_tables, load_state, read_wei
 from roilib.parameters import Parameters
 from roilib.roi import MAX_BOXES
 from roilib.utils.device import out_of_memory, resolve_device, resolve_precision
-from roilib.utils.pretrained import shipped
+from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
 
 DEFAULT_LMBDA, DEFAULT_ALPHA = 0.012, 0.9
 MAX_ATTEMPTS = 3  # streams written to meet a byte cap
 CODER_OVERHEAD_BYTES = 8  # what ending the coders of y and z adds at most
-SHIPPED_WEIGHTS = "roi_vbr.safetensors"
 
 
 class Codec:
@@ -357,7 +356,7 @@ def load_codec(
 
     precision (auto, 32, bf16): of roi_vbr's transforms; it changes no symbol that is decoded, and the picture by rounding.
     """
-    path = shipped(SHIPPED_WEIGHTS) if weights is None else Path(weights)
+    path = pretrained(PRETRAINED_WEIGHTS) if weights is None else Path(weights)
     state, values = read_weights(path)
     try:
         parameters = Parameters.parse(values)

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from roilib.datasets.boxes import check_numbers
+from roilib.datasets.images import Sample
 from roilib.utils.files import read_json
 
 
@@ -85,3 +86,18 @@ def _object(annotation: dict, images: dict, classes: dict[int, int], where: str)
         if crowd or x1 <= x0 or y1 <= y0
         else [(x0, y0, x1, y1, classes[annotation["category_id"]])]
     )
+
+
+def coco_samples(root: Path, part: str) -> tuple[list[Sample], tuple[str, ...]]:
+    """COCO's pictures of `part` (train2017, val2017), sorted by id, crowd regions left out, and the category names."""
+    files, objects, classes = read_instances(Path(root) / "annotations" / f"instances_{part}.json")
+    return [
+        _coco_sample(id, Path(root) / part / name, objects[id]) for id, name in files.items()
+    ], classes
+
+
+def _coco_sample(id: int, path: Path, objects: list) -> Sample:
+    if not path.is_file():
+        raise ValueError(f"{path}: listed in the annotations, but no such file")
+    rows = np.array(objects, np.float32).reshape(-1, 5)
+    return Sample(f"{id:012d}", path, rows[:, :4], rows[:, 4].astype(np.int64))

@@ -2,7 +2,7 @@
 
     kitti_samples │ coco_samples │ sample_set ──► [Sample] ──► split ──► RoiDataset ──► Crops ──► batches
 
-What makes samples is in roilib.datasets.readers. A picture is not read until it is asked for.
+A picture is not read until it is asked for.
 """
 
 import math
@@ -15,18 +15,13 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from roilib.datasets.images import picture_size, read_picture
-from roilib.datasets.readers import (
-    KITTI_CLASSES,
-    Sample,
-    coco_splits,
-    folder_samples,
-    kitti_samples,
-    split,
-    unlabelled_samples,
-)
+from roilib.datasets.coco import coco_samples
+from roilib.datasets.folder import folder_samples, unlabelled_samples
+from roilib.datasets.images import Sample, picture_size, read_picture
+from roilib.datasets.kitti import KITTI_CLASSES, kitti_samples
 from roilib.parameters import Parameters
 from roilib.roi import roi_mask
+from roilib.utils.files import read_text
 from roilib.utils.processes import leave_signals_to_parent
 
 
@@ -168,6 +163,42 @@ class EpochSampler(torch.utils.data.Sampler):
         for number in range(self.first, len(self)):
             places, _ = self.places(number)
             yield [(epoch, int(order[number * self.batch_size + i])) for i in places or [0]]
+
+
+def split(
+    samples: list[Sample], train_size_p1: float | None, root: Path
+) -> tuple[list[Sample], list[Sample]]:
+    """Train and test part by sorted id. `None` takes the ids of `root/splits/{train,test}.txt` where they are, else 0.95."""
+    folder = Path(root) / "splits"
+    if train_size_p1 is None and folder.is_dir():
+        by_id = {sample.id: sample for sample in samples}
+        train, test = (_listed(by_id, folder / f"{part}.txt") for part in ("train", "test"))
+        for sample in train:
+            if sample in test:
+                raise ValueError(f"{folder / 'test.txt'}: {sample.id} is in train.txt too")
+        return train, test
+    count = round((0.95 if train_size_p1 is None else train_size_p1) * len(samples))
+    return samples[:count], samples[count:]
+
+
+def _listed(by_id: dict[str, Sample], path: Path) -> list[Sample]:
+    ids = sorted(set(read_text(path).split()))
+    for id in ids:
+        if id not in by_id:
+            raise ValueError(f"{path}: {id} is not in the data set")
+    return [by_id[id] for id in ids]
+
+
+def coco_splits(
+    root: Path, train_size_p1: float | None
+) -> tuple[tuple[list[Sample], list[Sample]], tuple[str, ...]]:
+    """COCO's train2017 and val2017, or with a `train_size_p1` that share of both together; and the category names."""
+    (train, classes), (val, _) = coco_samples(root, "train2017"), coco_samples(root, "val2017")
+    return (
+        (train, val)
+        if train_size_p1 is None
+        else split(sorted(train + val, key=lambda s: s.id), train_size_p1, root)
+    ), classes
 
 
 def load_splits(p: Parameters) -> tuple[RoiDataset, RoiDataset]:

@@ -11,16 +11,14 @@ logdir/<which>-<hash>/hparams.json       parameters, code, versions, machine
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from roilib.engines.checkpoints import Checkpoints
 from roilib.parameters import Parameters
 from roilib.utils.device import resolve_device
 from roilib.utils.files import read_json, write_json
-from roilib.utils.provenance import origin, told
+from roilib.utils.provenance import origin
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,3 @@ def read_run(folder: Path) -> Run:
         return Run(folder, Parameters.parse(json.loads(path.read_text())["parameters"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a run's parameters ({error})") from None
-
-
-def finish(notebook: str, variables: Mapping[str, Any], metrics: dict) -> None:
-    """Write a notebook's `metrics.json` to its folder below `logdir`, and where it comes from to `provenance.json`; variables: its `globals()`."""
-    folder = Path(variables["logdir"]) / notebook
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "provenance.json", origin(told(notebook, variables)))
-    write_json(folder / "metrics.json", metrics)

@@ -23,7 +23,7 @@ import torch
 
 from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import Sample
+from roilib.datasets.images import Sample
 from roilib.engines.runs import Run
 from roilib.evaluation.evaluate import (
     SHIPPED,
@@ -34,11 +34,11 @@ from roilib.evaluation.evaluate import (
     uncompressed,
     weights_file,
 )
-from roilib.models.detector import SHIPPED_DETECTOR, HookedDetector
+from roilib.models.detector import HookedDetector
 from roilib.roi import alpha_index, quality_index
 from roilib.utils import provenance
 from roilib.utils.files import write_json
-from roilib.utils.pretrained import shipped
+from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
 from roilib.utils.processes import cores, end_with_parent
 
 LIBRARIES = ("av", "pillow", "pillow-jxl-plugin")  # which make the peers' bytes
@@ -128,7 +128,9 @@ def _digest(path: Path) -> str:
 
 def detector_files(names: Sequence[str]) -> tuple[Path, ...]:
     """Paths of detectors' weights, "shipped" being ours. Raises ValueError naming one that is missing or has the name of another."""
-    files = tuple(shipped(SHIPPED_DETECTOR) if name == SHIPPED else Path(name) for name in names)
+    files = tuple(
+        pretrained(PRETRAINED_DETECTOR) if name == SHIPPED else Path(name) for name in names
+    )
     for i, path in enumerate(files):
         if not path.is_file():
             raise ValueError(f"{path}: no such detector weights")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import kitti_samples, split
+from roilib.datasets.dataset import RoiDataset, split
+from roilib.datasets.kitti import kitti_samples
 from roilib.models.detector import HookedDetector
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin, sha256

@@ -24,7 +24,7 @@ import torch
 from roilib.codecs import conventional
 from roilib.codecs.container import Header
 from roilib.codecs.registry import codec_name
-from roilib.codecs.roic import SHIPPED_WEIGHTS, Codec, load_codec
+from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.engines.runs import Run
 from roilib.evaluation import detection
@@ -34,7 +34,7 @@ from roilib.models.weights import picture_hash, trained_on, training_of
 from roilib.parameters import Parameters
 from roilib.roi import roi_mask
 from roilib.utils.files import read_json, write_json
-from roilib.utils.pretrained import shipped
+from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
 from roilib.utils.provenance import origin, sha256
 
 UNCOMPRESSED, SHIPPED = "uncompressed", "shipped"
@@ -218,7 +218,7 @@ def read_records(folder: Path, name: str = "records") -> list[dict]:
 
 def weights_file(name: str) -> Path:
     """The weights file that `name` is the path of, or "shipped" stands for."""
-    return shipped(SHIPPED_WEIGHTS) if name == SHIPPED else Path(name)
+    return pretrained(PRETRAINED_WEIGHTS) if name == SHIPPED else Path(name)
 
 
 def finished_runs(

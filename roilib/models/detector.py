@@ -20,10 +20,9 @@ from ultralytics.utils import checks
 from ultralytics.utils.nms import non_max_suppression
 
 from roilib.roi import MAX_BOXES
-from roilib.utils.pretrained import is_shipped, shipped
+from roilib.utils.pretrained import PRETRAINED_DETECTOR, is_pretrained, pretrained
 
 CODEC_LAYERS, CODEC_CHANNELS, CODEC_STRIDES = (15, 18, 21), (64, 128, 256), (8, 16, 32)
-SHIPPED_DETECTOR = "yolov8n_kitti.pt"
 checks.AUTOINSTALL = False  # it would run pip for whatever module a weights file names
 STRIDE, GREY = 32, 114 / 255  # Ultralytics pads with this grey
 
@@ -36,7 +35,7 @@ def open_yolo(weights: Path) -> YOLO:
     if weights.suffix != ".pt":  # Ultralytics would take it for an exported or an empty model
         raise ValueError(f"{weights}: not an Ultralytics .pt file")
     try:
-        known = is_shipped(weights)
+        known = is_pretrained(weights)
     except OSError as error:
         raise ValueError(
             f"{error.filename}: {error.strerror}; give a YOLOv8n .pt file as detector_weights"
@@ -69,7 +68,7 @@ class HookedDetector(nn.Module):
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
-        self.weights = Path(weights or shipped(SHIPPED_DETECTOR))
+        self.weights = Path(weights or pretrained(PRETRAINED_DETECTOR))
         self.yolo = load_yolo(self.weights).to(
             memory_format=torch.channels_last
         )  # an eighth faster on a CPU

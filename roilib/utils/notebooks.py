@@ -12,11 +12,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import papermill
 from papermill.exceptions import PapermillExecutionError
+
+from roilib.utils.files import write_json
+from roilib.utils.provenance import origin
 
 ROOT = Path(__file__).parent.parent.parent
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
@@ -48,6 +52,23 @@ def _prepare(*words: str) -> None:
     done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
     if done.returncode:
         raise ValueError(done.stderr.strip().rpartition("\n")[2])
+
+
+def parameter_values(notebook: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a notebook's parameters; variables: its `globals()`."""
+    names = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{notebook}.ipynb"))
+    return {name: variables[name] for name in names}
+
+
+def finish(notebook: str, variables: Mapping[str, Any], metrics: dict) -> None:
+    """Write a notebook's `metrics.json` and `provenance.json` below its `logdir`.
+
+    variables: the notebook's `globals()`, which have its parameters.
+    """
+    folder = Path(variables["logdir"]) / notebook
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "provenance.json", origin(parameter_values(notebook, variables)))
+    write_json(folder / "metrics.json", metrics)
 
 
 def check_parameters(notebook: Path, values: dict[str, Any]) -> None:

@@ -10,11 +10,13 @@ FOLDERS = (
     PACKAGE.parent / "data" / "weights",
 )  # of a wheel, of the repository
 SUMS = "SHA256SUMS"
+PRETRAINED_WEIGHTS = "roi_vbr.safetensors"
+PRETRAINED_DETECTOR = "yolov8n_kitti.pt"
 
 
 @functools.cache
-def shipped(name: str) -> Path:
-    """The path of a shipped file. Raises ValueError naming it when it is missing or not what SHA256SUMS says."""
+def pretrained(name: str) -> Path:
+    """The path of a pretrained file. Raises ValueError naming it when it is missing or not what SHA256SUMS says."""
     folder = _folder()
     path = folder / name
     try:
@@ -24,14 +26,12 @@ def shipped(name: str) -> Path:
             f"{error.filename}: {error.strerror}; data/weights comes with the repository and with the wheel"
         ) from None
     if sums.get(name) != found:
-        raise ValueError(
-            f"{path}: not the file that was shipped (its SHA-256 is not the one in {SUMS})"
-        )
+        raise ValueError(f"{path}: not the pretrained file (its SHA-256 is not the one in {SUMS})")
     return path
 
 
-def is_shipped(path: Path) -> bool:
-    """Whether a file has the content of a shipped one, wherever it lies."""
+def is_pretrained(path: Path) -> bool:
+    """Whether a file has the content of a pretrained one, wherever it lies."""
     return hashlib.sha256(path.read_bytes()).hexdigest() in _sums(_folder()).values()
 
 

@@ -16,12 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from roilib.utils.processes import cores
 
 HERE = Path(__file__).parent.parent  # the package
-NOTEBOOKS = HERE.parent / "notebooks"
 PACKAGES = (  # those that results are made with
     *(
         "torch",
@@ -59,6 +56,8 @@ def origin(parameters: Mapping[str, Any]) -> dict[str, dict]:
 
 def environment() -> dict[str, Any]:
     """Code, versions and machine."""
+    import torch  # here: importing it takes seconds, which commands that never ask for this save
+
     ours = _git(
         "ls-files", "--error-unmatch", "__init__.py"
     )  # or else the repository is another's, in whose folder we are installed
@@ -121,21 +120,6 @@ def sources(modules: Iterable[str], without: Iterable[str] = ()) -> list[Path]:
                 todo.append(base.with_suffix(".py"))
                 todo += [(base / alias.name).with_suffix(".py") for alias in node.names]
     return sorted(found)
-
-
-def told(notebook: str, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a notebook's parameters; variables: its `globals()`."""
-    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]
-    source = next(
-        "".join(cell["source"])
-        for cell in cells
-        if "parameters" in cell["metadata"].get("tags", ())
-    )
-    return {
-        node.id: variables[node.id]
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
 
 
 def _processor() -> str:

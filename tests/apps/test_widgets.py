@@ -12,7 +12,7 @@ from PIL import Image
 
 from roilib.apps.playground import widgets
 from roilib.apps.playground.coding import Coder, Request
-from roilib.datasets.readers import kitti_samples
+from roilib.datasets.kitti import kitti_samples
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from roilib.codecs import conventional
 from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import kitti_samples
+from roilib.datasets.kitti import kitti_samples
 from roilib.evaluation.evaluate import evaluate_peer
 
 

@@ -1,13 +1,11 @@
-"""roilib.datasets.boxes: box files and masks."""
+"""roilib.datasets.boxes: label files in and out."""
 
 import json
 
 import numpy as np
 import pytest
-import torch
 
 from roilib.datasets.boxes import read_boxes, read_kitti_label, write_kitti_label
-from roilib.roi import roi_mask
 
 OFFICIAL = """\
 Truck 0.00 0 -1.57 599.41 156.40 629.75 189.25 2.85 2.63 12.34 0.47 1.49 69.44 -1.56
@@ -99,39 +97,3 @@ def test_boxes_from_either_format(tmp_path):
 def test_malformed_json_boxes_are_named(tmp_path, text, named):
     with pytest.raises(ValueError, match=rf"^[^\n]*b\.json: {named}[^\n]*$"):
         read_boxes(written(tmp_path, "b.json", text))
-
-
-def cells(boxes, height=6, width=8):
-    mask = roi_mask(torch.tensor(boxes), height, width)
-    assert mask.shape == (1, height, width)
-    assert set(mask.unique().tolist()) <= {0.0, 1.0}
-    return {tuple(place) for place in mask[0].nonzero().tolist()}
-
-
-@pytest.mark.parametrize(
-    ("box", "rows", "columns"),
-    [
-        ((1, 2, 4, 5), range(2, 5), range(1, 4)),  # whole pixels: x1 and y1 excluded
-        ((1.2, 2.9, 4.1, 4.1), range(2, 5), range(1, 5)),  # every pixel touched
-        ((2.4, 3.4, 2.6, 3.6), range(3, 4), range(2, 3)),  # smaller than a pixel
-        ((0, 0, 8, 6), range(6), range(8)),
-        ((-5, -5, 2, 1), range(1), range(2)),
-        ((6, 4, 99, 99), range(4, 6), range(6, 8)),
-        ((-9, 1, -2, 3), (), ()),
-        ((8, 0, 12, 6), (), ()),
-        ((2, -4, 5, -0.5), (), ()),
-    ],
-)
-def test_mask_covers_what_a_box_touches(box, rows, columns):
-    assert cells([box]) == {(y, x) for y in rows for x in columns}
-
-
-def test_mask_is_the_union_and_ignores_importance():
-    assert cells([(0, 0, 2, 2, 0.1), (1, 1, 3, 3, 1.0)]) == cells([(0, 0, 2, 2)]) | cells(
-        [(1, 1, 3, 3)]
-    )
-
-
-@pytest.mark.parametrize("boxes", [torch.zeros(0, 4), np.zeros((0, 4), np.float32)])
-def test_no_boxes_are_an_empty_mask(boxes):
-    assert torch.equal(roi_mask(boxes, 4, 5), torch.zeros(1, 4, 5))

@@ -7,8 +7,8 @@ from conftest import street
 from PIL import Image
 
 from roilib.datasets.dataset import Crops, EpochSampler, RoiDataset, batches
-from roilib.datasets.images import read_picture
-from roilib.datasets.readers import Sample, kitti_samples
+from roilib.datasets.images import Sample, read_picture
+from roilib.datasets.kitti import kitti_samples
 from roilib.models.detector import load_yolo  # noqa: F401 (Ultralytics replaces PIL's Image.open by one that installs packages)
 
 # Pictures

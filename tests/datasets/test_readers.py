@@ -11,15 +11,17 @@ from conftest import places, street
 from PIL import Image
 
 from roilib.datasets.boxes import write_kitti_label
-from roilib.datasets.dataset import RoiDataset, batches, evaluation_pictures, load_splits
-from roilib.datasets.readers import (
-    KITTI_CLASSES,
-    coco_samples,
+from roilib.datasets.coco import coco_samples
+from roilib.datasets.dataset import (
+    RoiDataset,
+    batches,
     coco_splits,
-    folder_samples,
-    kitti_samples,
+    evaluation_pictures,
+    load_splits,
     split,
 )
+from roilib.datasets.folder import folder_samples
+from roilib.datasets.kitti import KITTI_CLASSES, kitti_samples
 from roilib.models.detector import load_yolo  # noqa: F401 (Ultralytics replaces PIL's Image.open by one that installs packages)
 
 

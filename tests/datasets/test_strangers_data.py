@@ -14,9 +14,10 @@ from PIL import Image
 from roilib.cli import main
 from roilib.codecs.container import MAX_SIDE
 from roilib.datasets.boxes import read_boxes, read_kitti_label
+from roilib.datasets.coco import coco_samples
 from roilib.datasets.dataset import Crops, RoiDataset
 from roilib.datasets.images import picture_size, read_picture
-from roilib.datasets.readers import coco_samples, kitti_samples
+from roilib.datasets.kitti import kitti_samples
 from roilib.roi import roi_mask
 
 CODEC = untrained_codec(which="roi_vbr", N=4, M=20)

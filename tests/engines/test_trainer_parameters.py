@@ -13,12 +13,11 @@ from roilib.engines.distributed import process_count
 from roilib.engines.runs import open_run
 from roilib.engines.step import forward, knobs, start, train_step
 from roilib.models.build import build_model
-from roilib.models.detector import SHIPPED_DETECTOR
 from roilib.models.weights import read_weights, save_weights
 from roilib.parameters import Parameters
 from roilib.roi import quality_index
 from roilib.utils.device import resolve_device, resolve_precision
-from roilib.utils.pretrained import shipped
+from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
 
 WITH_FEATURES = {"which": "hyperprior_with_obj_features"}
 
@@ -452,12 +451,12 @@ def test_data_root(tiny_parameters, tmp_path):
 
 
 def test_detector_weights(tiny_parameters, tmp_path):
-    checkpoint = torch.load(shipped(SHIPPED_DETECTOR), map_location="cpu", weights_only=False)
+    checkpoint = torch.load(pretrained(PRETRAINED_DETECTOR), map_location="cpu", weights_only=False)
     checkpoint["model"].model[15].cv2.conv.weight.data.mul_(2)
     torch.save(checkpoint, tmp_path / "other.pt")
     other, named, default = (
         first_output(tiny_parameters(detector_weights=weights, **WITH_FEATURES))
-        for weights in (str(tmp_path / "other.pt"), str(shipped(SHIPPED_DETECTOR)), None)
+        for weights in (str(tmp_path / "other.pt"), str(pretrained(PRETRAINED_DETECTOR)), None)
     )
     assert same(named, default)
     assert differ(other, default)

@@ -13,13 +13,12 @@ from conftest import REPOSITORY
 
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import kitti_samples
+from roilib.datasets.kitti import kitti_samples
 from roilib.evaluation import cache
 from roilib.evaluation.cache import detector_files, measure, tasks
 from roilib.evaluation.evaluate import evaluate
-from roilib.models.detector import SHIPPED_DETECTOR
 from roilib.utils import provenance
-from roilib.utils.pretrained import shipped
+from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
 
 PEERS = {"x264 ultrafast": {"quality": [30, 40], "qoffset": [0.0, -0.2]}, "jpeg": {"quality": [50]}}
 
@@ -204,7 +203,7 @@ def test_what_detectors_find_is_kept_with_the_point(data, tmp_path, monkeypatch)
 def test_detectors_that_are_missing_or_have_one_name_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.pt: no such detector"):
         detector_files(["shipped", "nowhere.pt"])
-    shutil.copy(shipped(SHIPPED_DETECTOR), tmp_path)
+    shutil.copy(pretrained(PRETRAINED_DETECTOR), tmp_path)
     with pytest.raises(ValueError, match=r"yolov8n_kitti\.pt: a second detector"):
         detector_files(["shipped", str(tmp_path / "yolov8n_kitti.pt")])
 

@@ -8,7 +8,7 @@ from torchvision.ops import box_iou
 from ultralytics.utils.metrics import ap_per_class
 
 from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import KITTI_CLASSES, kitti_samples
+from roilib.datasets.kitti import KITTI_CLASSES, kitti_samples
 from roilib.evaluation.detection import (
     GROUP_NAMES,
     THRESHOLDS,

@@ -9,8 +9,9 @@ from conftest import REPOSITORY, strictly
 from PIL import Image
 
 from roilib.codecs.roic import load_codec
-from roilib.datasets.dataset import RoiDataset, load_splits
-from roilib.datasets.readers import Sample, kitti_samples, split
+from roilib.datasets.dataset import RoiDataset, load_splits, split
+from roilib.datasets.images import Sample
+from roilib.datasets.kitti import kitti_samples
 from roilib.engines import trainer
 from roilib.engines.runs import open_run
 from roilib.evaluation import comparisons, results, tables

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import kitti_samples, split
+from roilib.datasets.dataset import RoiDataset, split
+from roilib.datasets.kitti import kitti_samples
 from roilib.models.detector import (
     CODEC_CHANNELS,
     CODEC_LAYERS,

@@ -9,7 +9,7 @@ import torch
 from conftest import VBR
 
 from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import kitti_samples
+from roilib.datasets.kitti import kitti_samples
 from roilib.engines.step import knobs
 from roilib.entropy_models.gaussian import (
     LEVELS_PER_OCTAVE,

@@ -12,10 +12,10 @@ from safetensors.torch import save, save_file
 
 from roilib.codecs import roic
 from roilib.models.build import build_model
-from roilib.models.detector import SHIPPED_DETECTOR, HookedDetector
+from roilib.models.detector import HookedDetector
 from roilib.models.weights import load_weights, read_weights, save_weights
 from roilib.parameters import Parameters
-from roilib.utils.pretrained import shipped
+from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
 
 
 def written(folder, **values):
@@ -210,9 +210,9 @@ def test_a_warm_start_from_a_hostile_file_is_one_line(plain, tmp_path):
 
 def test_of_any_other_detector_a_warning_names_the_risk(tmp_path, recwarn):
     HookedDetector()
-    HookedDetector(REPOSITORY / "data" / "weights" / SHIPPED_DETECTOR)
+    HookedDetector(REPOSITORY / "data" / "weights" / PRETRAINED_DETECTOR)
     assert not [w for w in recwarn if "run code" in str(w.message)]
-    content = shipped(SHIPPED_DETECTOR).read_bytes()
+    content = pretrained(PRETRAINED_DETECTOR).read_bytes()
     (tmp_path / "copy.pt").write_bytes(content)
     HookedDetector(tmp_path / "copy.pt")
     assert not [w for w in recwarn if "run code" in str(w.message)]

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset, load_splits
-from roilib.datasets.readers import kitti_samples
+from roilib.datasets.kitti import kitti_samples
 from roilib.engines.checkpoints import Checkpoints
 from roilib.models.weights import picture_hash, trained_on
 

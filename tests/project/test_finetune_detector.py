@@ -7,7 +7,7 @@ from finetune_detector import COCO_PARENTS, main, narrow_head, save_detector, wr
 from ultralytics import YOLO
 
 from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import KITTI_CLASSES, kitti_samples
+from roilib.datasets.kitti import KITTI_CLASSES, kitti_samples
 from roilib.utils.provenance import origin
 
 

@@ -7,7 +7,7 @@ import recheck
 from recheck import differences, drawn, task
 
 from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import kitti_samples
+from roilib.datasets.kitti import kitti_samples
 from roilib.evaluation.cache import measure, tasks
 from roilib.evaluation.evaluate import write_records
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from prepare import make_drive, make_sample_set, make_streets
 
-from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import kitti_samples, split
+from roilib.datasets.dataset import RoiDataset, split
+from roilib.datasets.kitti import kitti_samples
 
 
 def files(root):

@@ -7,7 +7,7 @@ from render import Camera, photograph
 from scenes import Street
 from surfaces import ROAD_CENTRE
 
-from roilib.datasets.readers import KITTI_CLASSES
+from roilib.datasets.kitti import KITTI_CLASSES
 
 SMALL = Camera(414, 125, 240.5, (203.2, 57.6))  # KITTI's camera at a third of its size
 ACTORS = [

@@ -373,3 +373,16 @@ def test_a_failed_cell_names_the_executed_notebook(tmp_path):
     assert "nowhere: no KITTI here" in done.stderr
     assert str(tmp_path / "01.ipynb") in done.stderr
     assert (tmp_path / "01.ipynb").exists()
+
+
+def test_a_notebooks_parameters_are_its_tagged_cell():
+    values = {
+        "dataset": "kitti",
+        "data_root": "x",
+        "train_size_p1": 0.5,
+        "logdir": "y",
+        "detector_weights": None,
+        "picture": 3,
+        "confidence": 0.1,
+    }
+    assert notebooks.parameter_values("02_detector_hooks", values | {"p": 1, "found": []}) == values

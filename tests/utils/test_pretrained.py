@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from roilib.utils import pretrained as module
-from roilib.utils.pretrained import FOLDERS, SUMS, shipped
+from roilib.utils.pretrained import FOLDERS, SUMS, pretrained
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -24,19 +24,19 @@ def test_every_weights_file_has_its_sum():
         line.split()[1] for line in (ROOT / "data" / "weights" / SUMS).read_text().splitlines()
     }
     for name in files:
-        assert shipped(name) == FOLDERS[1] / name
+        assert pretrained(name) == FOLDERS[1] / name
 
 
 def test_a_changed_or_missing_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FOLDERS", (tmp_path,))
-    shipped.cache_clear()
+    pretrained.cache_clear()
     (tmp_path / SUMS).write_text("0" * 64 + "  a.pt\n")
     (tmp_path / "a.pt").write_bytes(b"changed")
-    with pytest.raises(ValueError, match=r"a\.pt: not the file that was shipped"):
-        shipped("a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt: not the pretrained file"):
+        pretrained("a.pt")
     with pytest.raises(ValueError, match=r"b\.pt: No such file"):
-        shipped("b.pt")
-    shipped.cache_clear()
+        pretrained("b.pt")
+    pretrained.cache_clear()
 
 
 def test_a_wheel_brings_the_weights(tmp_path):
@@ -58,9 +58,9 @@ def test_a_wheel_brings_the_weights(tmp_path):
     ]
     subprocess.run(command, check=True, capture_output=True, text=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert f"roilib/weights/{SUMS}" in names
+    assert f"roilib/pretrained/{SUMS}" in names
     assert {
-        f"roilib/weights/{line.split()[1]}"
+        f"roilib/pretrained/{line.split()[1]}"
         for line in (ROOT / "data" / "weights" / SUMS).read_text().splitlines()
     } <= set(names)
-    assert "roilib/codec.py" in names
+    assert "roilib/codecs/roic.py" in names

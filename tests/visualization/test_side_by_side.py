@@ -5,7 +5,8 @@ import pytest
 
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
-from roilib.datasets.readers import Sample, kitti_samples
+from roilib.datasets.images import Sample
+from roilib.datasets.kitti import kitti_samples
 from roilib.evaluation.evaluate import evaluate, evaluate_peer
 from roilib.roi import roi_mask
 from roilib.visualization import pictures

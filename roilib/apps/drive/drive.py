@@ -26,8 +26,7 @@ from roilib.apps.drive.report import Film, films, text, write
 from roilib.apps.drive.senders import Ours, Sender, peer
 from roilib.codecs.roic import load_codec
 from roilib.datasets.boxes import read_boxes
-from roilib.datasets.images import picture_size, read_picture
-from roilib.datasets.readers import PICTURES
+from roilib.datasets.images import PICTURE_SUFFIXES, picture_size, read_picture
 from roilib.evaluation.tables import table_of
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.models.detector import HookedDetector
@@ -136,10 +135,10 @@ class Drive:
         if count is not None and count < 1:
             raise ValueError(f"a drive has 1 frame or more, not {count}")
         self.pictures = sorted(
-            path for path in folder.iterdir() if path.suffix.lower() in PICTURES
+            path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES
         )[:count]
         if not self.pictures:
-            raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURES)})")
+            raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
         (height, width), *others = map(picture_size, self.pictures)
         for path, size, before in zip(self.pictures[1:], others, self.pictures, strict=False):
             if size != (height, width):

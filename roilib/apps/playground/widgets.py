@@ -23,7 +23,7 @@ from PIL import Image
 
 from roilib import roi
 from roilib.apps.playground.coding import PEERS, Coded, Coder, Newest, Request, Result
-from roilib.datasets.readers import Sample
+from roilib.datasets.images import Sample
 from roilib.visualization import pictures
 
 HEAD = ["", "setting", "bytes", "bits a pixel", "ROI", "background", "encode", "decode"]
