@@ -1,25 +1,34 @@
-"""What a user would pick instead: x264 and x265 with ROI, JPEG, WebP, AVIF and JPEG XL, as bytes of one picture and back.
+"""Conventional codecs: x264 and x265 with ROI, JPEG, WebP, AVIF and JPEG XL.
 
-The video codecs get the picture as full-range BT.709 4:4:4, converted here, and the boxes as ffmpeg's `addroi` side data; what is counted is the
-coded picture, so SEI messages (encoder settings as text) are cut out. Adaptive quantisation stays on, at next to no strength, since with it
-off both encoders silently ignore regions of interest. A preset is one of theirs, or one with the tune of a live link: "ultrafast+zerolatency".
+    image ──► full-range BT.709 4:4:4 ─┐
+    boxes ──► ffmpeg's `addroi` ───────┴──► x264, x265 ──► intra frame without SEI ──► image
+    image ──► Pillow: JPEG, WebP, AVIF, JPEG XL ───────────────────────────────────► image
+
+SEI units, which hold the encoder's settings as text, are not counted. Adaptive quantisation is on
+at almost no strength: both video encoders silently ignore regions of interest when it is off. A
+preset is one of the encoder's own, or one with the tune of a live link: "ultrafast+zerolatency".
 """
 
 import io
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 import numpy as np
-import pillow_jxl  # noqa: F401 (teaches PIL the format)
+import pillow_jxl  # noqa: F401 (registers JPEG XL with Pillow)
+import torch
 from av.filter import Graph
+from compressai.transforms.functional import rgb2ycbcr, ycbcr2rgb
 from PIL import Image
 
+from roilib.codecs.protocol import DoesNotFit
 from roilib.codecs.rate_search import highest_within
 from roilib.roi import integer_boxes
 
-VIDEO, STILL = ("x264", "x265"), ("jpeg", "webp", "avif", "jxl")
+VIDEO = ("x264", "x265")
+STILL = ("jpeg", "webp", "avif", "jxl")
 PRESETS = (
     "ultrafast",
     "superfast",
@@ -31,111 +40,187 @@ PRESETS = (
     "slower",
     "veryslow",
 )
-TUNES = ("", "zerolatency")  # of the others, psnr and ssim turn regions of interest off
-KR, KB = 0.2126, 0.0722  # BT.709
-FAIR = {
+TUNES = ("", "zerolatency")  # the tunes psnr and ssim turn regions of interest off
+WORST_CRF = 51
+CRFS = [WORST_CRF - i / 4 for i in range(201)]  # worst first; x264's crf 0 is a lossless codec
+QUALITIES = range(1, 101)  # worst first
+OCTAVES_PER_STEP = 0.04  # of the stream's size, from one entry of CRFS or QUALITIES to the next
+PARAMETERS = {
     "x264": "keyint=1:aq-mode=1:aq-strength=0.01:psy=0",
     "x265": "keyint=1:info=0:aq-mode=1:aq-strength=0.01:psy-rd=0:psy-rdoq=0:log-level=none",
 }
-CRFS, QUALITIES = (
-    [51 - i / 4 for i in range(201)],
-    range(1, 101),
-)  # of VIDEO and STILL, worst first; x264's crf 0 is another codec: lossless
-DECODERS = {"x264": "h264", "x265": "hevc"}  # of VIDEO
+STILL_OPTIONS = {  # 4:4:4 where the format has it, and the encoder's best effort
+    "jpeg": {"subsampling": 0, "optimize": True},
+    "webp": {"method": 6},
+    "avif": {"subsampling": "4:4:4"},
+    "jxl": {},
+}
+DECODERS = {"x264": "h264", "x265": "hevc"}
 SEI = {"x264": lambda header: header & 31 == 6, "x265": lambda header: header >> 1 & 63 in (39, 40)}
+CHROMA_SHIFT = 127.5  # compressai's chroma is centred on 0.5, 8-bit video's on 128: 128 - 0.5
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search for the best quality within a byte budget found; seconds: of the encoding."""
+
+    quality: float
+    stream: bytes
+    seconds: float
+
+
+class ConventionalCodec:
+    """A codec by its name: "x265 medium", "x264 ultrafast+zerolatency", "jpeg", "webp", "avif".
+
+    quality is the crf (0 to 51, small is good) of x264 and x265, else 0 to 100. qoffset is ffmpeg's
+    ROI offset, from -1 (best) to 1 (worst) in units of the quantiser's whole range; still codecs
+    have no ROI. Importances are ignored: every box counts as 1.
+
+    Raises ValueError for an unknown name.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.format, _, self.preset = name.partition(" ")
+        self.is_video = self.format in VIDEO
+        if self.format not in VIDEO + STILL or self.is_video != bool(self.preset):
+            raise ValueError(
+                f"{name}: a conventional codec is x264 or x265 with a preset, as 'x265 medium', "
+                f"or one of {', '.join(STILL)}"
+            )
+        speed, _, tune = self.preset.partition("+")
+        if self.is_video and (speed not in PRESETS or tune not in TUNES):
+            raise ValueError(
+                f"{name}: a preset is one of {', '.join(PRESETS)}, or one with +zerolatency"
+            )
+
+    def encode(
+        self, image: np.ndarray, boxes: Sequence = (), *, quality: float, qoffset: float = 0.0
+    ) -> bytes:
+        """Code a picture, uint8 (H, W, 3), at this quality."""
+        if self.is_video:
+            return encode_frame(image, self.format, self.preset, quality, boxes, qoffset)
+        file = io.BytesIO()
+        Image.fromarray(image).save(
+            file, self.format, quality=quality, **STILL_OPTIONS[self.format]
+        )
+        return file.getvalue()
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Return the picture of what `encode` returned."""
+        if not self.is_video:
+            return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+        context = av.CodecContext.create(DECODERS[self.format], "r")
+        frames = [*context.decode(av.Packet(data)), *context.decode(None)]
+        return to_rgb(frames[0].to_ndarray())
+
+    def encode_within(
+        self, image: np.ndarray, boxes: Sequence, max_bytes: int, *, qoffset: float = 0.0
+    ) -> bytes:
+        """Code a picture at the best quality that takes at most `max_bytes`.
+
+        Raises DoesNotFit where even the worst quality takes more.
+        """
+        stream = self.search(image, boxes, max_bytes, qoffset=qoffset).stream
+        if len(stream) > max_bytes:
+            raise DoesNotFit(max_bytes, len(stream))
+        return stream
+
+    def search(
+        self,
+        image: np.ndarray,
+        boxes: Sequence,
+        max_bytes: int,
+        *,
+        qoffset: float = 0.0,
+        before_each: Callable[[], None] = lambda: None,
+    ) -> Found:
+        """Find the best quality that takes at most `max_bytes`, or the worst where none does.
+
+        before_each: called before each encoding; an exception that it raises ends the search.
+        """
+        qualities, tries = CRFS if self.is_video else QUALITIES, {}
+
+        def size(index: int) -> int:
+            before_each()
+            start = time.perf_counter()
+            stream = self.encode(image, boxes, quality=qualities[index], qoffset=qoffset)
+            tries[index] = Found(qualities[index], stream, time.perf_counter() - start)
+            return len(stream)
+
+        middle, top = len(qualities) // 2, len(qualities) - 1
+        return tries[highest_within(size, max_bytes, middle, top, OCTAVES_PER_STEP)]
 
 
 def to_yuv(image: np.ndarray) -> np.ndarray:
-    """uint8 RGB (H, W, 3) → uint8 full-range BT.709 YCbCr, planes first (3, H, W)."""
-    rgb = image.astype(np.float32)
-    y = rgb @ np.array([KR, 1 - KR - KB, KB], np.float32)
-    cb, cr = 128 + (rgb[..., 2] - y) / (2 - 2 * KB), 128 + (rgb[..., 0] - y) / (2 - 2 * KR)
-    return np.rint(np.stack([y, cb, cr])).clip(0, 255).astype(np.uint8)
+    """Convert uint8 RGB (H, W, 3) to uint8 full-range BT.709 YCbCr, planes first (3, H, W)."""
+    yuv = rgb2ycbcr(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float())
+    yuv[1:] += CHROMA_SHIFT
+    return yuv.round_().clamp_(0, 255).byte().numpy()
 
 
 def to_rgb(yuv: np.ndarray) -> np.ndarray:
-    """The inverse of `to_yuv`."""
-    y, cb, cr = (
-        yuv[0].astype(np.float32),
-        yuv[1].astype(np.float32) - 128,
-        yuv[2].astype(np.float32) - 128,
-    )
-    red, blue = y + (2 - 2 * KR) * cr, y + (2 - 2 * KB) * cb
-    green = (y - KR * red - KB * blue) / (1 - KR - KB)
-    return np.rint(np.stack([red, green, blue], -1)).clip(0, 255).astype(np.uint8)
+    """Invert `to_yuv`."""
+    planes = torch.from_numpy(np.ascontiguousarray(yuv)).float()
+    planes[1:] -= CHROMA_SHIFT
+    rgb = ycbcr2rgb(planes).round_().clamp_(0, 255).byte()
+    return rgb.permute(1, 2, 0).contiguous().numpy()
 
 
-def with_regions(frame: av.VideoFrame, boxes: Sequence, qoffset: float) -> av.VideoFrame:
-    """The frame with ffmpeg's ROI side data: boxes (K, ≥4) xyxy get the quantiser offset, -1 … 1 in units of the codec's whole range."""
+def video_frame(image: np.ndarray, boxes: Sequence, qoffset: float) -> av.VideoFrame:
+    """Make a 4:4:4 frame whose boxes (K, ≥4) carry the quantiser offset as ffmpeg's side data."""
+    frame = av.VideoFrame.from_ndarray(to_yuv(image), "yuv444p")
     if not len(boxes) or not qoffset:
         return frame
     graph = Graph()
     last = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
     )
-    cut = integer_boxes(
-        np.asarray(boxes)[:, :4], frame.height, frame.width
-    )  # addroi moves what is partly outside, and grows it
+    # addroi moves and enlarges regions that are partly outside, so they are cut here
+    cut = integer_boxes(np.asarray(boxes)[:, :4], frame.height, frame.width)
+    offset = Fraction(qoffset).limit_denominator(1000)
     for left, top, right, bottom, _ in cut.tolist():
-        region = graph.add(
-            "addroi",
-            f"x={left}:y={top}:w={right - left}:h={bottom - top}:qoffset={Fraction(qoffset).limit_denominator(1000)}",
-        )
-        last.link_to(region)
-        last = region
+        region = f"x={left}:y={top}:w={right - left}:h={bottom - top}:qoffset={offset}"
+        following = graph.add("addroi", region)
+        last.link_to(following)
+        last = following
     last.link_to(graph.add("buffersink"))
     graph.configure()
     graph.push(frame)
     return graph.pull()
 
 
-def encode_video(
-    image: np.ndarray,
-    codec: str,
-    crf: float,
-    boxes: Sequence = (),
-    qoffset: float = 0.0,
-    preset: str = "medium",
-) -> bytes:
-    """One picture, uint8 (H, W, 3), as an intra frame of x264 or x265: Annex B bytes without SEI. Raises ValueError for an unknown preset."""
-    preset, _, tune = preset.partition("+")
-    if preset not in PRESETS or tune not in TUNES:
-        raise ValueError(
-            f"{codec} {preset}{tune and '+' + tune}: a preset is one of {', '.join(PRESETS)}, or one with +zerolatency"
-        )
-    frame = av.VideoFrame.from_ndarray(to_yuv(image), "yuv444p")
-    frame.pts, frame.time_base = 0, Fraction(1, 25)
+def open_encoder(codec: str, width: int, height: int, time_base: Fraction) -> av.VideoCodecContext:
+    """Make x264's or x265's encoder of full-range 4:4:4 frames; its options are still to be set."""
     context = av.CodecContext.create(f"lib{codec}", "w")
-    context.width, context.height, context.pix_fmt, context.time_base = (
-        frame.width,
-        frame.height,
-        "yuv444p",
-        Fraction(1, 25),
-    )
+    context.width, context.height, context.pix_fmt = width, height, "yuv444p"
+    context.time_base = time_base
     context.color_range = av.video.reformatter.ColorRange.JPEG
-    context.thread_count = (
-        1  # zerolatency cuts the picture into as many slices as there are threads
-    )
+    return context
+
+
+def encode_frame(
+    image: np.ndarray, codec: str, preset: str, crf: float, boxes: Sequence, qoffset: float
+) -> bytes:
+    """Code one picture as an intra frame of x264 or x265: Annex B bytes without SEI."""
+    preset, _, tune = preset.partition("+")
+    frame = video_frame(image, boxes, qoffset)
+    frame.pts, frame.time_base = 0, Fraction(1, 25)
+    context = open_encoder(codec, frame.width, frame.height, frame.time_base)
+    context.thread_count = 1  # zerolatency makes as many slices as there are threads
     context.options = ({"tune": tune} if tune else {}) | {
         "preset": preset,
         "crf": str(crf),
-        f"{codec}-params": FAIR[codec],
+        f"{codec}-params": PARAMETERS[codec],
     }
-    packets = [*context.encode(with_regions(frame, boxes, qoffset)), *context.encode(None)]
-    return without_sei(b"".join(map(bytes, packets)), codec)
+    return without_sei([*context.encode(frame), *context.encode(None)], codec)
 
 
-def without_sei(stream: bytes, codec: str) -> bytes:
-    """Annex B bytes with the SEI units left out."""
-    units = stream.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")[1:]
+def without_sei(packets: Sequence[av.Packet], codec: str) -> bytes:
+    """Join packets to Annex B bytes, SEI units left out."""
+    stream = b"".join(map(bytes, packets)).replace(b"\0\0\0\1", b"\0\0\1")
+    units = stream.split(b"\0\0\1")[1:]
     return b"".join(b"\0\0\1" + unit for unit in units if not SEI[codec](unit[0]))
-
-
-def decode_video(data: bytes, codec: str) -> np.ndarray:
-    """The picture of what `encode_video` returned."""
-    context = av.CodecContext.create(DECODERS[codec], "r")
-    frames = [*context.decode(av.Packet(data)), *context.decode(None)]
-    return to_rgb(frames[0].to_ndarray())
 
 
 def encode(
@@ -146,60 +231,11 @@ def encode(
     qoffset: float = 0.0,
     preset: str = "medium",
 ) -> bytes:
-    """A picture, uint8 (H, W, 3), by any codec of VIDEO (quality: its crf) or STILL (its quality; neither ROI nor preset)."""
-    return (
-        encode_video(image, codec, quality, boxes, qoffset, preset)
-        if codec in VIDEO
-        else encode_still(image, codec, quality)
-    )
+    """As ConventionalCodec.encode; for callers that do not use the class yet."""
+    name = f"{codec} {preset}" if codec in VIDEO else codec
+    return ConventionalCodec(name).encode(image, boxes, quality=quality, qoffset=qoffset)
 
 
 def decode(data: bytes, codec: str) -> np.ndarray:
-    """The picture of what `encode` returned, uint8 (H, W, 3)."""
-    return decode_video(data, codec) if codec in VIDEO else decode_still(data)
-
-
-def encode_still(image: np.ndarray, codec: str, quality: float) -> bytes:
-    """One picture as JPEG, WebP, AVIF or JPEG XL, all 4:4:4 where the format can."""
-    file, options = (
-        io.BytesIO(),
-        {
-            "jpeg": {"subsampling": 0, "optimize": True},
-            "webp": {"method": 6},
-            "avif": {"subsampling": "4:4:4"},
-            "jxl": {},
-        },
-    )
-    Image.fromarray(image).save(file, codec, quality=quality, **options[codec])
-    return file.getvalue()
-
-
-def decode_still(data: bytes) -> np.ndarray:
-    """The picture of what `encode_still` returned."""
-    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def encode_within(
-    image: np.ndarray,
-    codec: str,
-    max_bytes: int,
-    boxes: Sequence = (),
-    qoffset: float = 0.0,
-    preset: str = "medium",
-    check: Callable[[], None] = lambda: None,
-) -> tuple[float, bytes, float]:
-    """(quality, stream, seconds) of `encode` at the best quality that takes at most max_bytes, or next to it; at the worst one where none does.
-
-    check: called before each try; what it raises ends the search.
-    """
-    qualities, tries = CRFS if codec in VIDEO else QUALITIES, {}
-
-    def size(i: int) -> int:
-        check()
-        start = time.perf_counter()
-        stream = encode(image, codec, qualities[i], boxes, qoffset, preset)
-        tries[i] = stream, time.perf_counter() - start
-        return len(stream)
-
-    best = highest_within(size, max_bytes, len(qualities) // 2, len(qualities) - 1, slope=0.04)
-    return qualities[best], *tries[best]
+    """As ConventionalCodec.decode; for callers that do not use the class yet."""
+    return ConventionalCodec(f"{codec} medium" if codec in VIDEO else codec).decode(data)

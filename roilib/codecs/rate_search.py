@@ -1,11 +1,12 @@
-"""The highest quality whose stream fits a byte cap."""
+"""Find the highest quality whose stream fits a byte budget."""
 
 import math
 from collections.abc import Callable
 
 from roilib.roi import Q_MAX, STEPS_PER_OCTAVE
 
-ACCEPTED_SLACK_OCTAVES = 0.015  # of the cap; a stream this much smaller than it is good enough
+ACCEPTED_SLACK_OCTAVES = 0.015  # a stream this much smaller than the budget is good enough
+LEAST_SLOPE = 1e-4  # octaves a step; keeps the next guess finite where two sizes are equal
 
 
 def highest_within(
@@ -15,22 +16,22 @@ def highest_within(
     top: int = Q_MAX,
     slope: float = 0.5 / STEPS_PER_OCTAVE,
 ) -> int:
-    """The highest quality index, 0 … top, whose `size` (bytes, rising with it) is at most `limit`, or one within 1 % of it; 0 if none is.
+    """Find the highest index in 0 … top whose `size` is at most `limit` bytes; 0 if none fits.
 
-    Looks where a line through the logarithms of the sizes seen so far says, beginning at `start`, and never outside what they leave possible.
-    slope: octaves of size that an index is guessed to add.
+    An index whose size is within 1 % below the limit is taken at once. `size` must rise with the
+    index. The search follows a line through the logarithms of the sizes seen so far, beginning at
+    `start`, and stays between the highest index that fits and the lowest that does not.
+    slope: the octaves of size that one index is assumed to add before two sizes are known.
     """
     low, high, index = -1, top + 1, start
-    seen: dict[int, float] = {}
+    room: dict[int, float] = {}  # octaves from an index's size to the limit
     while high - low > 1:
-        seen[index] = math.log2(limit / size(index))  # octaves to go
-        if 0 <= seen[index] < ACCEPTED_SLACK_OCTAVES:
+        room[index] = math.log2(limit / size(index))
+        if 0 <= room[index] < ACCEPTED_SLACK_OCTAVES:
             return index
-        low, high = (index, high) if seen[index] >= 0 else (low, index)
-        if low in seen and high in seen:
-            slope = max((seen[low] - seen[high]) / (high - low), 1e-4)
-        index = min(
-            max(index + math.floor((seen[index] - ACCEPTED_SLACK_OCTAVES / 2) / slope), low + 1),
-            high - 1,
-        )
+        low, high = (index, high) if room[index] >= 0 else (low, index)
+        if low in room and high in room:
+            slope = max((room[low] - room[high]) / (high - low), LEAST_SLOPE)
+        steps = math.floor((room[index] - ACCEPTED_SLACK_OCTAVES / 2) / slope)
+        index = min(max(index + steps, low + 1), high - 1)
     return max(low, 0)

@@ -1,8 +1,8 @@
-"""What codecs are called and drawn with, and at which ROI strength each treats all pixels alike."""
+"""Names, colours and markers of codecs, and the ROI strength at which each is uniform."""
 
 from roilib.parameters import Parameters
 
-CODEC_NAMES = {  # what a codec is called in figures, in the order of the paper's
+CODEC_NAMES = {  # our codecs in the order of the paper's figures → label
     "hyperprior": "baseline",
     "hyperprior_eval_with_objs": "baseline",
     "hyperprior_with_obj_features (zero_hooks)": "ROI loss, zero hooks",
@@ -11,17 +11,8 @@ CODEC_NAMES = {  # what a codec is called in figures, in the order of the paper'
     "roi_vbr": "roi_vbr",
     "roi_vbr (fixed_rate)": "roi_vbr, one rate each",
 }
-
-
-def codec_name(p: Parameters) -> str:
-    """The engine, with what sets this training apart."""
-    variant = next(
-        (name for name in ("zero_hooks", "mask_hooks", "fixed_rate") if getattr(p, name)), None
-    )
-    return f"{p.which} ({variant})" if variant else p.which
-
-
-LOOKS = {  # colour (Okabe and Ito's, which colour-blind people tell apart) and marker of a codec
+STILL_LABELS = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}
+LOOKS = {  # codec → colour (Okabe and Ito's colour-blind-safe palette and beyond) and marker
     "roi_vbr": ("#0072B2", "o"),
     "roi_vbr (fixed_rate)": ("#56B4E9", "P"),
     "hyperprior_with_obj_features": ("#009E73", "^"),
@@ -41,41 +32,42 @@ LOOKS = {  # colour (Okabe and Ito's, which colour-blind people tell apart) and 
     "avif": ("#66A61E", "d"),
     "jxl": ("#E7298A", ">"),
 }
-
-
-OTHER = {"x265": ("#D55E00", "8"), "x264": ("#E69F00", "8")}  # of presets that LOOKS does not have
-
-
-DRAWN = ("slow", "medium")  # of a video encoder's presets the first that was measured is drawn
-
-
+OTHER_PRESETS = {"x265": ("#D55E00", "8"), "x264": ("#E69F00", "8")}  # presets not in LOOKS
 UNKNOWN = ("#777777", ".")
+DRAWN = ("slow", "medium")  # presets of a video codec; figures draw the first that was measured
+
+
+def codec_name(p: Parameters) -> str:
+    """Return the name of a trained codec in records: its engine, and the variant of it."""
+    variant = next(
+        (name for name in ("zero_hooks", "mask_hooks", "fixed_rate") if getattr(p, name)), None
+    )
+    return f"{p.which} ({variant})" if variant else p.which
 
 
 def look(codec: str) -> tuple[str, str]:
-    """Colour and marker of a codec."""
-    return LOOKS.get(codec) or OTHER.get(codec.partition(" ")[0], UNKNOWN)
+    """Return a codec's colour and marker."""
+    return LOOKS.get(codec) or OTHER_PRESETS.get(codec.partition(" ")[0], UNKNOWN)
 
 
 def codec_label(codec: str) -> str:
-    """What a codec is called."""
-    return {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}.get(
-        codec
-    ) or CODEC_NAMES.get(codec, codec)
+    """Return what figures and tables call a codec."""
+    return STILL_LABELS.get(codec) or CODEC_NAMES.get(codec, codec)
 
 
 def strength_label(codec: str, strength: float) -> str:
-    """What a ROI strength is called: α of ours, a quantiser offset of a peer."""
+    """Name a ROI strength: α of our codecs, a quantiser offset of a conventional one."""
     return f"α {strength:g}" if codec in CODEC_NAMES else f"offset {strength:g}".replace("-", "−")
 
 
 def uniform_strength(codec: str) -> float:
-    """The ROI strength at which a codec treats all alike."""
+    """Return the ROI strength at which a codec treats all pixels alike."""
     return 0.5 if codec in CODEC_NAMES else 0.0
 
 
 def curve_label(codec: str, strength: float, several: bool) -> str:
-    """A codec's name, with the ROI strength where it has several."""
+    """Return a codec's label, with its ROI strength where it has several."""
     if not several:
         return codec_label(codec)
-    return f"{codec_label(codec)}, {'uniform' if strength == uniform_strength(codec) else strength_label(codec, strength)}"
+    uniform = strength == uniform_strength(codec)
+    return f"{codec_label(codec)}, {'uniform' if uniform else strength_label(codec, strength)}"

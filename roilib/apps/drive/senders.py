@@ -15,6 +15,7 @@ import numpy as np
 
 from roilib.apps.drive.link import Bucket
 from roilib.codecs import conventional
+from roilib.codecs.protocol import DoesNotFit
 from roilib.codecs.roic import Codec
 
 Decode = Callable[[bytes], np.ndarray | None]
@@ -50,21 +51,21 @@ class Intra:
     """x264 or x265, every frame by itself at the best quality that fits."""
 
     def __init__(self, bucket: Bucket, codec: str, preset: str, qoffset: float):
-        self.bucket, self.codec, self.preset, self.qoffset = bucket, codec, preset, qoffset
+        self.bucket, self.qoffset = bucket, qoffset
+        self.codec = conventional.ConventionalCodec(f"{codec} {preset}")
         self.name, self.setting = f"{codec} {preset} intra", {"qoffset": qoffset}
         self.budget = bucket.share
 
     def encode(self, image: np.ndarray, boxes: np.ndarray, time: float) -> bytes | None:
-        """Some encodings, as `conventional.encode_within` looks for it."""
-        budget = self.budget(time)
-        _, data, _ = conventional.encode_within(
-            image, self.codec, budget, boxes, self.qoffset, self.preset
-        )
-        return data if len(data) <= budget else None
+        """Code a frame at the best quality that fits, found by coding it a few times."""
+        try:
+            return self.codec.encode_within(image, boxes, self.budget(time), qoffset=self.qoffset)
+        except DoesNotFit:
+            return None
 
     def decoder(self) -> Decode:
         """Every frame by itself."""
-        return lambda data: conventional.decode_video(data, self.codec)
+        return self.codec.decode
 
 
 class Live:
@@ -87,11 +88,10 @@ class Live:
         if self.bucket.link.rate(time) != self.rate:
             self.rate = self.bucket.link.rate(time)
             self.encoder = self._open(image.shape[1], image.shape[0])
-        frame = av.VideoFrame.from_ndarray(conventional.to_yuv(image), "yuv444p")
+        frame = conventional.video_frame(image, boxes, self.qoffset)
         frame.pts, frame.time_base = self.count, self.encoder.time_base
         self.count += 1
-        packets = self.encoder.encode(conventional.with_regions(frame, boxes, self.qoffset))
-        return conventional.without_sei(b"".join(map(bytes, packets)), self.codec)
+        return conventional.without_sei(self.encoder.encode(frame), self.codec)
 
     def _open(self, width: int, height: int) -> av.VideoCodecContext:
         fps = Fraction(self.bucket.fps).limit_denominator(1001)

@@ -192,12 +192,11 @@ def peer_within(
         if peer in conventional.VIDEO and len(boxes)
         else 0.0
     )
-    level, data, encode = conventional.encode_within(
-        image, peer, len(stream), boxes, qoffset, check=check
-    )
-    start = time.perf_counter()
-    decoded = conventional.decode(data, peer)
-    seconds = {"encode": encode, "decode": time.perf_counter() - start}
+    codec = conventional.ConventionalCodec(f"{peer} medium" if peer in conventional.VIDEO else peer)
+    found = codec.search(image, boxes, len(stream), qoffset=qoffset, before_each=check)
+    level, data, start = found.quality, found.stream, time.perf_counter()
+    decoded = codec.decode(data)
+    seconds = {"encode": found.seconds, "decode": time.perf_counter() - start}
     setting = (
         f"crf {level:g}" + (f", ROI {qoffset * QP_RANGE:+.1f}" if qoffset else "")
         if peer in conventional.VIDEO
