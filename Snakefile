@@ -1,5 +1,8 @@
-# The workbook as a DAG of papermill runs: one job a notebook, one training job a point of the profile's sweep.
-# ./run_all.sh starts it; --config profile=NAME and data_root=DIR choose what runs, second_detector=FILE who looks too. Done jobs are not repeated.
+# The workbook as a DAG of papermill runs: one job a notebook, and one training job for each point
+# of the profile's sweep. Finished jobs are not repeated. ./run_all.sh starts it.
+#
+# Configuration: profile=NAME, data_root=DIR, second_detector=FILE (a YOLOv8 file that looks at the
+# decoded pictures too).
 import json
 from pathlib import Path
 
@@ -8,32 +11,57 @@ import yaml
 from roilib.parameters import BASELINES, expand_sweep
 
 PROFILE = config.get("profile", "sample")
-LOGDIR, RESULTS = f"runs/{PROFILE}", f"report/results/{PROFILE}"
+LOGDIR = f"runs/{PROFILE}"
+RESULTS = f"report/results/{PROFILE}"
+FIGURES = f"report/figures/{PROFILE}"
 SETTINGS = yaml.safe_load(Path(f"params/{PROFILE}.yaml").read_text())
-OVERRIDES = {"logdir": LOGDIR} | ({"data_root": config["data_root"]} if "data_root" in config else {})
+
+OVERRIDES = {"logdir": LOGDIR}
+if "data_root" in config:
+    OVERRIDES["data_root"] = config["data_root"]
 POINTS = {p.name: p for p in expand_sweep(SETTINGS, **OVERRIDES)}
 FIRST = next(iter(POINTS.values()))
-DATA = {"dataset": FIRST.dataset, "data_root": FIRST.data_root, "train_size_p1": FIRST.train_size_p1}
+DATA = {
+    "dataset": FIRST.dataset,
+    "data_root": FIRST.data_root,
+    "train_size_p1": FIRST.train_size_p1,
+}
 TRAINED = [f"{LOGDIR}/{name}/metrics.json" for name in POINTS]
 STEPS = ["01_dataset_exploration", "02_detector_hooks", "07_playground"]
-EVALUATE = SETTINGS.get("evaluate", {})  # at which lmbda and alpha a roi_vbr is measured, and which peers (a file of params/peers); false: nothing is
-PEERS = {"peers": yaml.safe_load(Path(f"params/peers/{EVALUATE['peers']}.yaml").read_text())} if EVALUATE and "peers" in EVALUATE else {}
-DETECTORS = {"detectors": ["shipped", config["second_detector"]]} if "second_detector" in config else {}
-DRIVE = SETTINGS.get("drive")  # notebook 08's parameters, in a profile that sends a drive over a thin link
+
+# Notebook 05's parameters: at which lmbda and alpha a roi_vbr is measured, and which conventional
+# codecs (a file of params/codecs). `evaluate: false` leaves out notebooks 05, 06 and the report.
+EVALUATE = SETTINGS.get("evaluate", {})
+EVALUATION = dict(EVALUATE or {})
+if "codecs" in EVALUATION:
+    GRIDS = Path(f"params/codecs/{EVALUATION.pop('codecs')}.yaml")
+    EVALUATION["peers"] = yaml.safe_load(GRIDS.read_text())
+if "second_detector" in config:
+    EVALUATION["detectors"] = ["shipped", config["second_detector"]]
 REPORT = ["report/report.pdf"] if EVALUATE is not False else []
 
+DRIVE = SETTINGS.get("drive")  # notebook 08's parameters, where a profile sends a drive
 
 
-# A job takes as many of this machine's GPUs as its run has processes; a cluster's scheduler counts its own.
+# A job takes as many of this machine's GPUs as its run has processes. The scheduler of a cluster
+# counts its own.
 resource_scopes:
     gpu="local",
 
 
+def point(name):
+    """A run's main parameters, for messages."""
+    p = POINTS[name]
+    hooks = [hook for hook in ("zero_hooks", "mask_hooks") if getattr(p, hook)]
+    values = [f"{key}={getattr(p, key)}" for key in ("which", "lmbda", "alpha", "seed")]
+    return " ".join(values + hooks)
+
+
 onerror:
     print("Not finished; the same command tries them again:")
-    for name, p in POINTS.items():
+    for name in POINTS:
         if not Path(f"{LOGDIR}/{name}/metrics.json").exists():
-            print(f"  {LOGDIR}/{name}/notebook.ipynb  which={p.which} lmbda={p.lmbda} alpha={p.alpha} seed={p.seed}")
+            print(f"  {LOGDIR}/{name}/notebook.ipynb  {point(name)}")
 
 
 def training_notebook(wildcards):
@@ -64,6 +92,8 @@ if DATA["dataset"] == "sample":
         threads: workflow.cores
         params:
             root=DATA["data_root"],
+        message:
+            "Render the sample set into {params.root}"
         shell:
             "python data/streets/prepare.py {params.root:q} > {output}"
 
@@ -84,6 +114,8 @@ rule explore:
         step="0[127]_[a-z_]+",
     params:
         values=json.dumps(DATA | {"logdir": LOGDIR}),
+    message:
+        "Notebook {wildcards.step}"
     shell:
         RUN
 
@@ -100,8 +132,11 @@ if DRIVE:
             root=STREET,
             frames=DRIVE["frames"],
             seed=SEED,
+        message:
+            "Render a drive of {params.frames} frames into {params.root}"
         shell:
-            "python data/streets/prepare.py {params.root:q} --drive {params.frames} --seed {params.seed} > {output}"
+            "python data/streets/prepare.py {params.root:q} --drive {params.frames}"
+            " --seed {params.seed} > {output}"
 
     rule thin_link:
         input:
@@ -112,7 +147,11 @@ if DRIVE:
         log:
             f"{LOGDIR}/08_thin_link/08_thin_link.ipynb",
         params:
-            values=json.dumps(DRIVE | {"drive": STREET, "logdir": LOGDIR, "results": RESULTS, "figures": f"report/figures/{PROFILE}"}),
+            values=json.dumps(
+                DRIVE | {"drive": STREET, "logdir": LOGDIR, "results": RESULTS, "figures": FIGURES}
+            ),
+        message:
+            "Notebook 08_thin_link"
         shell:
             RUN
 
@@ -129,6 +168,9 @@ rule train:
         gpu=lambda wildcards: POINTS[wildcards.run].devices or 1,
     params:
         values=lambda wildcards: json.dumps(POINTS[wildcards.run].model_dump()),
+        point=lambda wildcards: point(wildcards.run),
+    message:
+        "Train {wildcards.run}: {params.point}"
     shell:
         RUN + " --gpus {resources.gpu}"
 
@@ -143,7 +185,11 @@ rule evaluate:
         f"{LOGDIR}/05_evaluation/05_evaluation.ipynb",
     threads: workflow.cores
     params:
-        values=json.dumps(DATA | {"logdir": LOGDIR, "runs": list(POINTS), "results": RESULTS} | (EVALUATE or {}) | PEERS | DETECTORS),
+        values=json.dumps(
+            DATA | {"logdir": LOGDIR, "runs": list(POINTS), "results": RESULTS} | EVALUATION
+        ),
+    message:
+        "Notebook 05_evaluation"
     shell:
         RUN
 
@@ -157,19 +203,29 @@ rule figures:
     log:
         f"{LOGDIR}/06_figures/06_figures.ipynb",
     params:
-        values=json.dumps(DATA | {"logdir": LOGDIR, "results": RESULTS, "figures": f"report/figures/{PROFILE}"}),
+        values=json.dumps(DATA | {"logdir": LOGDIR, "results": RESULTS, "figures": FIGURES}),
+    message:
+        "Notebook 06_figures"
     shell:
         RUN
 
 
 rule report:
     input:
-        source=["report/report.typ", "report/parts.typ", "report/diagram.typ", "report/references.yml"],
+        source=[
+            "report/report.typ",
+            "report/parts.typ",
+            "report/diagram.typ",
+            "report/references.yml",
+        ],
         figures=rules.figures.output,
     output:
         "report/report.pdf",
     params:
         results=RESULTS,
-        figures=f"report/figures/{PROFILE}",
+        figures=FIGURES,
+    message:
+        "Report"
     shell:
-        "python report/build.py {params.results:q} --figures {params.figures:q} --out {output:q} --compile-only"
+        "python report/build.py {params.results:q} --figures {params.figures:q} --out {output:q}"
+        " --compile-only"

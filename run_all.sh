@@ -1,23 +1,53 @@
 #!/usr/bin/env bash
-# Run the whole workbook headless:  ./run_all.sh [--profile sample|kitti_small|kitti|coco] [--data-root DIR] [--second-detector FILE] [--cores N] [-- Snakemake arguments]
-# Only install: --setup.  Open the notebooks in JupyterLab: --lab [-- JupyterLab arguments].
+# Run the whole workbook headless, install it, or open it in JupyterLab.
 set -euo pipefail
-usage() { sed -n '2,3s/^# //p' "$0"; }
+
+usage() {
+  cat <<'TEXT'
+Run the whole workbook headless:
+  ./run_all.sh [--profile NAME] [--data-root DIR] [--second-detector FILE] [--cores N]
+               [-- Snakemake arguments]
+Only install:
+  ./run_all.sh --setup
+Open the notebooks in JupyterLab:
+  ./run_all.sh --lab [-- JupyterLab arguments]
+
+NAME is a file of params/ without its ending: sample (default), kitti_small, kitti, coco, …
+TEXT
+}
+
+fail() {
+  echo "run_all.sh: $1" >&2
+  exit 2
+}
+
 here=$(cd "$(dirname "$0")" && pwd)
-profile=sample data_root='' second_detector='' cores=$(nproc) action=run
+profile=sample
+data_root=''
+second_detector=''
+cores=$(nproc)
+action=run
 while [ $# -gt 0 ]; do
   case $1 in
-    --profile | --data-root | --second-detector | --cores) [ $# -gt 1 ] || { echo "run_all.sh: $1 needs a value" >&2; exit 2; } ;;&
+    --profile | --data-root | --second-detector | --cores)
+      [ $# -gt 1 ] || fail "$1 needs a value"
+      ;;&
     --profile) profile=$2; shift 2 ;;
     --data-root)
-      [ -d "$2" ] || { echo "run_all.sh: --data-root $2: no such folder" >&2; exit 2; }
-      data_root=$(realpath --relative-to="$here" "$2"); shift 2 ;;
+      [ -d "$2" ] || fail "--data-root $2: no such folder"
+      data_root=$(realpath --relative-to="$here" -- "$2")
+      shift 2
+      ;;
     --second-detector)
-      [ -f "$2" ] || { echo "run_all.sh: --second-detector $2: no such file" >&2; exit 2; }
-      second_detector=$(realpath --relative-to="$here" "$2"); shift 2 ;;
+      [ -f "$2" ] || fail "--second-detector $2: no such file"
+      second_detector=$(realpath --relative-to="$here" -- "$2")
+      shift 2
+      ;;
     --cores)
-      [[ $2 =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: --cores $2: not a number of cores" >&2; exit 2; }
-      cores=$2; shift 2 ;;
+      [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "--cores $2: not a number of cores"
+      cores=$2
+      shift 2
+      ;;
     --setup) action=setup; shift ;;
     --lab) action=lab; shift ;;
     -h | --help) usage; exit 0 ;;
@@ -26,7 +56,8 @@ while [ $# -gt 0 ]; do
   esac
 done
 cd "$here"
-[ -f "params/$profile.yaml" ] || { echo "run_all.sh: no profile params/$profile.yaml" >&2; exit 2; }
+[[ $profile != */* ]] || fail "--profile $profile: a name such as sample is needed, not a path"
+[ -f "params/$profile.yaml" ] || fail "no profile params/$profile.yaml"
 
 . ./setup.sh
 case $action in
@@ -34,17 +65,39 @@ case $action in
   lab) exec jupyter lab notebooks "$@" ;;
 esac
 
-config=("profile=$profile")
-[ -z "$data_root" ] || config+=("data_root=$data_root")
-[ -z "$second_detector" ] || config+=("second_detector=$second_detector")
-{ mkdir -p runs && exec 9>runs/lock; } 2>/dev/null || { echo "run_all.sh: $here/runs: nothing can be written there" >&2; exit 2; }
-flock -n 9 || { echo "run_all.sh: another run_all.sh is at work here" >&2; exit 2; }
+{ mkdir -p runs && exec 9>runs/lock; } 2>/dev/null ||
+  fail "$here/runs: nothing can be written there"
+flock -n 9 || fail "another run_all.sh is at work here"
+
+# Snakemake reads --config values as YAML, which changes paths such as 2011_09_26: a file does not.
+python - "$profile" "$data_root" "$second_detector" >runs/config.json <<'PYTHON'
+import json
+import sys
+
+names = ("profile", "data_root", "second_detector")
+json.dump({name: value for name, value in zip(names, sys.argv[1:]) if value}, sys.stdout)
+PYTHON
+
+# A killed run leaves its lock. This first call also says what is wrong with a profile.
+if ! said=$(snakemake --unlock --cores 1 --configfile runs/config.json 2>&1); then
+  reason=$(sed -e 1d -e '/^  File "/,$d' <<<"$said" | xargs -d '\n' | tr -s ' ')
+  fail "profile $profile: ${reason:-$said}"
+fi
+
 gpus=$(python -c 'from roilib.utils.notebooks import gpus_here; print(len(gpus_here()))')
-snakemake --unlock --cores 1 --quiet all --config "${config[@]}" # a killed run leaves its lock
-snakemake --cores "$cores" --resources gpu="$((gpus ? gpus : cores))" --keep-going --rerun-incomplete --rerun-triggers mtime params input --printshellcmds "$@" --config "${config[@]}" ||
-  { echo "run_all.sh: a step failed; its executed notebook is named as 'log' above. The others' results stay." >&2; exit 1; }
+echo "run_all.sh: profile $profile, $cores cores, $gpus GPUs; done steps are not repeated"
+# Without GPUs each training counts as one, so that as many run at once as there are cores.
+snakemake --cores "$cores" --resources gpu="$((gpus ? gpus : cores))" --keep-going \
+  --rerun-incomplete --rerun-triggers mtime params input --quiet host reason "$@" \
+  --configfile runs/config.json || {
+  echo "run_all.sh: a step failed. Its executed notebook is named as 'log' above." >&2
+  echo "run_all.sh: the results of the other steps stay; the same command goes on." >&2
+  exit 1
+}
 
 echo
 echo "Made by profile $profile:"
-find "runs/$profile" -name '*.ipynb' -o -name weights.safetensors 2>/dev/null | sort || true # none of a dry run
-find "report/results/$profile" "report/figures/$profile" report/report.pdf -type f 2>/dev/null | sort || true
+# A dry run made none of these folders.
+find "runs/$profile" -name '*.ipynb' -o -name weights.safetensors 2>/dev/null | sort || true
+find "report/results/$profile" "report/figures/$profile" report/report.pdf -type f 2>/dev/null |
+  sort || true

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Lint and test:  ./run_tests.sh [pytest arguments].  Only install: --setup.
+# Lint and test:                   ./run_tests.sh [pytest arguments]
+# The tests of under two minutes:  ./run_tests.sh -m "not slow"
+# Only install:                    ./run_tests.sh --setup
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./setup.sh

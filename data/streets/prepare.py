@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from roilib.utils.processes import cores, end_with_parent
-from roilib.datasets.images import PICTURE_SUFFIXES
 from roilib.datasets.boxes import write_kitti_label
+from roilib.datasets.images import PICTURE_SUFFIXES
+from roilib.utils.processes import cores, end_with_parent
 from scenes import Street
 
 SCENES, TEST_SCENES, FRAMES_PER_SECOND = 20, 4, 10
@@ -76,7 +76,9 @@ def _rendered(root: Path, frames: list[tuple[int, float, str]]) -> Path:
         own = any(path.suffix.lower() in PICTURE_SUFFIXES for path in root.glob("*"))
         found = len(frames) if own else len(list((root / "training" / "image_2").glob("*")))
         if found < len(frames):
-            raise ValueError(f"{root}: has {found} of {len(frames)} frames; name another folder or remove this one")
+            raise ValueError(
+                f"{root}: has {found} of {len(frames)} frames; name another folder or remove this one"
+            )
         return root
     with _appearing(root) as unfinished:
         _write_frames(unfinished, frames)
@@ -104,7 +106,9 @@ def _appearing(root: Path) -> Iterator[Path]:
 
 def _write_frames(root: Path, frames: list[tuple[int, float, str]]) -> None:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(frames), cores()), mp_context=spawn, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(
+        min(len(frames), cores()), mp_context=spawn, initializer=end_with_parent
+    ) as pool:
         list(pool.map(partial(_write_frame, root), frames))
 
 
@@ -126,19 +130,39 @@ def _copy_photographs(root: Path) -> None:
 
 def main() -> int:
     """0; 2 with one line when there is no room for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", type=Path)
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--drive", type=int, metavar="FRAMES", help="a drive of so many frames instead of the sample set")
-    kind.add_argument("--streets", type=int, metavar="COUNT", help="a frame of each of so many streets instead of the sample set")
-    parser.add_argument("--seed", type=int, help="which street to drive through (0), or the first of the streets (100)")
+    kind.add_argument(
+        "--drive",
+        type=int,
+        metavar="FRAMES",
+        help="a drive of so many frames instead of the sample set",
+    )
+    kind.add_argument(
+        "--streets",
+        type=int,
+        metavar="COUNT",
+        help="a frame of each of so many streets instead of the sample set",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="which street to drive through (0), or the first of the streets (100)",
+    )
     args = parser.parse_args()
     seed = {} if args.seed is None else {"seed": args.seed}
     try:
         if args.drive is not None:
             print(make_drive(args.root, args.drive, **seed))
         else:
-            print(make_streets(args.root, args.streets, **seed) if args.streets is not None else make_sample_set(args.root))
+            print(
+                make_streets(args.root, args.streets, **seed)
+                if args.streets is not None
+                else make_sample_set(args.root)
+            )
     except ValueError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import requires
@@ -45,9 +46,9 @@ def test_profiles_expand_to_different_runs(name, runs):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "params" / "peers").glob("*.yaml")), ids=lambda path: path.stem
+    "path", sorted((ROOT / "params" / "codecs").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_peers_have_points_for_bd_rates_and_budgets(path):
+def test_conventional_codecs_have_points_for_bd_rates_and_budgets(path):
     grids = yaml.safe_load(path.read_text())
     for name, grid in grids.items():
         codec, _, preset = name.partition(" ")
@@ -117,6 +118,7 @@ def test_the_dag_holds_one_job_a_run(name, tmp_path):
     ("arguments", "message"),
     [
         (["--profile", "nonsense"], "no profile params/nonsense.yaml"),
+        (["--profile", "../params/sample"], "--profile ../params/sample: a name such as sample"),
         (["--data-root", "nowhere"], "--data-root nowhere: no such folder"),
         (["--second-detector", "nowhere.pt"], "--second-detector nowhere.pt: no such file"),
         (["--cores"], "--cores needs a value"),
@@ -127,6 +129,65 @@ def test_run_all_refuses_bad_arguments(arguments, message):
     done = subprocess.run(["./run_all.sh", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[0]
+
+
+@pytest.fixture(scope="module")
+def installed_copy(tmp_path_factory):
+    """What run_all.sh needs up to its first job, in a folder of its own that counts as set up."""
+    folder = tmp_path_factory.mktemp("copy") / "work book"
+    (folder / ".venv").mkdir(parents=True)
+    for name in ("run_all.sh", "setup.sh", "pyproject.toml", "constraints.txt", "Snakefile"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("params", "notebooks", "report"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("results"))
+    (folder / "roilib").symlink_to(ROOT / "roilib")
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (folder / ".venv" / name).symlink_to(Path(sys.prefix) / name)
+    sums = "cat pyproject.toml constraints.txt setup.sh | cksum >.venv/installed"
+    subprocess.run(["bash", "-c", sums], cwd=folder, check=True)
+    return folder
+
+
+def run_all(folder, *words):
+    """Exit code, output and errors of run_all.sh."""
+    done = subprocess.run(["./run_all.sh", *words], cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"parameters": {"dataset": "sample", "batchsize": 4}}, "batchsize: Extra inputs"),
+        ({"parameters": {"data_root": 2011}}, "data_root: Input should be a valid string"),
+        ({"evaluate": {"codecs": "nonsense"}}, "params/codecs/nonsense.yaml"),
+        ("parameters: [", "while parsing"),
+    ],
+)
+def test_run_all_says_what_is_wrong_with_a_profile(installed_copy, change, reason):
+    content = change if isinstance(change, str) else yaml.safe_dump(profile("sample") | change)
+    (installed_copy / "params" / "mine.yaml").write_text(content)
+    code, _, said = run_all(installed_copy, "--profile", "mine")
+    assert code == 2
+    (line,) = said.splitlines()
+    assert line.startswith("run_all.sh: profile mine: ")
+    assert reason in line
+
+
+@pytest.mark.parametrize("name", ["2011_09_26", "kitti #2", "a: b", "über"])
+def test_run_all_passes_the_data_root_as_it_is(installed_copy, name):
+    (installed_copy / name).mkdir()
+    words = ["--profile", "kitti_small", "--data-root", name, "--", "-n", "--printshellcmds"]
+    code, said, _ = run_all(installed_copy, *words)
+    assert code == 0
+    assert set(re.findall(r'"data_root": ("[^"]*")', said)) == {json.dumps(name)}
+
+
+def test_run_all_says_what_it_does_in_a_line_a_step(installed_copy):
+    code, said, _ = run_all(installed_copy, "--", "-n")
+    assert code == 0
+    assert re.search(r"^Job \d+: Render the sample set into data/sample$", said, re.MULTILINE)
+    trained = re.findall(r"^Job \d+: Train (\S+): which=\S+ lmbda=", said, re.MULTILINE)
+    assert set(trained) == {p.name for p in expand_sweep(profile("sample"), logdir="runs/sample")}
 
 
 def test_constraints_pin_every_direct_dependency():
@@ -143,8 +204,10 @@ def test_constraints_pin_every_direct_dependency():
 def test_conda_and_docker_use_the_same_constraints():
     pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
     assert "--constraint constraints.txt" in pip
+    assert "--editable .[dev,streets]" in pip
     assert "constraints.txt setup.sh" in (ROOT / "Dockerfile").read_text()
     assert "-c constraints.txt" in (ROOT / "setup.sh").read_text()
+    assert "-e '.[dev,streets]'" in (ROOT / "setup.sh").read_text()
 
 
 def test_dockerfile_passes_its_linter():
@@ -168,6 +231,7 @@ def test_the_image_has_what_the_setup_calls():
 def test_containers_are_published_on_this_machine_alone_and_run_as_nobody_special():
     dockerfile = (ROOT / "Dockerfile").read_text()
     for text in (dockerfile, (ROOT / "README.md").read_text()):
+        text = re.sub(r" \\\n#? *", " ", text)
         lines = [line for line in text.splitlines() if "docker run" in line]
         assert len(lines) == 2
         assert all("--shm-size" in line for line in lines)

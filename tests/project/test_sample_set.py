@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from prepare import make_drive, make_sample_set, make_streets
 
+from prepare import make_drive, make_sample_set, make_streets
 from roilib.datasets.dataset import RoiDataset, split
 from roilib.datasets.kitti import kitti_samples
 

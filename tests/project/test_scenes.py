@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+
 from actors import Actor
 from render import Camera, photograph
+from roilib.datasets.kitti import KITTI_CLASSES
 from scenes import Street
 from surfaces import ROAD_CENTRE
-
-from roilib.datasets.kitti import KITTI_CLASSES
 
 SMALL = Camera(414, 125, 240.5, (203.2, 57.6))  # KITTI's camera at a third of its size
 ACTORS = [

@@ -19,6 +19,7 @@ Name: small
 Version: 1.0
 Requires-Dist: thing
 Provides-Extra: dev
+Provides-Extra: streets
 """)
         wheel.writestr("small-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         wheel.writestr("small-1.0.dist-info/RECORD", "")
