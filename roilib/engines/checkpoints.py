@@ -1,8 +1,8 @@
-"""What a training can go on from: checkpoints that are whole or not there, and ends that do not come at a bad moment.
+"""Checkpoints that are complete or absent, and graceful interruption.
 
 checkpoints/step-00001234.pt   the newest two
             epoch-0050.pt      milestones, kept
-            *.pt.damaged       files that could not be read, set aside
+            *.pt.damaged       unreadable files, set aside
 """
 
 import fcntl
@@ -19,13 +19,13 @@ import torch
 
 from roilib.utils.files import replacing
 
-KEPT = 2
+KEPT = 2  # newest checkpoints
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Write `state` with torch.save through a temporary name, flushed to the disk before it takes the old one's place.
+    """Write `state` with torch.save to a temporary file, flush it to the disk, then replace `path`.
 
-    Raises ValueError with one line when it cannot be written, for example to a full disk; what was there stays.
+    Raises ValueError when it cannot be written, for example to a full disk; `path` stays as it was.
     """
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -35,12 +35,16 @@ def save_checkpoint(path: Path, state: dict) -> None:
     except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of some failed writes
         reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
         raise ValueError(
-            f"{path}: cannot be written ({reason}); make room, then the same command goes on from the checkpoint before it"
+            f"{path}: cannot be written ({reason}); make room, then the same command goes on from "
+            "the checkpoint before it"
         ) from None
 
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint's content. Raises ValueError naming the file when a byte of it is wrong: torch.load itself checks no checksum."""
+    """A checkpoint's content. Raises ValueError naming the file when a byte of it is wrong.
+
+    The archive's checksums are tested first, because torch.load ignores them.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
@@ -49,22 +53,20 @@ def load_checkpoint(path: Path) -> dict:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # whatever a damaged file makes zipfile or unpickling raise
-        raise ValueError(
-            f"{path}: a damaged checkpoint ({str(error).partition(chr(10))[0]})"
-        ) from None
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: a damaged checkpoint ({reason})") from None
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """While it lasts no other process gets past it for the same folder of checkpoints. Raises ValueError when one is there."""
-    path = folder.parent / "lock"
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a run's folder. Raises ValueError when another process has locked it."""
+    path = folder / "lock"
     with path.open("w") as file:
         try:
-            fcntl.lockf(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # not flock, which loader processes would keep that outlive a killed training
+            # Not flock: loader processes that outlive a killed training would keep such a lock.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise ValueError(f"{folder.parent}: another process is training this run") from None
+            raise ValueError(f"{folder}: another process is training this run") from None
         except OSError:  # a file system without locks
             pass
         try:
@@ -88,20 +90,18 @@ class Checkpoints:
         return [*self.recent(), *sorted(self.folder.glob("epoch-*.pt"), reverse=True)]
 
     def save(self, state: dict[str, Any], step: int) -> None:
-        """Save the state after `step` steps and drop all but the newest two."""
+        """Save the state after `step` steps; delete all but the newest two."""
         save_checkpoint(self.folder / f"step-{step:08d}.pt", state)
-        for old in [
-            *self.recent()[KEPT:],
-            *self.folder.glob("*.tmp"),
-        ]:  # a process killed while it wrote leaves its .tmp
+        # A process that was killed while writing leaves its .tmp.
+        for old in [*self.recent()[KEPT:], *self.folder.glob("*.tmp")]:
             old.unlink()
 
     def save_milestone(self, state: dict[str, Any], epoch: int) -> None:
-        """Save the state after `epoch` epochs, to be kept."""
+        """Save the state after `epoch` epochs, and keep it."""
         save_checkpoint(self.folder / f"epoch-{epoch:04d}.pt", state)
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest state that can be read, None without one. A damaged file is named and set aside."""
+        """The newest readable state, or None. Damaged files are named and set aside."""
         for path in self.all():
             try:
                 return load_checkpoint(path)
@@ -113,9 +113,10 @@ class Checkpoints:
 
 
 class Interrupt:
-    """Within `with Interrupt() as stop:` Ctrl-C and SIGTERM only set `stop.requested` (and call `then`); a second Ctrl-C acts as usual.
+    """Within `with Interrupt() as stop:` Ctrl-C and SIGTERM set `stop.requested` and call `then`.
 
-    Outside the main thread, where Python takes no signals, it changes nothing.
+    A second Ctrl-C acts as usual. Outside the main thread, where Python handles no signals, nothing
+    changes.
     """
 
     def __init__(self, then: Callable[[], None] = lambda: None):

@@ -1,27 +1,56 @@
-"""Muon for convolutions, AdamW for everything else, as one optimizer.
+"""What trains the weights: AdamW, or Muon for convolutions and AdamW for the rest.
 
-Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the step's size that of an AdamW step, as in J. Liu et
-al., "Muon is scalable for LLM training", 2025. torch.optim.Muon takes matrices only.
+Muon: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024, with the
+step size of J. Liu et al., "Muon is scalable for LLM training", 2025.
+
+Muon is written out here because torch.optim.Muon takes matrices only, and because the Newton-Schulz
+rounds of torch and ultralytics round bf16 at other places: their updates differ by 3 %.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from roilib.parameters import Parameters
+
+MUON_LR = 2.5  # of Muon's group, in units of max_lr
+LINEAR_LR = 0.25  # of the transforms that start as a DCT, in units of max_lr
 MOMENTUM = 0.95
-NEWTON_SCHULZ = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # coefficients that bring all singular values near 1 in a few rounds
-ROUNDS, SMALLEST_SIDE = 5, 16
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a round: x ← a x + b (x xᵀ) x + c (x xᵀ)² x
+ROUNDS = 5
+MIN_SIDE = 16  # of a weight that Muon trains, seen as a matrix
+
+
+def make_optimizer(p: Parameters, weights: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of these named weights; each group's learning rate is its peak."""
+    settings = {"lr": p.max_lr, "fused": p.precision != "16"}
+    if p.optimizer == "adamw":
+        return torch.optim.AdamW(weights.values(), **settings)
+    transforms = {name for name in weights if name.startswith(("a_lin", "s_lin"))}
+    matrices = {name for name, v in weights.items() if takes_muon(v)} - transforms
+    groups = [
+        (matrices, {"lr": MUON_LR * p.max_lr, "muon": True}),
+        (transforms, {"lr": LINEAR_LR * p.max_lr}),
+        (weights.keys() - transforms - matrices, {}),
+    ]
+    return MuonAdamW(
+        [
+            {"params": [v for name, v in weights.items() if name in names]} | options
+            for names, options in groups
+            if names
+        ],
+        **settings,
+    )
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """torch.optim.AdamW, but groups with `muon=True` take Muon's step: the gradients' momentum with all its singular values made about 1."""
+    """torch.optim.AdamW, except that groups with `muon=True` take Muon's step.
+
+    Muon's step is the gradients' momentum with all its singular values made about 1.
+    """
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update; gradients are there already, so no closure is needed."""
+        """One update."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group.get("muon")]
         try:
@@ -31,16 +60,13 @@ class MuonAdamW(torch.optim.AdamW):
         for group in groups:
             for weight in group["params"] if group.get("muon") else ():
                 if weight.grad is not None:
-                    self._orthogonal_step(weight, group["lr"])
+                    self._muon_step(weight, group["lr"])
         return loss
 
-    def _orthogonal_step(self, weight: Tensor, lr: float) -> None:
+    def _muon_step(self, weight: Tensor, lr: float) -> None:
         state = self.state[weight]
-        if not state:
-            state |= {
-                "momentum": torch.zeros_like(weight),
-                "step": torch.zeros(()),
-            }  # AdamW's load_state_dict looks for a step everywhere
+        if not state:  # AdamW's load_state_dict expects a step in every state
+            state |= {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}
         momentum = state["momentum"]
         momentum.lerp_(weight.grad, 1 - MOMENTUM)
         update = orthogonal(weight.grad.lerp(momentum, MOMENTUM).flatten(1))
@@ -48,16 +74,20 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """A matrix (m, n) with the same singular vectors and singular values of about 1 (0.7 to 1.2), by Newton-Schulz rounds in bf16."""
-    x = matrix.bfloat16().mT if matrix.shape[0] > matrix.shape[1] else matrix.bfloat16()
+    """A matrix (m, n) with the same singular vectors and singular values of about 1 (0.7 to 1.2).
+
+    Newton-Schulz rounds in bf16.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.bfloat16().mT if tall else matrix.bfloat16()
     x = x / (x.norm() + 1e-7)
     a, b, c = NEWTON_SCHULZ
     for _ in range(ROUNDS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return (x.mT if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrix.dtype)
 
 
 def takes_muon(weight: Tensor) -> bool:
-    """Whether this is a convolution's weight that is a matrix of some size on both sides."""
-    return weight.dim() == 4 and min(len(weight), weight[0].numel()) >= SMALLEST_SIDE
+    """Whether a weight is a convolution's and has MIN_SIDE rows and columns as a matrix."""
+    return weight.dim() == 4 and min(len(weight), weight[0].numel()) >= MIN_SIDE

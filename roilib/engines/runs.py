@@ -1,29 +1,39 @@
-"""Run folders: what a run was told, what it measured and what it can go on from.
+"""Run folders: a run's parameters, its results, and what it resumes from.
 
 logdir/<which>-<hash>/hparams.json       parameters, code, versions, machine
-                      metrics.json       the result; written last, so a run with this file is finished
-                      timing.json        seconds and memory, which no two runs share
+                      metrics.json       the result, written last: a run that has it is finished
+                      timing.json        seconds and memory, which differ from run to run
                       splits.json        ids of the training and test pictures
-                      lock               while a process trains it
+                      lock               while a process trains the run
                       checkpoints/       what to resume from (roilib.engines.checkpoints)
                       weights.safetensors
                       events.out.tfevents…  TensorBoard
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
+from roilib.codecs.registry import CODEC_NAMES, codec_name
 from roilib.engines.checkpoints import Checkpoints
 from roilib.parameters import Parameters
 from roilib.utils.device import resolve_device
 from roilib.utils.files import read_json, write_json
 from roilib.utils.provenance import origin
 
+TERMS = ("loss", "bpp_loss", "psnr", "roi_psnr", "bg_psnr")
+TRAINING_COLUMNS = ("run", "codec", "label", "part", "step", "hours", *TERMS)
+MAX_ROWS = 150  # of a run in the training table: more than a figure can show
+DIGITS = 5  # significant ones of the training table
+
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder and parameters; make it with `open_run`."""
+    """One run's folder and parameters; `open_run` makes it."""
 
     folder: Path
     parameters: Parameters
@@ -35,16 +45,13 @@ class Run:
 
     @property
     def model_file(self) -> Path:
-        """The weights that this run is about: those it trained, or of a test run those it tested."""
-        return (
-            Path(self.parameters.model_load_file)
-            if self.parameters.what == "test"
-            else self.weights
-        )
+        """The weights that the run trained; of a test run, those that it tested."""
+        p = self.parameters
+        return Path(p.model_load_file) if p.what == "test" else self.weights
 
     @property
     def splits(self) -> Path:
-        """The ids of what it trained and tested on."""
+        """The ids of the training and test pictures."""
         return self.folder / "splits.json"
 
     @property
@@ -54,7 +61,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """`finished`, or how far its newest checkpoint is."""
+        """`finished`, or the step of the newest checkpoint."""
         if self.metrics is not None:
             return "finished"
         recent = self.checkpoints.recent()
@@ -68,9 +75,10 @@ class Run:
 
 
 def open_run(p: Parameters) -> Run:
-    """Create (or find) the folder of these parameters and write its hparams.json. With `resume=False` an earlier result is cleared.
+    """Create (or find) the folder of these parameters and write its hparams.json.
 
-    Raises ValueError, before it touches anything, for a device that is not there or a file to start from that is missing.
+    With `resume=False` an earlier result is deleted. Raises ValueError, before it changes anything,
+    for a device or a weights file that does not exist.
     """
     run = Run(p.folder, p)
     if not p.resume or run.metrics is None:
@@ -82,37 +90,83 @@ def open_run(p: Parameters) -> Run:
         _prepare(run)
     except OSError as error:
         raise ValueError(
-            f"{run.folder}: cannot be written ({error.strerror}); make room or choose another logdir"
+            f"{run.folder}: cannot be written ({error.strerror}); make room or choose another "
+            "logdir"
         ) from None
     return run
 
 
 def _prepare(run: Run) -> None:
-    p = run.parameters
-    run.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    p, folder = run.parameters, run.checkpoints.folder
+    folder.mkdir(parents=True, exist_ok=True)
     if not p.resume:
-        for stale in (
-            *run.checkpoints.folder.iterdir(),
-            *run.folder.glob("*.json"),
-            *run.folder.glob("events.out.tfevents.*"),
-            run.weights,
-        ):
-            stale.unlink(missing_ok=True)
-    if (
-        not run.checkpoints.all() and run.metrics is None
-    ):  # a resumed or finished run keeps what made it
+        results = (*run.folder.glob("*.json"), *run.folder.glob("events.out.tfevents.*"))
+        for path in (*folder.iterdir(), *results, run.weights):
+            path.unlink(missing_ok=True)
+    if not run.checkpoints.all() and run.metrics is None:  # else hparams.json says what made them
         write_json(run.folder / "hparams.json", origin(p.model_dump()))
 
 
 def all_runs(logdir: str | Path) -> list[Run]:
-    """Every run below `logdir`, finished or not. Raises ValueError naming an hparams.json that cannot be read."""
+    """Every run below `logdir`, finished or not. Raises what `read_run` raises."""
     return [read_run(path.parent) for path in sorted(Path(logdir).glob("*/hparams.json"))]
 
 
 def read_run(folder: Path) -> Run:
-    """The run in a folder, finished or not. Raises ValueError naming an hparams.json that cannot be read."""
+    """The run in a folder, finished or not.
+
+    Raises ValueError naming an hparams.json that cannot be read.
+    """
     path = folder / "hparams.json"
     try:
         return Run(folder, Parameters.parse(json.loads(path.read_text())["parameters"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a run's parameters ({error})") from None
+
+
+def training_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """TRAINING_COLUMNS of the epochs of finished runs, at most MAX_ROWS a run.
+
+    part: test, or train where nothing was tested. hours: of training and testing until then.
+    Raises ValueError naming a run that is not finished.
+    """
+    tables = [pd.DataFrame(columns=TRAINING_COLUMNS)]
+    for run, label in zip(runs, run_labels(runs), strict=True):
+        table = _epochs(run)
+        rows = np.linspace(0, len(table) - 1, MAX_ROWS).round().astype(int)
+        names = {"run": run.folder.name, "codec": codec_name(run.parameters), "label": label}
+        tables.append(table.iloc[np.unique(rows)].assign(**names))
+    return pd.concat(tables[1:] or tables)[list(TRAINING_COLUMNS)]
+
+
+def _epochs(run: Run) -> pd.DataFrame:
+    """part, step, hours and TERMS of a run's epochs."""
+    if run.metrics is None:
+        raise ValueError(f"{run.folder}: not a finished run")
+    history = run.metrics["history"]
+    # Runs of earlier versions do not say how long each epoch took.
+    seconds = read_json(run.folder / "timing.json").get("seconds_of_epochs", [None] * len(history))
+    part = "test" if "test" in history[0] else "train"
+    table = pd.DataFrame([entry[part] for entry in history]).reindex(columns=TERMS)
+    hours = pd.Series(seconds, dtype=float).cumsum() / 3600
+    table = table.assign(hours=hours).map(lambda value: float(f"{value:.{DIGITS}g}"))
+    return table.assign(part=part, step=[entry["step"] for entry in history])
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """What a legend calls each run: its codec, and the λ and α that it was trained for.
+
+    Runs that would be called alike are distinguished by the end of their folder's name.
+    """
+    labels = []
+    for p in (run.parameters for run in runs):
+        label = CODEC_NAMES[codec_name(p)]
+        if p.which != "roi_vbr" or p.fixed_rate:
+            label += f", λ {p.lmbda:g}"
+        if p.which == "hyperprior_with_obj_features":
+            label += f", α {p.alpha:g}"
+        labels.append(label)
+    return [
+        label if labels.count(label) == 1 else f"{label}, {run.folder.name[-4:]}"
+        for label, run in zip(labels, runs, strict=True)
+    ]

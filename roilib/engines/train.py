@@ -1,79 +1,187 @@
-"""Train or test one model from the command line: `python -m roilib.engines.train --which=hyperprior --lmbda=0.013 …`.
+"""Training and testing a run: from its folder to its results.
 
-Every parameter of `roilib.parameters` is a `--name=value`. The same run is what notebooks 03 and 04 start. On a machine with several GPUs it
-starts torchrun on itself; on several machines, on each of them:
+    train_or_test ──► one device: train or test, in this process
+                  └─► several: launch, which calls train_or_test in one process per device
 
-    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-endpoint=HOST:PORT -m roilib.engines.train --name=value …
+A run can be killed at any moment: the same call goes on from its newest checkpoint, to the same
+result. On several machines, start this on each of them:
+
+    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-endpoint=HOST:PORT -m roilib train --name=value …
 """
 
-import sys
+import math
+from contextlib import nullcontext
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from roilib.datasets.dataset import RoiDataset, load_splits
-from roilib.engines import trainer
-from roilib.engines.distributed import launch, process_count, rank, started_by_torchrun
+from roilib.engines.checkpoints import Interrupt, locked
+from roilib.engines.distributed import (
+    launch,
+    make_fabric,
+    process_count,
+    rank,
+    started_by_torchrun,
+)
 from roilib.engines.runs import Run, open_run
-from roilib.parameters import Parameters, parameter_table
+from roilib.engines.step import Session, start
+from roilib.engines.trainer import Trainer, make_tables
+from roilib.models.weights import save_weights
+from roilib.parameters import Parameters
 from roilib.utils.device import out_of_memory
+from roilib.utils.files import read_json, write_json
+
+
+def run(p: Parameters) -> tuple[Run, dict]:
+    """Load the data, train or test, and return the run and its metrics.
+
+    Raises what `load_splits`, `open_run` and `train_or_test` raise.
+    """
+    data = load_splits(p)
+    run = open_run(p) if rank() == 0 else Run(p.folder, p)
+    return run, train_or_test(run, *data)
 
 
 def train_or_test(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
-    """What `run.parameters.what` says, in this process or, with several devices, in one process a device; the run's metrics.
+    """Do what `run.parameters.what` says, on all its devices; returns the run's metrics.
 
-    Raises what `trainer.train` raises, and ValueError with advice when memory does not suffice.
+    Raises what `train` raises, and ValueError with advice when memory does not suffice.
     """
     p = run.parameters
     processes = 1 if started_by_torchrun() or run.metrics else process_count(p)
-    if processes == 1:
-        try:
-            return (
-                trainer.train(run, train_data, test_data)
-                if p.what == "train"
-                else trainer.test(run, test_data)
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            settings = ", ".join(
-                f"{name}={getattr(p, name)}"
-                for name in ("device", "batch_size", "compr_img_size", "N", "M")
-            )
-            raise ValueError(
-                f"{run.folder}: not enough memory for {settings}; take a smaller batch_size, or more devices"
-            ) from None
-    launch(p, processes)
-    return run.metrics
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run, print the folder and the result; 0, or with one line on stderr 2, and 130 when it was interrupted."""
-    if sys.stdout:
-        sys.stdout.reconfigure(
-            errors="replace"
-        )  # where the locale is not UTF-8, "?" for what it lacks
-    words = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(words):
-        print(f"{__doc__}\n{parameter_table()}")
-        return 0
+    if processes > 1:
+        launch(p, processes)
+        return run.metrics
     try:
-        p = Parameters.parse_arguments(words)
-        data = load_splits(p)
-        run = open_run(p) if rank() == 0 else Run(p.folder, p)
-        metrics = train_or_test(run, *data)
-    except ValueError as error:
-        print(f"roilib.engines.train: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"roilib.engines.train: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"roilib.engines.train: {interrupt or 'interrupted'}", file=sys.stderr)
-        return 130
-    if rank() == 0:
-        print(
-            f"{run.folder}: {trainer.summary({k: metrics[k] for k in ('train', 'test') if metrics[k]})}"
+        return train(run, train_data, test_data) if p.what == "train" else test(run, test_data)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        names = ("device", "batch_size", "compr_img_size", "N", "M")
+        settings = ", ".join(f"{name}={getattr(p, name)}" for name in names)
+        raise ValueError(
+            f"{run.folder}: not enough memory for {settings}; take a smaller batch_size, or more "
+            "devices"
+        ) from None
+
+
+def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
+    """Train, from the newest checkpoint where there is one, and write the run's files.
+
+    Returns the run's metrics; of a finished run at once. Raises ValueError with one line when there
+    are no training pictures, another process trains this run, its data set has changed, it diverges
+    or its files cannot be written; KeyboardInterrupt with one line after Ctrl-C or SIGTERM. The
+    same call then goes on.
+    """
+    p = run.parameters
+    fabric = make_fabric(p)
+    if (finished := fabric.broadcast(run.metrics)) is not None:  # as process 0 sees it
+        return finished
+    if not len(train_data):
+        raise ValueError(f"{p.data_root}: no training pictures (train_size_p1={p.train_size_p1})")
+    session = start(p, math.ceil(len(train_data) / p.batch_size), fabric)
+    first = fabric.is_global_zero
+    with locked(run.folder) if first else nullcontext():
+        resumed = _resume(run, session)
+        try:
+            if first:
+                _write_splits(run, train_data, test_data, resumed)
+            log = SummaryWriter(run.folder, purge_step=session.step + 1) if first else nullcontext()
+            with Interrupt() as stop, log as writer:
+                Trainer(run, session, train_data, test_data, writer).fit(stop)
+            if not all(weight.isfinite().all() for weight in session.trained.parameters()):
+                raise ValueError(
+                    f"{run.folder}: diverged, its weights are not finite; resume=false with a "
+                    "lower max_lr starts anew"
+                )
+            make_tables(session.trained, p, train_data, fabric.device)
+            return _finish(run, session)
+        except OSError as error:
+            raise ValueError(
+                f"{run.folder}: cannot be written ({error.strerror or error}); make room, then "
+                "the same command goes on"
+            ) from None
+
+
+def test(run: Run, test_data: RoiDataset) -> dict:
+    """One test epoch with the weights of `model_load_file`; writes and returns the run's metrics.
+
+    A finished run returns at once.
+    """
+    p = run.parameters
+    fabric = make_fabric(p)
+    if (finished := fabric.broadcast(run.metrics)) is not None:
+        return finished
+    if not len(test_data):
+        raise ValueError(f"{p.data_root}: no test pictures (train_size_p1={p.train_size_p1})")
+    session = start(p, 1, fabric)
+    means = Trainer(run, session, None, test_data).val_loop()
+    session.clock()
+    session.history.append({"epoch": 0, "step": 0, "test": means, "seconds": session.seconds})
+    return _finish(run, session)
+
+
+def _resume(run: Run, session: Session) -> bool:
+    """Load the run's newest checkpoint, and say whether there is one.
+
+    Raises ValueError for a checkpoint of another model.
+    """
+    fabric = session.fabric
+    wanted = session.p.resume and fabric.is_global_zero
+    state = fabric.broadcast(run.checkpoints.newest() if wanted else None)
+    if state is None:
+        return False
+    try:
+        session.load(state)
+    except (RuntimeError, KeyError, ValueError) as error:
+        why = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"{run.folder}: its checkpoint is of a model that is built otherwise now ({why}); "
+            "resume=false starts anew"
+        ) from None
+    fabric.print(f"resumed {run.folder.name} at epoch {session.epoch}, step {session.step}")
+    return True
+
+
+def _write_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset, resumed: bool) -> None:
+    """Write what the run trains and tests on. Raises ValueError when it began with other data."""
+    splits = {"dataset": run.parameters.dataset, "train": train_data.ids, "test": test_data.ids}
+    if resumed and run.splits.exists() and read_json(run.splits) != splits:
+        raise ValueError(
+            f"{run.splits}: the data set is another than the one it began with; resume=false "
+            "starts anew"
         )
-    return 0
+    write_json(run.splits, splits)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _finish(run: Run, session: Session) -> dict:
+    """Write weights, timing.json and metrics.json; returns the metrics."""
+    p, fabric = run.parameters, session.fabric
+    history = [{k: v for k, v in e.items() if k != "seconds"} for e in session.history]
+    metrics = {
+        "parameters": p.model_dump(),
+        "steps": session.step,
+        "history": history,
+        "train": history[-1].get("train"),
+        "test": history[-1].get("test"),
+        "best": session.best,
+        "skipped_steps": session.health.skipped,
+    }
+    if fabric.is_global_zero:
+        if p.what == "train":
+            save_weights(run.weights, session.trained, p, session.step)
+        timing = {
+            "seconds": session.seconds,
+            "seconds_per_step": session.seconds / max(session.step, 1),
+            "seconds_of_epochs": [entry.get("seconds") for entry in session.history],
+            "peak_memory_mb": session.peak_memory_mb,
+            "device": str(fabric.device),
+            "processes": fabric.world_size,
+            "threads": torch.get_num_threads(),
+            "precision": fabric.strategy.precision.precision,
+        }
+        write_json(run.folder / "timing.json", timing)
+        write_json(run.folder / "metrics.json", metrics)
+    fabric.barrier()
+    return metrics
