@@ -135,7 +135,7 @@ VBR = {"which": "roi_vbr", "N": 16, "M": 256, "crop": "native", "lmbda": 0.012, 
 def vbr_run(tiny_kitti, tmp_path_factory):
     """The run of a small roi_vbr, trained for long enough that its numbers mean something."""
     from roilib.datasets.dataset import load_splits
-    from roilib.engines import trainer
+    from roilib.engines import train
     from roilib.engines.runs import open_run
 
     base = {
@@ -155,5 +155,5 @@ def vbr_run(tiny_kitti, tmp_path_factory):
         "ema": 0.95,
     }
     run = open_run(Parameters.parse(base | VBR))
-    trainer.train(run, *load_splits(run.parameters))
+    train.train(run, *load_splits(run.parameters))
     return run

@@ -10,7 +10,7 @@ from roilib.codecs import roic
 from roilib.codecs.container import U32, Header
 from roilib.codecs.rate_search import highest_within
 from roilib.datasets.dataset import load_splits
-from roilib.engines import trainer
+from roilib.engines import train
 from roilib.engines.runs import open_run
 from roilib.models.detector import HookedDetector
 from roilib.roi import MAX_BOXES
@@ -324,7 +324,7 @@ PAPERS = [
 @pytest.mark.parametrize("options", PAPERS)
 def test_the_papers_models_are_coded_too(tiny_parameters, image, options):
     run = open_run(tiny_parameters(max_epochs=15, max_steps=None, max_lr=5e-3, **options))
-    trainer.train(run, *load_splits(run.parameters))
+    train.train(run, *load_splits(run.parameters))
     trained = roic.load_codec(run.weights)
     data = roic.encode(image[:70, :150], BOX, model=trained)
     header, strings = Header.unpack(data)
@@ -349,7 +349,7 @@ def test_the_papers_models_are_coded_too(tiny_parameters, image, options):
 
 def test_the_extended_codec_hears_the_shipped_detector(tiny_parameters, image):
     run = open_run(tiny_parameters(which="hyperprior_with_obj_features", max_steps=1))
-    trainer.train(run, *load_splits(run.parameters))
+    train.train(run, *load_splits(run.parameters))
     assert isinstance(roic.load_codec(run.weights).detector, HookedDetector)
 
 

@@ -13,7 +13,7 @@ import torch
 from conftest import REPOSITORY
 
 from roilib.datasets.dataset import RoiDataset, load_splits
-from roilib.engines import train, trainer
+from roilib.engines import train
 from roilib.engines.checkpoints import Checkpoints, Interrupt, load_checkpoint, save_checkpoint
 from roilib.engines.runs import Run, open_run
 from roilib.models.weights import read_weights
@@ -98,7 +98,7 @@ def test_a_run_that_ends_between_its_last_step_and_its_last_test_is_ended_by_the
             return super().__getitem__(i)
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(run, train_data, Gone(test_data.samples))
+        train.train(run, train_data, Gone(test_data.samples))
     assert run.metrics is None
     assert run.checkpoints.newest()["step"] == 4
     assert train.main(p.arguments()) == 0
@@ -117,7 +117,7 @@ def test_an_interrupt_stops_all_processes_together(long_run):
     assert process.returncode == 130
     step = Run(p.folder, p).checkpoints.newest()["step"]
     assert f"{p.folder}: stopped at step {step}, saved" in said
-    assert errors == f"roilib.engines.train: {p.folder}: stopped; see the lines above\n"
+    assert errors == f"roilib train: {p.folder}: stopped; see the lines above\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -129,7 +129,7 @@ def test_an_interrupt_saves_and_says_so_in_one_line(long_run, number):
     assert process.returncode == 130
     step = load_checkpoint(Run(long_run.folder, long_run).checkpoints.recent()[0])["step"]
     assert errors.splitlines() == [
-        f"roilib.engines.train: {long_run.folder}: stopped at step {step}, saved; the same command goes on from there"
+        f"roilib train: {long_run.folder}: stopped at step {step}, saved; the same command goes on from there"
     ]
 
 
@@ -234,7 +234,7 @@ def test_resume_false_clears_every_checkpoint(tiny_parameters):
 def test_a_checkpoint_of_a_model_built_otherwise_is_one_line(tiny_parameters, monkeypatch):
     p = tiny_parameters()
     run, data = open_run(p), load_splits(p)
-    trainer.train(run, *data)
+    train.train(run, *data)
     (run.folder / "metrics.json").unlink()  # as if it had not ended
     newest = Checkpoints.newest
 
@@ -248,5 +248,5 @@ def test_a_checkpoint_of_a_model_built_otherwise_is_one_line(tiny_parameters, mo
     with pytest.raises(
         ValueError, match=r"^[^\n]*built otherwise now[^\n]*resume=false starts anew$"
     ) as error:
-        trainer.train(run, *data)
+        train.train(run, *data)
     assert str(run.folder) in str(error.value)

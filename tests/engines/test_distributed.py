@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from roilib.datasets.dataset import EpochSampler
 from roilib.engines import train
-from roilib.engines.distributed import process_count
+from roilib.engines.distributed import over_processes, process_count
 from roilib.engines.runs import Run, open_run
-from roilib.engines.step import over_processes, start
+from roilib.engines.step import start
 
 
 def loss_curve(run):
@@ -112,7 +112,7 @@ def test_a_failure_in_the_group_is_told(tiny_parameters, capsys):
     assert "diverged" in shown.out
     assert (
         shown.err
-        == f"roilib.engines.train: {p.folder}: one of its 2 processes failed; see the lines above\n"
+        == f"roilib train: {p.folder}: one of its 2 processes failed; see the lines above\n"
     )
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from roilib.engines.meters import SKIPPED_IN_A_ROW, Health, Means, Speed
+from roilib.engines.meters import MAX_SKIPPED, Health, Means, Speed
 
 
 def test_means_are_over_the_true_pixels():
@@ -55,11 +55,11 @@ def test_speed_counts_pictures_and_the_wait_for_data():
 
 def test_skipped_steps_are_counted_and_too_many_in_a_row_end_the_run():
     health = Health()
-    for _ in range(SKIPPED_IN_A_ROW - 1):
+    for _ in range(MAX_SKIPPED - 1):
         health.check(math.nan, False, "run")
     health.check(1.0, True, "run")
-    assert (health.skipped, health.in_a_row) == (SKIPPED_IN_A_ROW - 1, 0)
-    for _ in range(SKIPPED_IN_A_ROW - 1):
+    assert (health.skipped, health.in_a_row) == (MAX_SKIPPED - 1, 0)
+    for _ in range(MAX_SKIPPED - 1):
         health.check(math.inf, False, "run")
     with pytest.raises(ValueError, match=r"^run: diverged, 50 steps in a row [^\n]+$"):
         health.check(math.inf, False, "run")

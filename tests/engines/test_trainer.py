@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roilib.datasets.dataset import RoiDataset, batches, load_splits
-from roilib.engines import train, trainer
+from roilib.engines import train
 from roilib.engines.checkpoints import load_checkpoint
 from roilib.engines.runs import all_runs, open_run
 from roilib.engines.step import start, train_step
@@ -32,7 +32,7 @@ ENGINES = [
 def trained(p):
     """The run of `p` and its metrics."""
     run = open_run(p)
-    return run, trainer.train(run, *load_splits(p))
+    return run, train.train(run, *load_splits(p))
 
 
 def events(run):
@@ -113,7 +113,7 @@ def test_a_finished_run_returns_at_once(tiny_parameters):
     again = open_run(
         p.model_copy(update={"num_workers": 5})
     )  # hparams.json keeps what made the result
-    assert trainer.train(again, None, None) == metrics  # it does not even look at the data
+    assert train.train(again, None, None) == metrics  # it does not even look at the data
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -137,7 +137,7 @@ def test_an_interrupted_run_goes_on_exactly(tiny_parameters, tmp_path):
     p = p.model_copy(update={"logdir": str(tmp_path / "again")})
     run, (train_data, test_data) = open_run(p), load_splits(p)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(run, Unplugged(train_data.samples), test_data)
+        train.train(run, Unplugged(train_data.samples), test_data)
     assert run.metrics is None
     assert run.checkpoints.newest()["step"] == 3  # within the second epoch
     _, metrics = trained(p)
@@ -149,12 +149,12 @@ def test_a_run_does_not_go_on_with_other_pictures(tiny_parameters):
     p = tiny_parameters(which="hyperprior_eval_with_objs", max_steps=6, checkpoint_seconds=0)
     run, (train_data, test_data) = open_run(p), load_splits(p)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(run, Unplugged(train_data.samples), test_data)
+        train.train(run, Unplugged(train_data.samples), test_data)
     noted = run.splits.read_text()
     with pytest.raises(
         ValueError, match=r"splits\.json: the data set is another than the one it began with"
     ):
-        trainer.train(run, RoiDataset(train_data.samples[:-1]), test_data)
+        train.train(run, RoiDataset(train_data.samples[:-1]), test_data)
     assert run.splits.read_text() == noted
     trained(p)  # with those it began with
 
@@ -162,9 +162,9 @@ def test_a_run_does_not_go_on_with_other_pictures(tiny_parameters):
 def test_a_run_is_trained_by_one_process_at_a_time(tiny_parameters):
     p = tiny_parameters()
     run = open_run(p)
-    code = "import sys, time, pathlib; from roilib.engines.checkpoints import alone\nwith alone(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(9)"
+    code = "import sys, time, pathlib; from roilib.engines.checkpoints import locked\nwith locked(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(9)"
     with subprocess.Popen(
-        [sys.executable, "-c", code, run.checkpoints.folder],
+        [sys.executable, "-c", code, run.folder],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         text=True,
@@ -213,7 +213,7 @@ def test_interrupted_before_its_last_file(tiny_parameters):
 def test_a_checkpoint_every_fifty_epochs(tiny_parameters):
     p = tiny_parameters(max_steps=51)
     run, (train_data, _) = open_run(p), load_splits(p)
-    metrics = trainer.train(run, RoiDataset(train_data.samples[:1]), RoiDataset([]))
+    metrics = train.train(run, RoiDataset(train_data.samples[:1]), RoiDataset([]))
     assert (len(metrics["history"]), metrics["test"]) == (51, None)
     milestone = load_checkpoint(run.checkpoints.folder / "epoch-0050.pt")
     assert (milestone["step"], milestone["epoch"]) == (50, 50)
@@ -229,7 +229,7 @@ def test_a_checkpoint_every_fifty_epochs(tiny_parameters):
 def test_testing_the_weights_gives_the_trainings_last_test(tiny_parameters, options):
     run, metrics = trained(tiny_parameters(**options))
     p = tiny_parameters(what="test", model_load_file=str(run.weights), **options)
-    tested = trainer.test(open_run(p), load_splits(p)[1])
+    tested = train.test(open_run(p), load_splits(p)[1])
     assert tested["train"] is None
     assert tested["test"] == pytest.approx(metrics["test"], rel=1e-5)
 
@@ -241,7 +241,7 @@ def test_weights_of_another_model_are_refused(tiny_parameters):
         with pytest.raises(
             ValueError, match=rf"^[^\n]*safetensors[^\n]*{next(iter(change))}[^\n]*$"
         ):
-            trainer.test(open_run(p), load_splits(p)[1])
+            train.test(open_run(p), load_splits(p)[1])
 
 
 def test_no_pictures_to_work_on(tiny_parameters, tmp_path):
@@ -252,7 +252,7 @@ def test_no_pictures_to_work_on(tiny_parameters, tmp_path):
         what="test", model_load_file=str(tmp_path / "w.safetensors"), train_size_p1=1.0
     )
     with pytest.raises(ValueError, match="no test pictures"):
-        trainer.test(open_run(p), load_splits(p)[1])
+        train.test(open_run(p), load_splits(p)[1])
 
 
 def test_aux_loss_moves_the_quantiles_and_nothing_else(tiny_parameters):
@@ -323,7 +323,7 @@ def test_a_run_that_diverges_stops_and_says_so(tiny_parameters, capsys):
     assert train.main(p.arguments()) == 2
     said = capsys.readouterr().err
     assert re.fullmatch(
-        rf"roilib\.train: {p.folder}: step \d+: diverged, [^\n]+ lower max_lr\n", said
+        rf"roilib train: {p.folder}: step \d+: diverged, [^\n]+ lower max_lr\n", said
     )
     assert not (p.folder / "metrics.json").exists()
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch._dynamo.eval_frame import OptimizedModule
 
 from roilib.datasets.dataset import batches, load_splits
-from roilib.engines import trainer
+from roilib.engines import train
 from roilib.engines.distributed import process_count
 from roilib.engines.runs import open_run
 from roilib.engines.step import forward, knobs, start, train_step
@@ -25,7 +25,7 @@ WITH_FEATURES = {"which": "hyperprior_with_obj_features"}
 def trained(p):
     """The run of `p` and its metrics."""
     run = open_run(p)
-    return run, trainer.train(run, *load_splits(p))
+    return run, train.train(run, *load_splits(p))
 
 
 def first_batch(p, train=True):
@@ -69,7 +69,7 @@ def test_what(tiny_parameters):
     run, _ = trained(tiny_parameters())
     p = tiny_parameters(what="test", model_load_file=str(run.weights))
     tested = open_run(p)
-    metrics = trainer.test(tested, load_splits(p)[1])
+    metrics = train.test(tested, load_splits(p)[1])
     assert (metrics["steps"], metrics["train"]) == (0, None)
     assert metrics["test"]["loss"] > 0
     assert not tested.weights.exists()
@@ -237,7 +237,7 @@ def test_ema(tiny_parameters):
     )
     assert not torch.allclose(averaged, latest)
     run, metrics = trained(p)
-    tested = trainer.test(
+    tested = train.test(
         open_run(tiny_parameters(what="test", model_load_file=str(run.weights))), load_splits(p)[1]
     )
     assert tested["test"]["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-5)

@@ -12,7 +12,7 @@ from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset, load_splits, split
 from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
-from roilib.engines import trainer
+from roilib.engines import train
 from roilib.engines.runs import open_run
 from roilib.evaluation import comparisons, results, tables
 from roilib.evaluation.cache import detector_files
@@ -61,7 +61,7 @@ def trained(tiny_kitti, tmp_path_factory):
         {"which": "hyperprior_with_obj_features", "alpha": 0.9, "mask_hooks": True},
     ):
         run = open_run(Parameters.parse(base | options | {"lmbda": 0.02}))
-        trainer.train(run, *load_splits(run.parameters))
+        train.train(run, *load_splits(run.parameters))
         runs.append(run)
     return runs
 
