@@ -1,6 +1,9 @@
-"""Byte caps on every test frame: is a stream ever larger than its cap, how much of the cap does it use, and how often were symbols written for it?
+"""Byte caps on every test frame.
 
-python benchmarks/byte_caps.py --data-root DIR [--weights FILE] [--json FILE]
+Is a stream ever larger than its cap, how much of the cap does it use, and how many passes of
+entropy coding does it take?
+
+    python benchmarks/byte_caps.py --data-root DIR [--weights FILE] [--json FILE]
 """
 
 import argparse
@@ -14,11 +17,16 @@ from roilib.parameters import Parameters
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin
 
-CAPS, ALPHA = (1000, 4000, 8000, 16000, 32000), 0.9
+CAPS = (1000, 4000, 8000, 16000, 32000)  # bytes
+ALPHA = 0.9
 
 
 def capped(codec: Codec, data: RoiDataset, max_bytes: int) -> list[dict]:
-    """By frame: bytes, passes, and whether the best quality was reached; or the error where even the lowest does not fit."""
+    """Code every frame under a cap.
+
+    A row has bytes, passes and whether the best quality was reached, or the error of a frame that
+    does not fit even at the lowest quality.
+    """
     rows = []
     for i, frame in enumerate(data.ids):
         image, boxes, _ = data[i]
@@ -37,19 +45,22 @@ def capped(codec: Codec, data: RoiDataset, max_bytes: int) -> list[dict]:
 
 
 def summary(rows: list[dict], max_bytes: int) -> str:
-    """One line for a cap."""
+    """Describe a cap's rows in one line."""
     done = [row for row in rows if "bytes" in row]
     if not done:
         return f"{max_bytes:6} bytes: {len(rows)} refused, such as: {rows[0]['error']}"
     filled = [row["bytes"] / max_bytes for row in done if not row["at_best_quality"]]
+    over = sum(row["bytes"] > max_bytes for row in done)
+    passes = max(row["passes"] for row in done)
     return (
-        f"{max_bytes:6} bytes: {sum(row['bytes'] > max_bytes for row in done)} of {len(done)} over, {100 * min(filled, default=1):.1f} % to "
-        f"{100 * max(filled, default=1):.1f} % used, at most {max(row['passes'] for row in done)} passes, {len(rows) - len(done)} refused"
+        f"{max_bytes:6} bytes: {over} of {len(done)} over, {min(filled, default=1):.1%} to "
+        f"{max(filled, default=1):.1%} used, at most {passes} passes, "
+        f"{len(rows) - len(done)} refused"
     )
 
 
 def main() -> None:
-    """A line a cap, and with --json every frame."""
+    """Print a line a cap; write every frame with --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data-root", type=Path, required=True)

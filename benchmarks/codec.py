@@ -1,11 +1,16 @@
-"""Time of encoding and decoding frames: roi_vbr by stage, with and without the detector, beside CompressAI's hyperprior, x264 and x265, in turns.
+"""Time of encoding and decoding frames: roi_vbr by stage, with and without the detector.
 
-    python benchmarks/codec.py PICTURE [PICTURE …] [--weights FILE] [--lmbda λ] [--alpha α] [--rounds 10] [--json FILE]
+    python benchmarks/codec.py PICTURE… [--weights FILE] [--lmbda λ] [--alpha α] [--rounds 10]
+                               [--json FILE]
 
-Every round codes every picture with every codec, one after the other, so that whatever else the machine does meets them all; the first WARM_UP rounds
-are not counted. The baseline is CompressAI's bmshj2018-hyperprior (N=128, fp32) with random weights: its time hardly depends on them, but it codes
-few bits, so its entropy coding is at its fastest. x264 has one thread, as in the evaluation; x265 takes what it likes. Where there is a GPU all but
-these two run on it too. Median, 95th and 99th percentile.
+CompressAI's hyperprior, x264 and x265 are measured beside it. Every round codes every picture with
+every codec, one after the other, so that other load on the machine affects all of them alike. The
+first WARM_UP rounds are not counted. The table shows median, 95th and 99th percentile.
+
+The baseline is CompressAI's bmshj2018-hyperprior (N=128, fp32) with random weights. Its time hardly
+depends on them, but it codes few bits, so that its entropy coding is at its fastest. x264 has one
+thread, as in the evaluation; x265 chooses its own number. On a machine with a GPU, all but these
+two are also measured there.
 """
 
 import argparse
@@ -18,7 +23,7 @@ import numpy as np
 import torch
 from compressai.zoo import bmshj2018_hyperprior
 
-from roilib.codecs import conventional
+from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.images import read_picture
 from roilib.evaluation.evaluate import now
@@ -27,10 +32,12 @@ from roilib.models.detector import HookedDetector, pad
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin
 
-WARM_UP = 3
+WARM_UP = 3  # rounds
 BOXES = ((300, 150, 420, 250), (600, 170, 660, 220))
-PEERS, CRF, QOFFSET = ("x264 medium", "x264 ultrafast", "x265 medium", "x265 ultrafast"), 34, -0.2
-STAGES = {  # roi_vbr's own names → what they are part of
+CONVENTIONAL = ("x264 medium", "x264 ultrafast", "x265 medium", "x265 ultrafast")
+CRF = 34
+QOFFSET = -0.2
+STAGES = {  # roi_vbr's name of a stage → the part that it counts for
     "tables": "tables",
     "analysis": "transforms",
     "synthesis": "transforms",
@@ -40,13 +47,12 @@ STAGES = {  # roi_vbr's own names → what they are part of
     "entropy coding": "entropy coding",
 }
 BASELINE = "bmshj2018-hyperprior"
-Times = dict[
-    tuple[str, str, str, str], list[float]
-]  # codec, device, operation, stage → seconds of each frame
+# codec, device, operation, stage → seconds of each frame
+Times = dict[tuple[str, str, str, str], list[float]]
 
 
 def seconds(call: Callable) -> tuple[float, object]:
-    """How long a call took, and its result."""
+    """Call, and return the seconds that it took and its result."""
     start = now()
     result = call()
     return now() - start, result
@@ -54,7 +60,7 @@ def seconds(call: Callable) -> tuple[float, object]:
 
 @contextmanager
 def stage_times() -> Iterator[dict[str, float]]:
-    """While it is open, seconds spent in each of roi_vbr's stages, which mark themselves by `record_function`."""
+    """Yield the seconds spent in each of roi_vbr's stages."""
     spent: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -73,7 +79,10 @@ def stage_times() -> Iterator[dict[str, float]]:
 def ours(
     times: Times, codec: Codec, detector: HookedDetector, frame: np.ndarray, knobs: dict[str, float]
 ) -> None:
-    """roi_vbr with given boxes, by stage, and with the detector. What no stage takes is the container: checks, header, checksums, colours, copies."""
+    """Time roi_vbr for one frame, with given boxes by stage, and with the detector.
+
+    The container is what no stage takes: checks, header, checksums, colours, copies.
+    """
     device = codec.device.type
     look, found = seconds(lambda: detector.regions(frame))
     with stage_times() as encoding:
@@ -94,7 +103,7 @@ def ours(
 
 @torch.no_grad()
 def baseline(times: Times, model: torch.nn.Module, frame: np.ndarray) -> None:
-    """CompressAI's model for one frame, as CompressAI does it."""
+    """Time CompressAI's model for one frame, as CompressAI runs it."""
     device = next(model.parameters()).device
     x = pad(torch.from_numpy(frame).to(device).permute(2, 0, 1)[None].float() / 255, 64)
     encode, packed = seconds(lambda: model.compress(x))
@@ -103,11 +112,11 @@ def baseline(times: Times, model: torch.nn.Module, frame: np.ndarray) -> None:
     times[BASELINE, device.type, "decode", "total"].append(decode)
 
 
-def peer(times: Times, name: str, frame: np.ndarray) -> None:
-    """A video codec for one frame with the same boxes, opened anew for each as a still picture needs."""
-    codec, preset = name.split()
-    encode, stream = seconds(lambda: conventional.encode(frame, codec, CRF, BOXES, QOFFSET, preset))
-    decode, _ = seconds(lambda: conventional.decode(stream, codec))
+def conventional(times: Times, name: str, frame: np.ndarray) -> None:
+    """Time a video codec for one frame with the same boxes, as a still picture."""
+    codec = ConventionalCodec(name)
+    encode, stream = seconds(lambda: codec.encode(frame, BOXES, quality=CRF, qoffset=QOFFSET))
+    decode, _ = seconds(lambda: codec.decode(stream))
     times[name, "cpu", "encode", "total"].append(encode)
     times[name, "cpu", "decode", "total"].append(decode)
 
@@ -119,7 +128,7 @@ def measure(
     knobs: dict[str, float],
     devices: list[str],
 ) -> tuple[Times, str]:
-    """Seconds of every counted frame, and the model's id."""
+    """Return the seconds of every counted frame, and the model's id."""
     models = {}
     for device in devices:
         model = bmshj2018_hyperprior(1).eval().to(device)
@@ -132,13 +141,13 @@ def measure(
             for codec, detector, model in models.values():
                 ours(times, codec, detector, frame, knobs)
                 baseline(times, model, frame)
-            for name in PEERS:
-                peer(times, name, frame)
+            for name in CONVENTIONAL:
+                conventional(times, name, frame)
     return times, models[devices[0]][0].id.hex()
 
 
 def summary(times: Times) -> list[dict]:
-    """A row a codec, device, operation and stage."""
+    """Return a row for each codec, device, operation and stage."""
     rows = []
     for (codec, device, operation, stage), values in times.items():
         quantiles = dict(
@@ -157,7 +166,7 @@ def summary(times: Times) -> list[dict]:
 
 
 def main() -> None:
-    """Print and, with --json, write the times."""
+    """Print the times; write them with --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", type=Path, nargs="+")
     parser.add_argument("--weights", type=Path)
@@ -173,12 +182,12 @@ def main() -> None:
     rows = summary(times)
     for row in rows:
         numbers = "".join(f"{1000 * row[name]:9.1f}" for name in ("median", "p95", "p99"))
-        print(
-            f"{row['device']:5} {row['codec']:22} {row['operation']:7} {row['stage']:18}{numbers} ms"
-        )
+        name = f"{row['device']:5} {row['codec']:22} {row['operation']:7} {row['stage']:18}"
+        print(f"{name}{numbers} ms")
     size, threads = list(frames[0].shape[:2]), torch.get_num_threads()
     print(
-        f"{options.rounds} rounds of {len(frames)} frames, the first {size[1]}x{size[0]}; {threads} threads"
+        f"{options.rounds} rounds of {len(frames)} frames, the first {size[1]}x{size[0]}; "
+        f"{threads} threads"
     )
     if options.json:
         about = {

@@ -1,10 +1,11 @@
-"""What it costs that probabilities come from integer networks: real bytes against the float networks' likelihoods, on whole frames.
+"""The cost of integer entropy networks: real bytes against the float networks' likelihoods.
 
     python benchmarks/integer_networks.py --data-root DIR [--weights FILE] [--json FILE]
 
-The float curve is what `forward` says, bits and picture; the integer one is the payload of real streams and what they decode to, so the entropy
-coder's own loss is counted too. BD-rate over both, α = 0.5, transforms in fp32. How much of it is the coder's, and not the networks', is what the
-payload has more than the tables say by which its symbols are coded.
+The float curve has the bits and pictures of `forward`. The integer curve has the payloads of real
+streams and their decoded pictures, so that the entropy coder's own loss counts too. The cost is the
+BD-rate between them over whole test frames, at α = 0.5 with transforms in fp32. The coder's share
+is measured apart: payload bits beyond those that the coder's tables promise.
 """
 
 import argparse
@@ -26,7 +27,7 @@ LMBDAS = (0.0004, 0.0015, 0.006, 0.024, 0.06, 0.12)
 
 @torch.no_grad()
 def float_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float, np.ndarray]:
-    """Bits and picture of the float networks."""
+    """Return bits and picture of the float networks."""
     output = codec.model(*codec._inputs(image, *codec._knobs(image, (), lmbda, 0.5)))
     x_hat = (
         output["x_hat"][0, :, : image.shape[0], : image.shape[1]]
@@ -41,19 +42,19 @@ def float_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float,
 
 
 def payload_bits(stream: bytes) -> int:
-    """Bits of a stream's strings."""
+    """Return the bits of a stream's strings."""
     return 8 * sum(map(len, Header.unpack(stream)[1]))
 
 
 def real_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float, np.ndarray]:
-    """Bits of the stream's payload and its picture."""
+    """Return the bits of a stream's payload, and its picture."""
     stream = codec.encode(image, lmbda=lmbda, alpha=0.5)
     return payload_bits(stream), codec.decode(stream)
 
 
 @torch.no_grad()
 def coder_loss(codec: Codec, image: np.ndarray, lmbda: float) -> float:
-    """What share of the bits that its tables promise a stream's payload has more."""
+    """Return how many more bits the payload has than its tables promise, as a share."""
     x, q = codec._inputs(image, *codec._knobs(image, (), lmbda, 0.5))
     return (
         payload_bits(codec.encode(image, lmbda=lmbda, alpha=0.5))
@@ -63,7 +64,7 @@ def coder_loss(codec: Codec, image: np.ndarray, lmbda: float) -> float:
 
 
 def curve(code, codec: Codec, data: RoiDataset) -> list[tuple[float, float]]:
-    """(bpp, pooled PSNR) at each λ."""
+    """Return (bpp, pooled PSNR) at each λ."""
     points = []
     for lmbda in LMBDAS:
         bits = pixels = error = 0.0
@@ -77,7 +78,7 @@ def curve(code, codec: Codec, data: RoiDataset) -> list[tuple[float, float]]:
 
 
 def main() -> None:
-    """The two curves and the BD-rate between them, printed and with --json written."""
+    """Print the two curves and the BD-rate between them; write them with --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data-root", type=Path, required=True)

@@ -1,16 +1,15 @@
-"""A thousand pictures twice through one process: does its memory stay flat, and are its bytes those of fresh and of parallel processes?
+"""A thousand small pictures twice in one process: does its memory stay flat?
 
-    python benchmarks/load.py [--weights FILE] [--pictures 1000] [--largest 200] [--again 12] [--processes 4] [--json FILE]
+    python benchmarks/load.py [--weights FILE] [--pictures 1000] [--json FILE]
 
-A picture follows from its number: sides of 16 to --largest pixels, up to three boxes, λ and α from their whole ranges, every eighth under a byte cap.
-Each is encoded, decoded and forgotten, and when all have been, each once more. Resident memory rises in steps, where something needs more in one
-piece than the allocator has kept; what glibc says is in use in its heap tells to the byte whether the second round gave back what it took. Stream and
-decoded picture of --again evenly chosen ones are then made by a process for each of them, and those of a hundred by all --processes at once.
+Do fresh and parallel processes write the same bytes? A picture follows from its number: sides of 16
+to --largest pixels, up to three boxes, λ and α from their whole ranges, every eighth with a byte
+cap. The same pictures come twice, so that the second round needs no new memory.
+Each of --again evenly chosen pictures is then coded and decoded by a process of its own, and a
+hundred pictures by all --processes at once.
 """
 
 import argparse
-import ctypes
-import gc
 import hashlib
 import json
 import os
@@ -29,14 +28,12 @@ from roilib.roi import LMBDA_MAX, LMBDA_MIN
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin
 
-SMALLEST, POINTS = (
-    16,
-    100,
-)  # pixels a side; of the memory's curve, and pictures of the parallel processes
+SMALLEST = 16  # pixels a side
+POINTS = 100  # of each round's memory curve, and pictures of the parallel processes
 
 
 def picture(number: int, largest: int) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """Image, boxes and knobs of a number: a patchwork with grain."""
+    """Make image, boxes and setting number `number`: a patchwork with grain."""
     random = np.random.default_rng(number)
     height, width = random.integers(SMALLEST, largest, 2, endpoint=True)
     patches = (
@@ -58,7 +55,7 @@ def picture(number: int, largest: int) -> tuple[np.ndarray, np.ndarray, dict[str
 
 
 def coded(codec: Codec, number: int, largest: int) -> str:
-    """Code a picture and decode it; what stands for its stream and what that decodes to."""
+    """Code a picture and decode it; return a hash of the stream and the decoded picture."""
     image, boxes, knobs = picture(number, largest)
     stream = codec.encode(image, boxes, **knobs)
     return hashlib.sha256(stream + codec.decode(stream).tobytes()).hexdigest()
@@ -67,7 +64,7 @@ def coded(codec: Codec, number: int, largest: int) -> str:
 def by_processes(
     count: int, numbers: list[int], weights: Path | None, largest: int
 ) -> list[list[str]]:
-    """What each of `count` new processes, at work at once, makes of the pictures of these numbers."""
+    """Return the hashes that each of `count` processes at once makes of these pictures."""
     words = [
         sys.executable,
         __file__,
@@ -75,7 +72,8 @@ def by_processes(
         str(largest),
         *(["--weights", str(weights)] if weights else []),
     ]
-    # The number of threads may change a picture by rounding, and Ultralytics has set another one for processes that are started here.
+    # The number of threads may change a picture by rounding, and Ultralytics has set another
+    # number for processes that are started here.
     alike = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     started = [
         subprocess.Popen(
@@ -87,7 +85,7 @@ def by_processes(
 
 
 def measure(codec: Codec, numbers: Iterable[int], largest: int) -> tuple[list[str], np.ndarray]:
-    """Of the picture of each number, coded by this process: what stands for it, and the resident memory after it in MB."""
+    """Code pictures here; return their hashes and the resident memory after each in MB."""
     found, memory, process = [], [], psutil.Process()
     for number in numbers:
         found.append(coded(codec, number, largest))
@@ -95,26 +93,11 @@ def measure(codec: Codec, numbers: Iterable[int], largest: int) -> tuple[list[st
     return found, np.array(memory)
 
 
-class Mallinfo2(ctypes.Structure):
-    """glibc's account of its heap."""
-
-    NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_ = [(name, ctypes.c_size_t) for name in NAMES.split()]
-
-
-def malloc() -> int | None:
-    """Bytes in use in the heap; None where there is no glibc."""
-    gc.collect()
-    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if ask is None:
-        return None
-    ask.restype = Mallinfo2
-    account = ask()
-    return account.uordblks + account.hblkhd
-
-
 def flatness(memory: np.ndarray) -> dict[str, float]:
-    """The slope of a line through the second half of the memory, and what there was at first, in the middle and at last."""
+    """Return the slope of a line through the second half of the memory.
+
+    Beside it stand the memory at first, in the middle and at last.
+    """
     second = memory[len(memory) // 2 :]
     slope = float(np.polyfit(np.arange(len(second)), second, 1)[0])
     return {
@@ -126,15 +109,15 @@ def flatness(memory: np.ndarray) -> dict[str, float]:
 
 
 def evenly(total: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `total`, the first and the last among them."""
+    """Return at most `count` of the numbers below `total`, with the first and the last."""
     return np.unique(np.linspace(0, total - 1, count).round().astype(int)).tolist()
 
 
 def load(weights: Path | None, pictures: int, largest: int, again: int, processes: int) -> dict:
-    """Everything that is measured."""
+    """Measure everything."""
     start, codec = time.perf_counter(), load_codec(weights)
-    (found, first_round), before = measure(codec, range(pictures), largest), malloc()
-    (second, second_round), after = measure(codec, range(pictures), largest), malloc()
+    found, first_round = measure(codec, range(pictures), largest)
+    second, second_round = measure(codec, range(pictures), largest)
     memory = np.concatenate([first_round, second_round])
     result = {
         "pictures": pictures,
@@ -142,7 +125,6 @@ def load(weights: Path | None, pictures: int, largest: int, again: int, processe
         "model": codec.id.hex(),
         "memory": flatness(memory),
     }
-    result["malloc_bytes_a_picture"] = None if before is None else (after - before) / pictures
     result["memory_mb"] = [round(memory[i], 1) for i in evenly(len(memory), 2 * POINTS)]
     result["second_round"] = {"pictures": pictures, "equal": sum(map(str.__eq__, found, second))}
     fresh, shared = evenly(pictures, again), evenly(pictures, POINTS)
@@ -159,13 +141,13 @@ def load(weights: Path | None, pictures: int, largest: int, again: int, processe
 
 
 def main() -> None:
-    """Print and, with --json, write it all."""
+    """Print what was measured; write it with --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--pictures", type=int, default=1000, help="each is coded twice")
     parser.add_argument("--largest", type=int, default=200, help="longest possible side in pixels")
     parser.add_argument(
-        "--again", type=int, default=12, help="pictures that other processes make again"
+        "--again", type=int, default=12, help="pictures that a process each codes again"
     )
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--json", type=Path)
@@ -177,16 +159,11 @@ def main() -> None:
         print(json.dumps([coded(codec, number, options["largest"]) for number in only]))
         return
     result = load(**options)
-    print(
-        f"{result['pictures']} pictures twice in {result['seconds']:.0f} s; in the second round, a picture:"
-    )
-    print(
-        f"resident memory {result['memory']['kb_a_picture']:+.2f} kB, in use in the heap {result['malloc_bytes_a_picture']} bytes"
-    )
+    print(f"{result['pictures']} pictures twice in {result['seconds']:.0f} s")
+    print(f"second round: resident memory {result['memory']['kb_a_picture']:+.2f} kB a picture")
     for name in ("second_round", "fresh_processes", "parallel_processes"):
-        print(
-            f"{name.replace('_', ' ')}: {result[name]['equal']} of {result[name]['pictures']} the same"
-        )
+        counts = f"{result[name]['equal']} of {result[name]['pictures']}"
+        print(f"{name.replace('_', ' ')}: {counts} the same")
     if path:
         write_json(path, result | origin(options))
 

@@ -1,8 +1,9 @@
-"""From a slider's move to the picture on screen: the playground of notebook 07 in JupyterLab and headless Chromium on this machine.
+"""Time from a slider's move to the picture on screen, in notebook 07's playground.
 
-python benchmarks/playground.py [--pictures FOLDER] [--moves 20] [--json FILE]
+    python benchmarks/playground.py [--pictures FOLDER] [--moves 20] [--json FILE]
 
-The browser takes the time, from the change of the slider to the frame that shows what was coded with it.
+The notebook runs in JupyterLab and headless Chromium on this machine. The browser measures the time
+from the slider's change to the frame that shows the picture coded with it.
 """
 
 import argparse
@@ -17,12 +18,13 @@ from roilib.utils.provenance import origin
 
 
 def main() -> None:
+    """Print the times; write them with --json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--pictures",
-        help="a folder of pictures, the first of which is coded; default: the sample set's test pictures",
+        help="folder whose first picture is coded; default: the sample set's test pictures",
     )
     parser.add_argument("--moves", type=int, default=20)
     parser.add_argument("--json", type=Path)
@@ -43,10 +45,8 @@ def main() -> None:
             "p95": float(np.quantile(times, 0.95)),
             "moves": len(times),
         }
-        print(
-            f"beside the {peer or 'original'}, ms from slider to picture: {result[peer or 'original']}",
-            flush=True,
-        )
+        name = peer or "original"
+        print(f"beside the {name}, ms from slider to picture: {result[name]}", flush=True)
     if args.json:
         write_json(args.json, {"milliseconds_beside": result} | origin(vars(args)))
 

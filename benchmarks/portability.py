@@ -1,8 +1,9 @@
-"""Encode once, decode everywhere: do other settings of a machine read the same symbols, and how far is their picture off?
+"""Do other settings of a machine decode the same symbols, and how far is their picture off?
 
-    python benchmarks/portability.py --data-root DIR --weights FILE --json FILE
+    python benchmarks/portability.py --data-root DIR [--weights FILE] [--json FILE]
 
-Every test frame is encoded at three λ with fp32 and with bf16 transforms, and decoded by a fresh process under each setting below.
+Every test frame is encoded at three λ, with fp32 and with bf16 transforms, and decoded by a new
+process under each setting below.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from roilib.parameters import Parameters
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin
 
-LMBDAS, ALPHA = (0.0015, 0.012, 0.08), 0.9
+LMBDAS = (0.0015, 0.012, 0.08)
+ALPHA = 0.9
 SETTINGS = {  # environment variables, and what the process changes before it decodes
     "as encoded": ({}, ()),
     "1 thread": ({"OMP_NUM_THREADS": "1"}, ()),
@@ -42,7 +44,7 @@ SETTINGS = {  # environment variables, and what the process changes before it de
 
 
 def encode_all(folder: Path, weights: Path, data_root: Path) -> None:
-    """Streams and decoded pictures of every test frame, as `<frame>_<λ>_<precision>.{roic,npy}`."""
+    """Write streams and decoded pictures as `<frame>_<λ>_<precision>.{roic,npy}`."""
     _, data = load_splits(Parameters(dataset="kitti", data_root=str(data_root)))
     for precision in ("32", "bf16"):
         codec = load_codec(weights, precision=precision)
@@ -58,7 +60,11 @@ def encode_all(folder: Path, weights: Path, data_root: Path) -> None:
 
 
 def decode_all(folder: Path, weights: Path, changes: list[str]) -> dict:
-    """What this process reads: mismatches (streams whose symbols are refused) and the largest difference of a picture in grey levels."""
+    """Decode all streams in this process.
+
+    Returns the number of mismatches (streams whose symbols are refused) and the largest difference
+    of a picture in grey levels.
+    """
     torch.backends.mkldnn.enabled = "plain" not in changes
     precision = next(
         (name for change, name in (("fp32", "32"), ("bf16", "bf16")) if change in changes), "auto"
@@ -80,7 +86,7 @@ def decode_all(folder: Path, weights: Path, changes: list[str]) -> dict:
 
 
 def main() -> None:
-    """The table, printed and with --json written."""
+    """Print the table; write it with --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data-root", type=Path, help="a KITTI root")

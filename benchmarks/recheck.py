@@ -1,10 +1,12 @@
-"""Points of an evaluation, drawn at random and measured again: do they come out as they were committed, to the byte?
+"""Measure random points of an evaluation again: are they as committed, to the byte?
 
-    python benchmarks/recheck.py RESULTS --logdir runs/PROFILE --data-root DIR [--dataset kitti | --pictures FOLDER] [--count 10] [--seed 0]
+    python benchmarks/recheck.py RESULTS --logdir runs/PROFILE --data-root DIR
+                                 [--dataset kitti | --pictures FOLDER] [--count 10] [--seed 0]
 
-RESULTS is a folder with notebook 05's records.json. Every field of a record must be the same, the stream's hash included; the estimated rate, a sum
-whose order threads change, to a millionth. Exit code 0 when all are, 1 when some are not (each is named with what differs), 2 with one line when they
-cannot be measured.
+RESULTS is a folder with notebook 05's records.json. Every field of a record must be the same, the
+stream's hash included. The estimated rate may differ by a millionth, since threads change the order
+of its sum. Exit code 0: all points are the same. 1: some differ; each is named with its
+differences. 2: a point cannot be measured, as one line says.
 """
 
 import argparse
@@ -23,8 +25,8 @@ from roilib.evaluation.evaluate import finished_runs, read_records, weights_file
 from roilib.parameters import Parameters
 
 
-def drawn(records: Sequence[dict], count: int, seed: int) -> list[dict]:
-    """`count` different records (all, where there are fewer), in their order."""
+def draw(records: Sequence[dict], count: int, seed: int) -> list[dict]:
+    """Draw `count` different records (all, where there are fewer), in their order."""
     chosen = np.random.default_rng(seed).choice(
         len(records), min(count, len(records)), replace=False
     )
@@ -32,7 +34,10 @@ def drawn(records: Sequence[dict], count: int, seed: int) -> list[dict]:
 
 
 def task(record: dict, runs: Sequence[Run], data: RoiDataset) -> Task:
-    """What measures a record's point again. Raises ValueError when its picture is not in `data`, or its run not among `runs`."""
+    """Return the task that measures a record's point.
+
+    Raises ValueError where its picture is not in `data`, or its run not among `runs`.
+    """
     sample = next((sample for sample in data.samples if sample.id == record["image"]), None)
     if sample is None:
         raise ValueError(f"picture {record['image']} is not among the {len(data)} of these data")
@@ -51,7 +56,7 @@ def task(record: dict, runs: Sequence[Run], data: RoiDataset) -> Task:
 
 
 def differences(record: dict, point: Task) -> dict[str, tuple]:
-    """Fields of a record that are not as measured now: name → (committed, now)."""
+    """Measure a point; return the fields that differ: name → (committed, measured)."""
     now = point.measure()[0]
     if "weights" in record:
         now = {k: v for k, v in now.items() if k != "run"} | dict(point.source)
@@ -64,7 +69,7 @@ def differences(record: dict, point: Task) -> dict[str, tuple]:
 
 
 def main() -> int:
-    """The command line."""
+    """Return 0, 1 or 2, as the module's docstring says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
     parser.add_argument(
@@ -82,10 +87,9 @@ def main() -> int:
     try:
         records = read_records(options.results)
         if not records or options.count < 1:
-            raise ValueError(
-                f"{options.results}: nothing to measure again, {options.count} of {len(records)} points"
-            )
-        chosen = drawn(records, options.count, options.seed)
+            points = f"{options.count} of {len(records)} points"
+            raise ValueError(f"{options.results}: nothing to measure again, {points}")
+        chosen = draw(records, options.count, options.seed)
         names = sorted({record["run"] for record in chosen if "run" in record})
         runs = finished_runs(options.logdir, names) if names else []
         where = {name: getattr(options, name) for name in ("dataset", "data_root", "train_size_p1")}
@@ -96,10 +100,8 @@ def main() -> int:
         return 2
     for record, changed in found:
         where = f"{record['image']} {record['codec']} {record['setting']}"
-        print(
-            f"{where}: {record['bytes']} bytes, "
-            + ("the same" if not changed else f"DIFFERENT {changed}")
-        )
+        outcome = f"DIFFERENT {changed}" if changed else "the same"
+        print(f"{where}: {record['bytes']} bytes, {outcome}")
     wrong = sum(bool(changed) for _, changed in found)
     print(f"{len(found) - wrong} of {len(found)} points are the same")
     return int(wrong > 0)

@@ -1,8 +1,9 @@
-"""The playground in a real browser: for the README's screenshot, and for the tests.
+"""Run the playground in a real browser, for the README's screenshot and for the tests.
 
-python benchmarks/screenshot.py report/pictures/playground.png
+    python benchmarks/screenshot.py report/pictures/playground.png
 
-JupyterLab serves a copy of notebook 07 from a temporary folder, Chromium opens it and runs all cells.
+JupyterLab serves a copy of notebook 07 from a temporary folder. Chromium opens it and runs all
+cells.
 """
 
 import argparse
@@ -40,13 +41,9 @@ QUIET = [
     "--disable-component-update",
 ]
 SIZE = {"width": 1400, "height": 900}
-SIGN = (
-    0.232,
-    0.34,
-    0.263,
-    0.46,
-)  # where the sample set's first test picture has one, in shares of its sides
-SECONDS = 120  # that a busy machine may take for a step
+# Where the sample set's first test picture has a traffic sign, as shares of its width and height.
+SIGN = (0.232, 0.34, 0.263, 0.46)
+SECONDS = 120  # a busy machine may take this long for one step
 RUN_ALL = """async () => {
     await jupyterapp.restored;
     await jupyterapp.shell.currentWidget.sessionContext.ready;
@@ -65,13 +62,13 @@ PIXELS = """image => {
 
 
 def find_browser() -> str | None:
-    """The path of an installed Chromium."""
+    """Return the path of an installed Chromium."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @contextlib.contextmanager
 def jupyterlab(folder: Path) -> Iterator[str]:
-    """JupyterLab on a folder, with settings of its own; the address of its notebook 07, with the token."""
+    """Start JupyterLab on a folder, with its own settings; yield the address of notebook 07."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -129,7 +126,7 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
 
 @contextlib.contextmanager
 def playground(**parameters) -> Iterator[Page]:
-    """Notebook 07 with these parameters in JupyterLab in Chromium, run, its playground showing a first result that is complete."""
+    """Run notebook 07 in JupyterLab in Chromium; yield the page when it shows a first result."""
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         papermill.execute_notebook(
@@ -159,21 +156,21 @@ def playground(**parameters) -> Iterator[Page]:
 
 
 def answered(page: Page, act: Callable[[], None]) -> None:
-    """Do what changes a setting, and wait until all that comes of it is on screen."""
+    """Call `act`, which changes a setting, and wait until its result is on screen."""
     before = page.locator(".roi-view").get_attribute("data-shown")
     act()
     page.locator(f".roi-view:not(.working):not([data-shown='{before}'])").wait_for()
 
 
 def slide(page: Page, place: int, steps: int) -> None:
-    """Move a slider by so many steps; they stand in the order λ, α, byte budget."""
+    """Move slider number `place` (λ, α, byte budget) by `steps`."""
     page.locator(".roilib-playground .noUi-handle").nth(place).focus()
     for _ in range(abs(steps)):
         page.keyboard.press("ArrowRight" if steps > 0 else "ArrowLeft")
 
 
 def draw(page: Page, box: tuple[float, float, float, float]) -> None:
-    """Draw a box with the mouse; its corners in shares of the picture's width and height."""
+    """Draw a box with the mouse; its corners are shares of the picture's width and height."""
     place = page.locator(".roi-stage").bounding_box()
     (x0, y0), (x1, y1) = (
         (place["x"] + x * place["width"], place["y"] + y * place["height"])
@@ -188,17 +185,18 @@ def draw(page: Page, box: tuple[float, float, float, float]) -> None:
 
 
 def numbers(page: Page) -> dict[str, list[str]]:
-    """The table: its rows by name, a cell for each codec."""
+    """Return the table's rows by name, a cell for each codec."""
     rows = page.locator(".roi-view tr").all()
     return {row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in rows}
 
 
 def pixels(page: Page, name: str = "ours") -> str:
-    """The picture that is on screen as `name`, ours, theirs or heat, as the address of its data."""
+    """Return the picture on screen named `name` (ours, theirs or heat) as a data address."""
     return page.locator(f".roi-stage .roi-{name}").evaluate(PIXELS)
 
 
 def main() -> None:
+    """Write the screenshot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,11 @@
-"""Our training step against a plain CompressAI training loop: same model, crop, batch and machine, in turns.
+"""Our training step against a plain CompressAI training loop: same model, crop, batch and machine.
 
     python benchmarks/train_step.py --pictures FOLDER [--pairs 8] [--steps 4] [--json FILE]
 
-The plain loop is fp32 and contiguous, reads its pictures with CompressAI's ImageFolder and crops them with torchvision; ours is the engine with
-its defaults: bf16 where the processor has it, channels_last, decoded pictures kept in memory. The last line, `ratio R`, is the median over pairs
-of plain time / our time. Times are wall times of whole steps, data included.
+The plain loop is fp32 and contiguous, reads its pictures with CompressAI's ImageFolder and crops
+them with torchvision. Ours is the engine with its defaults: bf16 where the processor has it,
+channels_last, decoded pictures kept in memory. The two take turns. Times are wall times of whole
+steps, data included. The last line, `ratio R`, is the median over pairs of plain time / our time.
 """
 
 import argparse
@@ -33,11 +34,15 @@ from roilib.utils.device import peak_memory_mb
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin
 
-BATCH, CROP, N, M, LMBDA = 8, 256, 128, 192, 0.013
+BATCH = 8
+CROP = 256  # pixels a side
+N = 128
+M = 192
+LMBDA = 0.013
 
 
 def plain_steps(folder: Path, workers: int, device: torch.device) -> Iterator[None]:
-    """One step of the usual loop at each `next`."""
+    """Train the plain model by one step at each `next`."""
     data = ImageFolder(
         folder,
         split="train",
@@ -128,10 +133,9 @@ def main() -> None:
         speed = Speed()
         plain = plain_steps(Path(folder), args.workers, torch.device(args.device))
         ours = our_steps(files, args.workers, args.device, args.compile, speed)
-        (
-            timed(plain, 2),
-            timed(ours, 1 + len(files) // BATCH),
-        )  # caches and code warm: ours has decoded every picture once
+        # Warm up: after these steps ours has decoded every picture once.
+        timed(plain, 2)
+        timed(ours, 1 + len(files) // BATCH)
         waited, seconds, pairs = 0.0, 0.0, []
         for i in range(args.pairs):
             speed.report()
@@ -140,14 +144,15 @@ def main() -> None:
             waited, seconds = waited + speed.waited - begun, seconds + our_seconds * args.steps
             pairs.append((plain_seconds, our_seconds))
             print(
-                f"pair {i + 1}: plain {plain_seconds:.3f} s a step, ours {our_seconds:.3f} s, ratio {plain_seconds / our_seconds:.2f}",
+                f"pair {i + 1}: plain {plain_seconds:.3f} s a step, ours {our_seconds:.3f} s, "
+                f"ratio {plain_seconds / our_seconds:.2f}",
                 flush=True,
             )
+    plain_rate, our_rate = (BATCH / statistics.median(each) for each in zip(*pairs, strict=True))
+    print(f"plain {plain_rate:.2f} pictures/s, ours {our_rate:.2f} pictures/s")
     print(
-        f"plain {BATCH / statistics.median(p for p, _ in pairs):.2f} pictures/s, ours {BATCH / statistics.median(o for _, o in pairs):.2f} pictures/s"
-    )
-    print(
-        f"data wait {waited / seconds:.2%} of our step, peak memory {peak_memory_mb()} MB (both loops in one process)"
+        f"data wait {waited / seconds:.2%} of our step, "
+        f"peak memory {peak_memory_mb()} MB (both loops in one process)"
     )
     ratio = statistics.median(p / o for p, o in pairs)
     if args.json:

@@ -1,9 +1,10 @@
-"""The report: figures of a results folder's tables, and report/report.typ compiled with what there is.
+"""Build the report: draw the figures of a results folder and compile report/report.typ.
 
     python report/build.py RESULTS [--figures FOLDER] [--out FILE.pdf]
 
-RESULTS is a folder that notebook 05 wrote, or one of report/results/reference, whose pictures are not there: figures that show pictures come from
-notebook 06 alone. A section whose files are missing is left out.
+RESULTS is a folder that notebook 05 wrote, or one of report/results/reference. Figures that show
+pictures come from notebook 06 alone, so that a report of reference results has none of them. A
+section whose files are missing is left out.
 """
 
 import argparse
@@ -25,7 +26,10 @@ OUT = ROOT / "report" / "report.pdf"
 
 
 def draw(results: str | Path, folder: str | Path) -> list[str]:
-    """Draw every figure that tables are enough for, from `results` into `folder`; the names of those that there is something for."""
+    """Draw every figure that needs tables only, from `results` into `folder`.
+
+    Returns the names of the figures for which there are data.
+    """
     set_style()
     tables = {name: read_table(results, name) for name in ("rates", "detection", "training")}
     made = {
@@ -45,7 +49,10 @@ def draw(results: str | Path, folder: str | Path) -> list[str]:
 
 
 def build(results: str | Path, folder: str | Path, out: str | Path = OUT) -> list[str]:
-    """Compile the report of `results` with the figures in `folder`; Typst's warnings. Raises ValueError with what Typst or a missing file says."""
+    """Compile the report of `results` with the figures in `folder`; return Typst's warnings.
+
+    Raises ValueError with Typst's error, or naming a missing file.
+    """
     results, folder, out = (Path(path).resolve() for path in (results, folder, out))
     _check(results)
     root = Path(os.path.commonpath([ROOT, results, folder]))
@@ -74,14 +81,16 @@ def _check(results: Path) -> None:
 
 
 def main() -> int:
-    """0, or 2 with one line when something is missing."""
+    """Return 0, or 2 with one line that says what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="a folder of notebook 05's tables")
+    parser.add_argument("results", type=Path, help="a folder with notebook 05's tables")
     parser.add_argument(
-        "--figures", type=Path, help="its figures; default: report/figures, named alike"
+        "--figures",
+        type=Path,
+        help="its figures; default: the folder of the same name in report/figures",
     )
     parser.add_argument("--out", type=Path, default=OUT, help="default: report/report.pdf")
-    parser.add_argument("--compile-only", action="store_true", help="with the figures as they are")
+    parser.add_argument("--compile-only", action="store_true", help="do not draw the figures again")
     options = parser.parse_args()
     folder = options.figures or ROOT / "report" / "figures" / options.results.resolve().name
     try:

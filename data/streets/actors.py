@@ -1,7 +1,7 @@
-"""What moves through the sample set's streets: cars, vans, pedestrians and cyclists, each built from a seed and posed at a time.
+"""Cars, vans, pedestrians and cyclists of the sample set, built from a seed and posed at a time.
 
-Surfaces are functions of a part's own coordinates (metres; x right, y up, z forward, origin on the ground), so that one car drawn once can be
-scaled, painted and turned.
+A surface is a function of a part's own coordinates (metres; x right, y up, z forward, origin on the
+ground), so that the same car can be scaled, painted and turned.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,8 @@ CLOTHES = np.array(
     ]
 )
 CAR_PROFILE = [  # (z, y) around the side view
-    (-2.05, 0.25), (-2.12, 0.5), (-2.08, 0.85), (-1.95, 0.98), (-1.6, 1.02), (-1.08, 1.38), (-0.6, 1.46),
+    (-2.05, 0.25), (-2.12, 0.5), (-2.08, 0.85), (-1.95, 0.98), (-1.6, 1.02), (-1.08, 1.38),
+    (-0.6, 1.46),
     (0.15, 1.46), (0.5, 1.38), (1.08, 0.98), (1.75, 0.86), (2.0, 0.72), (2.1, 0.5), (2.05, 0.25),
 ]  # fmt: skip
 VAN_PROFILE = [
@@ -59,7 +60,10 @@ VAN_PROFILE = [
 def body(
     profile: list[tuple[float, float]], width: float, belt: float, taper: float
 ) -> trimesh.Trimesh:
-    """A side profile (z, y) drawn out over `width`, narrower above the belt line and towards both ends."""
+    """Extrude a side profile (z, y) over `width`.
+
+    The body is narrower above the belt line and towards both ends.
+    """
     mesh = trimesh.creation.extrude_polygon(Polygon(profile), width).subdivide().subdivide()
     z, y, x = mesh.vertices.T
     top, half = y.max(), np.abs(z).max()
@@ -72,7 +76,7 @@ def body(
 
 
 def limb(start: tuple, end: tuple, radius: float) -> trimesh.Trimesh:
-    """A cylinder with round ends."""
+    """Make a cylinder with round ends."""
     return trimesh.util.concatenate(
         [
             trimesh.creation.cylinder(radius, segment=(start, end), sections=10),
@@ -83,7 +87,7 @@ def limb(start: tuple, end: tuple, radius: float) -> trimesh.Trimesh:
 
 
 def ball(radius: float | tuple, centre: tuple, subdivisions: int = 1) -> trimesh.Trimesh:
-    """A sphere, or an ellipsoid of three radii."""
+    """Make a sphere, or an ellipsoid of three radii."""
     vertices, faces = _unit_ball(subdivisions)
     return trimesh.Trimesh(vertices * radius + centre, faces, process=False)
 
@@ -96,7 +100,14 @@ def _unit_ball(subdivisions: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Actor:
-    """A labelled object: KITTI type, where it is at time 0 (x, z), heading (0: away from the camera), speed along its heading, build."""
+    """A labelled object.
+
+    kind: KITTI's type.
+    x, z: the place at time 0.
+    heading: radians; 0 is away from the camera.
+    speed: metres a second along the heading.
+    seed: of shape and colours.
+    """
 
     kind: str
     x: float
@@ -106,7 +117,7 @@ class Actor:
     seed: int
 
     def pose(self, time: float) -> np.ndarray:
-        """Where it stands at `time` seconds: (4, 4)."""
+        """Return the pose (4, 4) at `time` seconds."""
         turn = rotation_matrix(self.heading, (0, 1, 0))
         turn[:3, 3] = (
             self.x + np.sin(self.heading) * self.speed * time,
@@ -116,7 +127,7 @@ class Actor:
         return turn
 
     def parts(self, time: float, owner: int) -> list[Part]:
-        """Meshes and surfaces at `time`."""
+        """Return meshes and surfaces at `time` seconds."""
         rng = np.random.default_rng(self.seed)
         build = {"Pedestrian": person, "Cyclist": cyclist}.get(self.kind)
         made = (
@@ -127,7 +138,7 @@ class Actor:
 
 
 def vehicle(rng: np.random.Generator, kind: str, travelled: float) -> list[tuple]:
-    """A car or van: body and four wheels, as (mesh, local pose, surface)."""
+    """Build a car or van: body and four wheels, as (mesh, local pose, surface)."""
     scale = np.diag([*rng.uniform(0.94, 1.06, 3), 1.0])
     paint = PAINTS[rng.integers(len(PAINTS))] * rng.uniform(0.8, 1.2)
     profile, width, belt, top, taper, slope = {
@@ -160,7 +171,7 @@ def _clothed(rng: np.random.Generator, seat: float) -> partial:
 
 
 def person(rng: np.random.Generator, travelled: float) -> list[tuple]:
-    """Somebody walking; the step follows the way travelled."""
+    """Build a walking person, whose step follows the distance travelled."""
     swing = 0.28 * np.sin(travelled / 0.75 * np.pi + rng.uniform(0, 6))
     torso = trimesh.creation.capsule(0.42, 0.19, count=(12, 12)).apply_transform(
         rotation_matrix(-np.pi / 2, (1, 0, 0))
@@ -190,7 +201,7 @@ def person(rng: np.random.Generator, travelled: float) -> list[tuple]:
 
 
 def cyclist(rng: np.random.Generator, travelled: float) -> list[tuple]:
-    """A rider on a bicycle, pedals turning with the way travelled."""
+    """Build a rider on a bicycle, whose pedals turn with the distance travelled."""
     wheels = [
         trimesh.creation.torus(0.32, 0.025, 28, 8)
         .apply_transform(rotation_matrix(np.pi / 2, (0, 1, 0)))

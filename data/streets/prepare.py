@@ -1,8 +1,11 @@
-"""The sample set: rendered street scenes and the two photographs that Ultralytics ships, in KITTI's layout.
+"""Make the sample set: rendered streets and two photographs of Ultralytics, in KITTI's layout.
 
-python data/streets/prepare.py data/sample                       20 scenes, bus.jpg and zidane.jpg, with splits
-python data/streets/prepare.py data/drive --drive 100 --seed 7   one street driven through, ten frames a second
-python data/streets/prepare.py data/streets --streets 40         a frame of each of 40 streets, to train on
+python data/streets/prepare.py data/sample
+    20 scenes, bus.jpg and zidane.jpg, with splits
+python data/streets/prepare.py data/drive --drive 100 --seed 7
+    100 frames of a drive through one street, ten a second
+python data/streets/prepare.py data/streets --streets 40
+    a frame of each of 40 streets, to train on
 """
 
 import argparse
@@ -24,7 +27,9 @@ from roilib.datasets.images import PICTURE_SUFFIXES
 from roilib.utils.processes import cores, end_with_parent
 from scenes import Street
 
-SCENES, TEST_SCENES, FRAMES_PER_SECOND = 20, 4, 10
+SCENES = 20  # rendered streets in the sample set
+TEST_SCENES = 4  # of these, the last ones
+FRAMES_PER_SECOND = 10
 PHOTOGRAPHS = {  # labelled by hand
     "bus": [
         ("Misc", 2, 232, 801, 738),
@@ -38,7 +43,10 @@ PHOTOGRAPHS = {  # labelled by hand
 
 
 def make_sample_set(root: str | Path, scenes: int = SCENES) -> Path:
-    """Make the sample set at `root` unless it is there; about a minute on two cores. The folder appears only when it is complete."""
+    """Make the sample set at `root` unless it is there; about a minute on two cores.
+
+    The folder appears only when it is complete. Raises ValueError for a folder of something else.
+    """
     root = Path(root)
     if root.exists():
         if not (root / "training" / "image_2").is_dir():
@@ -56,20 +64,27 @@ def make_sample_set(root: str | Path, scenes: int = SCENES) -> Path:
 
 
 def make_drive(root: str | Path, frames: int, seed: int = 0) -> Path:
-    """Render `frames` frames of one drive at `root` unless it is there: KITTI layout, ids in order of time; 4 to 5 CPU seconds a frame.
+    """Render `frames` frames of one drive at `root` unless they are there, in KITTI's layout.
 
-    A folder of pictures is taken as it is. Raises ValueError where a KITTI root holds fewer pictures.
+    The ids are in order of time. A frame takes 4 to 5 CPU seconds. A folder of pictures is kept as
+    it is. Raises ValueError where a KITTI root holds fewer pictures.
     """
     return _rendered(Path(root), [(seed, i / FRAMES_PER_SECOND, f"{i:06d}") for i in range(frames)])
 
 
 def make_streets(root: str | Path, count: int, seed: int = 100) -> Path:
-    """As `make_drive`, but the first frame of each of `count` streets, of which `seed` is the first. The sample set has those of seeds 0 to 19."""
+    """Render the first frame of each of `count` streets at `root`, otherwise as `make_drive`.
+
+    `seed` is that of the first street. The sample set has the streets of seeds 0 to 19.
+    """
     return _rendered(Path(root), [(seed + i, 0.0, f"{seed + i:06d}") for i in range(count)])
 
 
 def _rendered(root: Path, frames: list[tuple[int, float, str]]) -> Path:
-    """The frames (seed, time, id) at `root`, unless as many are there, or a folder of one's own pictures is."""
+    """Render the frames (seed, time, id) at `root` unless as many pictures are there.
+
+    A folder of a user's own pictures counts as complete.
+    """
     if not frames or frames[0][0] < 0:
         raise ValueError("at least 1 frame is rendered, of a seed of 0 or more")
     if root.exists():
@@ -77,7 +92,8 @@ def _rendered(root: Path, frames: list[tuple[int, float, str]]) -> Path:
         found = len(frames) if own else len(list((root / "training" / "image_2").glob("*")))
         if found < len(frames):
             raise ValueError(
-                f"{root}: has {found} of {len(frames)} frames; name another folder or remove this one"
+                f"{root}: has {found} of {len(frames)} frames; "
+                "name another folder or remove this one"
             )
         return root
     with _appearing(root) as unfinished:
@@ -87,7 +103,10 @@ def _rendered(root: Path, frames: list[tuple[int, float, str]]) -> Path:
 
 @contextmanager
 def _appearing(root: Path) -> Iterator[Path]:
-    """A folder for `training/image_2` and `label_2` that is renamed to `root` when it is complete, and removed when something went wrong."""
+    """Make a folder with `training/image_2` and `label_2`, and rename it to `root` at the end.
+
+    An exception removes the folder.
+    """
     unfinished = root.with_name(f"{root.name}.{os.getpid()}.tmp")
     try:
         for folder in ("image_2", "label_2"):
@@ -129,7 +148,7 @@ def _copy_photographs(root: Path) -> None:
 
 
 def main() -> int:
-    """0; 2 with one line when there is no room for it."""
+    """Return 0, or 2 with one line that says what is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -139,13 +158,13 @@ def main() -> int:
         "--drive",
         type=int,
         metavar="FRAMES",
-        help="a drive of so many frames instead of the sample set",
+        help="render a drive of FRAMES frames instead of the sample set",
     )
     kind.add_argument(
         "--streets",
         type=int,
         metavar="COUNT",
-        help="a frame of each of so many streets instead of the sample set",
+        help="render a frame of each of COUNT streets instead of the sample set",
     )
     parser.add_argument(
         "--seed",

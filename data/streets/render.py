@@ -1,8 +1,10 @@
-"""A small ray caster for the sample street scenes: triangles through Embree, sun and sky light, procedural surfaces.
+"""A small ray caster for the sample street scenes.
 
-    Parts ──► one triangle mesh ──► primary rays ──► surface(kind, local point) ──► sun (shadow rays) + sky ──► haze ──► sensor
+    Parts ──► one triangle mesh ──► primary rays (Embree) ──► surface(local point, world point)
+          ──► sun (shadow rays) + sky ──► haze ──► sensor
 
-Coordinates: x to the right, y up, z forward, in metres; the camera stands at (0, height, z0) and looks along z.
+Coordinates are metres: x to the right, y up, z forward. The camera stands at (0, above, z) and
+looks along z.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,10 @@ Surface = Callable[
 
 @dataclass
 class Part:
-    """A mesh in its own coordinates, where it stands, what it looks like and the object it belongs to (-1: the street)."""
+    """A mesh in its own coordinates, with its pose and its surface.
+
+    owner: index of the object that the mesh belongs to; -1 is the street.
+    """
 
     mesh: trimesh.Trimesh
     pose: np.ndarray
@@ -30,7 +35,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Camera:
-    """KITTI's left colour camera: focal length and centre in pixels, height above the road in metres."""
+    """KITTI's left colour camera.
+
+    Focal length and centre are in pixels, the height above the road in metres.
+    """
 
     width: int = 1242
     height: int = 375
@@ -39,7 +47,10 @@ class Camera:
     above: float = 1.65
 
     def rays(self, z: float, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Origins and unit directions (H*W, 3) through every pixel at `offset` (2,) in [0, 1) inside it."""
+        """Return origins and unit directions (H*W, 3) of the rays through every pixel.
+
+        offset (2,) in [0, 1) is the place inside the pixel.
+        """
         u, v = np.meshgrid(np.arange(self.width) + offset[0], np.arange(self.height) + offset[1])
         directions = np.stack(
             [(u - self.centre[0]) / self.focal, (self.centre[1] - v) / self.focal, np.ones_like(u)],
@@ -57,7 +68,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """Sun direction (towards it), sun and sky colours, haze per metre and the seed of the clouds."""
+    """The weather.
+
+    sun: unit direction towards the sun.
+    haze: share of light lost per metre.
+    seed: of the clouds.
+    """
 
     sun: np.ndarray
     sun_colour: np.ndarray
@@ -78,7 +94,10 @@ class Light:
 
 
 def value_noise(points: np.ndarray, seed: int) -> np.ndarray:
-    """Smooth noise in [0, 1] at points (n, 2), one lattice cell a unit, repeating after 256 cells."""
+    """Return smooth noise in [0, 1] at points (n, 2).
+
+    A lattice cell is one unit wide; the noise repeats after 256 cells.
+    """
     cell = np.floor(points)
     t = (points - cell).astype(np.float32)
     t = t * t * (3 - 2 * t)
@@ -130,7 +149,10 @@ class Picture:
     def colours(
         self, light: Light, origins: np.ndarray, directions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Linear colour (n, 3) and owner (n,) seen along each ray; owner -1 is the street, -2 the sky."""
+        """Return linear colour (n, 3) and owner (n,) along each ray.
+
+        Owner -1 is the street, -2 the sky.
+        """
         colour, owner = light.sky(directions), np.full(len(directions), -2)
         face, points = self.first_hits(origins, directions)
         hit = np.flatnonzero(face >= 0)
@@ -180,7 +202,11 @@ class Picture:
 def photograph(
     parts: list[Part], light: Light, camera: Camera, z: float, seed: int, samples: int = 4
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, uint8 (H, W, 3), and the owner seen at each pixel (H, W); `samples` rays a pixel, sensor noise from `seed`."""
+    """Return the picture, uint8 (H, W, 3), and the owner at each pixel (H, W).
+
+    samples: rays a pixel.
+    seed: of the sensor noise.
+    """
     picture, rng = Picture(parts), np.random.default_rng(seed)
     offsets = (
         np.stack(

@@ -1,8 +1,9 @@
-"""Street scenes for the sample set: a road with façades, trees and poles, and actors (actors) that move through it.
+"""Street scenes for the sample set: a road with façades, trees and poles, and moving actors.
 
     Street(seed).frame(time) ──► picture uint8 (375, 1242, 3), object types, exact boxes (K, 4)
 
-Everything follows from the seed. Coordinates are metres: x right, y up, z forward, origin on the ground.
+Everything follows from the seed. Coordinates are metres: x right, y up, z forward, origin on the
+ground.
 """
 
 from functools import partial
@@ -40,7 +41,10 @@ def _at(x: float, y: float, z: float) -> np.ndarray:
 
 
 class Street:
-    """A street and everybody in it, made from `seed`; the camera drives along it at `speed` metres a second."""
+    """A street and everybody in it, made from `seed`.
+
+    The camera drives along it at `speed` metres a second.
+    """
 
     def __init__(self, seed: int, camera: Camera | None = None):
         self.seed, self.camera, rng = seed, camera or Camera(), np.random.default_rng(seed)
@@ -266,7 +270,10 @@ class Street:
     def frame(
         self, time: float = 0.0, samples: int = 4
     ) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Picture uint8 (H, W, 3), types and boxes (K, 4) of what can be seen at `time` seconds; `samples` rays a pixel."""
+        """Return the picture uint8 (H, W, 3) at `time` seconds, and its objects' types and boxes.
+
+        Boxes are (K, 4), of visible objects only. `samples` is the number of rays a pixel.
+        """
         z = self.speed * time
         near = [actor for actor in self.actors if -4 < actor.pose(time)[2, 3] - z < 110]
         parts = [
@@ -287,7 +294,10 @@ class Street:
         )
 
     def _box(self, i: int, parts: list[Part], owner: np.ndarray, z: float) -> np.ndarray | None:
-        """The object's outline box cut to the picture; None for what is behind, hidden or too small to label."""
+        """Return the object's outline box, cut to the picture.
+
+        None for an object that is behind the camera, hidden or too small to label.
+        """
         points = np.concatenate(
             [trimesh.transform_points(part.mesh.vertices, part.pose) for part in parts]
         )

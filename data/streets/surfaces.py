@@ -1,7 +1,8 @@
-"""What the parts of a street scene look like: a function of a part's own coordinates for every material.
+"""The materials of a street scene, each a function of a part's own coordinates.
 
-Each `paint_…(settings, p, world)` maps points p (n, 3) in the part's coordinates and the same points in the world to an albedo (n, 3) in
-[0, 1], linear light, and the share of mirror reflection (n,). Metres; x right, y up, z forward, origin on the ground.
+`paint_…(settings, p, world)` maps points p (n, 3) in the part's coordinates, and the same points in
+the world, to an albedo (n, 3) in [0, 1], linear light, and the share of mirror reflection (n,).
+Coordinates are metres: x right, y up, z forward, origin on the ground.
 """
 
 import numpy as np
@@ -20,7 +21,10 @@ def paint_vehicle(
     p: np.ndarray,
     world: np.ndarray,
 ) -> tuple:
-    """Paintwork, windows, lights, number plates and arches. `slope`: z of (rear window's foot, head, windscreen's head, foot)."""
+    """Paint bodywork, windows, lights, number plates and wheel arches.
+
+    slope: z of the rear window's foot and head and of the windscreen's head and foot.
+    """
     x, y, z = p.T
     side, rise = np.abs(x), np.clip((y - belt) / (top - belt), 0, 1)
     albedo, mirror = np.tile(paint * (1 - 0.25 * (y < 0.42)[:, None]), 1), np.full(len(p), 0.3)
@@ -144,7 +148,10 @@ def paint_facade(
     p: np.ndarray,
     world: np.ndarray,
 ) -> tuple:
-    """Plaster with rows of framed windows, shop fronts below, cornices between storeys and stains; `size`: the block's extents."""
+    """Paint plaster with rows of framed windows, shop fronts, cornices and stains.
+
+    size: the block's extents.
+    """
     x, y, z = p.T
     along = np.where(np.abs(np.abs(x) - size[0] / 2) < 0.02, z, x)
     column, row = along / bay, (y - 0.8) / storey

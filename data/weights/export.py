@@ -1,7 +1,10 @@
-"""Weights of a run, finished or not, as a small file to ship: `python data/weights/export.py RUN_FOLDER OUT.safetensors`.
+"""Export a run's weights, finished or not, as a small file.
 
-The newest checkpoint's weights (their moving average where the run has one) in fp16, with what coding needs, and in the metadata the parameters, the
-step, the hours that it took to get there, hashes of the pictures that it was trained on, and the code, versions and machine that the run began with.
+    python data/weights/export.py RUN_FOLDER OUT.safetensors
+
+The file holds the newest checkpoint's weights (their moving average where the run has one) in fp16
+and the integer networks made of them. Its metadata holds the parameters, the step, the hours of
+training, hashes of the training pictures, and the code, versions and machine of the run's start.
 """
 
 import argparse
@@ -20,8 +23,11 @@ from roilib.parameters import Parameters
 
 
 @torch.no_grad()
-def ship(folder: Path, out: Path, licence: str = "") -> int:
-    """Write `out` from the newest checkpoint of the run in `folder`; returns its step. Raises ValueError when there is none."""
+def export(folder: Path, out: Path, licence: str = "") -> int:
+    """Write `out` from the newest checkpoint of the run in `folder`; return its step.
+
+    Raises ValueError where there is no checkpoint.
+    """
     folder = Path(folder)
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: the file of weights ends in .safetensors")
@@ -38,7 +44,7 @@ def ship(folder: Path, out: Path, licence: str = "") -> int:
     made_anew = {name: value for name, value in model.state_dict().items() if "_integer." in name}
     model.load_state_dict((average or state["codec"]) | made_anew)
     for weight in model.parameters():
-        weight.copy_(weight.half())  # the integer networks are made from what is shipped
+        weight.copy_(weight.half())  # the integer networks are made of the exported weights
     pictures = load_splits(p)[0]
     make_tables(model, p, pictures)
     about = {"licence": licence, "hours": f"{state['seconds'] / 3600:.2f}"}
@@ -58,20 +64,23 @@ def ship(folder: Path, out: Path, licence: str = "") -> int:
     return state["step"]
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> int:
+    """Return 0, or 2 with one line that says what is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="a run's folder")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--licence", default="", help="what the data that it was trained on allows")
+    parser.add_argument("--licence", default="", help="use that the training data allow")
     options = parser.parse_args()
     try:
-        print(
-            f"{options.out}: step {ship(options.folder, options.out, options.licence)}, {options.out.stat().st_size / 1e6:.1f} MB"
-        )
+        step = export(options.folder, options.out, options.licence)
     except (ValueError, OSError) as error:
-        sys.exit(f"export: {error}")
+        print(f"export: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: step {step}, {options.out.stat().st_size / 1e6:.1f} MB")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

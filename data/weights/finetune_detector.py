@@ -1,10 +1,13 @@
 """Fine-tune YOLOv8n from COCO's classes to KITTI's: how `data/weights/yolov8n_kitti.pt` was made.
 
-    python data/weights/finetune_detector.py --data-root DIR --weights yolov8n.pt [--hold-out 5] [--epochs 10] [--out FILE]
+    python data/weights/finetune_detector.py --data-root DIR --weights yolov8n.pt [--out FILE]
 
-The class rows of the head start from their nearest COCO classes instead of noise, which is what makes 80 frames enough. `--hold-out K`
-keeps every K-th training frame for validation (to choose settings); without it every training frame trains and the last epoch is kept.
-Training is Ultralytics' own (https://docs.ultralytics.com/modes/train); only the head's starting point and the file it writes are ours.
+The class rows of the head start from their nearest COCO classes instead of noise, so that 80 frames
+are enough. `--hold-out K` keeps every K-th training frame for validation, to choose settings.
+Without it every training frame trains, and the last epoch is kept.
+
+Training is Ultralytics' own (https://docs.ultralytics.com/modes/train). Only the head's starting
+point and the written file are ours.
 """
 
 import argparse
@@ -38,7 +41,10 @@ COCO_PARENTS = {
 
 
 def narrow_head(model: nn.Module) -> nn.Module:
-    """Replace a COCO detector's 80 class outputs by KITTI's 8, each the mean of its COCO parents' rows; in place."""
+    """Replace a COCO detector's 80 class outputs by KITTI's 8, in place.
+
+    Each is the mean of its COCO parents' rows.
+    """
     head, index = model.model[-1], {name: i for i, name in model.names.items()}
     parents = [[index[parent] for parent in COCO_PARENTS[name]] for name in KITTI_CLASSES]
     for branch in head.cv3:
@@ -59,7 +65,10 @@ class KittiTrainer(DetectionTrainer):
 
 
 def write_yolo_dataset(dataset: RoiDataset, folder: Path, hold_out: int) -> Path:
-    """Lay `dataset` out as Ultralytics reads it (linked pictures, normalised label text), in place of what was there; returns its YAML file."""
+    """Lay `dataset` out as Ultralytics reads it, replacing what was there; return its YAML file.
+
+    Pictures are linked, labels are text with normalised coordinates.
+    """
     for name in ("images", "labels"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for i, sample in enumerate(dataset.samples):
@@ -91,7 +100,10 @@ def write_yolo_dataset(dataset: RoiDataset, folder: Path, hold_out: int) -> Path
 
 
 def save_detector(trained: Path, out: Path, parameters: dict) -> None:
-    """Write the trained model as an fp16 file that `ultralytics.YOLO` loads, with its origin, without the optimiser and this machine's paths."""
+    """Write the trained model as an fp16 file that `ultralytics.YOLO` loads.
+
+    The file says where it comes from. It has neither the optimiser nor this machine's paths.
+    """
     model = open_yolo(trained).model.half()
     model.pt_path = out.name
     model.args = {"task": "detect", "imgsz": parameters["imgsz"]}
@@ -108,7 +120,10 @@ def save_detector(trained: Path, out: Path, parameters: dict) -> None:
 
 
 def finetune(args: argparse.Namespace) -> None:
-    """Lay out the data, train, and write the detector. Raises ValueError naming the file or option that is wrong."""
+    """Lay out the data, train, and write the detector.
+
+    Raises ValueError that names the wrong file or option.
+    """
     device, yolo = resolve_device(args.device), open_yolo(args.weights)
     train = RoiDataset(split(kitti_samples(args.data_root), None, args.data_root)[0])
     data = write_yolo_dataset(train, args.work / "dataset", args.hold_out)
@@ -149,7 +164,7 @@ def finetune(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 2 with one line for what is wrong with options or files."""
+    """Return 0, or 2 with one line that says what is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -172,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, default=5e-4, help="AdamW's learning rate")
     parser.add_argument(
-        "--freeze", type=int, default=10, help="layers kept as they are; 10 is the backbone"
+        "--freeze", type=int, default=10, help="first layers that do not train; 10 is the backbone"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")

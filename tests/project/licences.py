@@ -1,15 +1,18 @@
-"""The project's dependencies as they are installed here, down to the last: `python tests/licences.py` lists their versions and licences.
+"""The project's direct and indirect dependencies on this machine, with their licences.
 
-    pyproject.toml, dev extra too ──► what those require, on this machine ──► name, version, licence, whether it may be combined with AGPL-3.0
+    python tests/project/licences.py
 
-A licence is what a distribution's metadata, or else its licence file, says. What a wheel bundles (as PyAV's FFmpeg with x264 and x265) is not seen.
-Exit code 1 when a licence is neither known to fit nor in LOOKED_AT.
+A line has name, version, licence, and why the licence is accepted where it may not be combined with
+AGPL-3.0. A licence is what a distribution's metadata, or else its licence file, says. Libraries
+that a wheel bundles (such as PyAV's FFmpeg with x264 and x265) are not seen. Exit code 1 where a
+licence is neither known to fit nor in LOOKED_AT.
 """
 
 import re
 import sys
 import tomllib
 from importlib.metadata import Distribution, distribution
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -17,25 +20,27 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent.parent
 FITS = (
-    r"\b(MIT|MIT-0|MIT-CMU|Apache|BSD|ISCL?|ISC license|MPL-2\.0|Mozilla Public License 2\.0|PSF|PSFL|PSF-2\.0|Python Software Foundation|HPND|"
+    r"\b(MIT|MIT-0|MIT-CMU|Apache|BSD|ISCL?|ISC license|MPL-2\.0|Mozilla Public License 2\.0|"
+    r"PSF|PSFL|PSF-2\.0|Python Software Foundation|HPND|"
     r"Unlicense|Zlib|BSL-1\.0|CC0-1\.0|LGPL|L?GPL-3\.0|GPL-3\.0-or-later|GPL-2\.0-or-later|AGPL-3\.0|AGPLv3)\b"
 )
 CLASHES = r"Proprietary|Commercial|GPL-2\.0-only|SSPL|BUSL|CC-BY-NC|Commons-Clause"
 BSD_TEXT = "Redistribution and use in source and binary forms"
-LOOKED_AT = {  # may not be combined with AGPL-3.0 in what one hands out, and why they are here all the same
-    r"nvidia-.*": "of torch's Linux wheels: free to use, not to be handed out together with AGPL code",
+LOOKED_AT = {  # may not be handed out together with AGPL-3.0 code; why each is accepted
+    r"nvidia-.*": "of torch's Linux wheels: free to use, not to be handed out with AGPL code",
     r"cuda-toolkit": "names NVIDIA's CUDA libraries, holds nothing",
 }
 
 
 def closure() -> dict[str, Distribution]:
-    """All distributions that the project needs on this machine, with its dev extra, by normalised name. PackageNotFoundError for a missing one."""
+    """Return all distributions that the project needs on this machine, with all its extras.
+
+    The keys are normalised names. Raises PackageNotFoundError for a missing one.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found, done = {}, set()
-    waiting = [
-        (Requirement(text), "")
-        for text in (*project["dependencies"], *project["optional-dependencies"]["dev"])
-    ]
+    extras = chain.from_iterable(project["optional-dependencies"].values())
+    waiting = [(Requirement(text), "") for text in (*project["dependencies"], *extras)]
     while waiting:
         requirement, extra = waiting.pop()
         if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
@@ -49,7 +54,10 @@ def closure() -> dict[str, Distribution]:
 
 
 def licence(package: Distribution) -> str:
-    """A distribution's licence in one line; "unknown" where neither metadata nor a licence file tells."""
+    """Return a distribution's licence in one line.
+
+    "unknown" where neither metadata nor a licence file names it.
+    """
     named, text = package.metadata.get("License-Expression"), package.metadata.get("License") or ""
     classifiers = [
         c.rpartition(" :: ")[2]
@@ -74,7 +82,7 @@ def licence(package: Distribution) -> str:
 
 
 def doubts(package: Distribution) -> str | None:
-    """Why a distribution may not be combined with AGPL-3.0; None when it may."""
+    """Return why a distribution may not be combined with AGPL-3.0; None where it may."""
     named = licence(package)
     if re.search(FITS, named) and not re.search(CLASHES, named):
         return None
@@ -89,7 +97,7 @@ def doubts(package: Distribution) -> str | None:
 
 
 def main() -> int:
-    """Print the table; 1 when somebody must look at a licence."""
+    """Print the table; return 1 where somebody must look at a licence."""
     packages = closure()
     for name, package in packages.items():
         print(

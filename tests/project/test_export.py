@@ -1,13 +1,11 @@
 """export: a run's weights as a small file that codes as well as the run's own."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from export import ship
+from export import export, main
 from safetensors import safe_open
 
 from roilib.codecs.roic import load_codec
@@ -18,20 +16,20 @@ from roilib.models.weights import picture_hash, trained_on
 
 
 @pytest.fixture(scope="module")
-def shipped(vbr_run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("shipped") / "roi_vbr.safetensors"
-    assert ship(vbr_run.folder, out, "research") == 300
+def exported(vbr_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "roi_vbr.safetensors"
+    assert export(vbr_run.folder, out, "research") == 300
     return out
 
 
-def test_the_file_is_small_and_says_where_it_comes_from(shipped, vbr_run):
-    assert shipped.stat().st_size < 0.75 * vbr_run.weights.stat().st_size
-    with safe_open(shipped, "pt") as file:
+def test_the_file_is_small_and_says_where_it_comes_from(exported, vbr_run):
+    assert exported.stat().st_size < 0.75 * vbr_run.weights.stat().st_size
+    with safe_open(exported, "pt") as file:
         about = file.metadata()
     assert (about["step"], about["licence"]) == ("300", "research")
     assert float(about["hours"]) >= 0
     assert '"which": "roi_vbr"' in about["parameters"]
-    assert trained_on(shipped) == {
+    assert trained_on(exported) == {
         picture_hash(sample.path) for sample in load_splits(vbr_run.parameters)[0].samples
     }
     assert (
@@ -40,10 +38,10 @@ def test_the_file_is_small_and_says_where_it_comes_from(shipped, vbr_run):
     )
 
 
-def test_it_codes_like_the_run(shipped, vbr_run, tiny_kitti):
+def test_it_codes_like_the_run(exported, vbr_run, tiny_kitti):
     image = RoiDataset(kitti_samples(tiny_kitti))[0][0].permute(1, 2, 0).numpy()
     sizes, errors = [], []
-    for path in (shipped, vbr_run.weights):
+    for path in (exported, vbr_run.weights):
         codec = load_codec(path)
         data = codec.encode(image, lmbda=0.01)
         sizes.append(len(data))
@@ -53,8 +51,8 @@ def test_it_codes_like_the_run(shipped, vbr_run, tiny_kitti):
     assert np.isfinite(errors).all()
 
 
-def test_integer_networks_are_made_anew(shipped, vbr_run, tmp_path, monkeypatch):
-    """So weights of a run from before they were what they are now can be shipped."""
+def test_integer_networks_are_made_anew(exported, vbr_run, tmp_path, monkeypatch):
+    """So that weights of an earlier version's run can be exported."""
     newest = Checkpoints.newest
 
     def from_before(self):
@@ -64,19 +62,12 @@ def test_integer_networks_are_made_anew(shipped, vbr_run, tmp_path, monkeypatch)
         return state
 
     monkeypatch.setattr(Checkpoints, "newest", from_before)
-    ship(vbr_run.folder, tmp_path / "again.safetensors", "research")
-    assert (tmp_path / "again.safetensors").read_bytes() == shipped.read_bytes()
+    export(vbr_run.folder, tmp_path / "again.safetensors", "research")
+    assert (tmp_path / "again.safetensors").read_bytes() == exported.read_bytes()
 
 
-def test_a_folder_without_checkpoints_is_named(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "export",
-        str(tmp_path),
-        str(tmp_path / "out.safetensors"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert str(tmp_path) in done.stderr.splitlines()[-1]
+def test_a_folder_without_checkpoints_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["export", str(tmp_path), str(tmp_path / "out.safetensors")])
+    assert main() == 2
+    assert capsys.readouterr().err == f"export: {tmp_path}: no checkpoint of a run\n"
     assert not (tmp_path / "out.safetensors").exists()

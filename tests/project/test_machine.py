@@ -1,7 +1,7 @@
-"""Machines that lack something: no room, no permission, no shared memory, no network, one core, another locale. What happens stands in tables.
+"""Machines that lack something: disk space, permission, shared memory, network, cores, UTF-8.
 
-The commands run in a mount namespace of their own, in whose folders `full`, `small` and `read_only` are disks of that kind and /dev/shm cannot be
-written; nothing of it is seen outside.
+The commands run in a mount namespace of their own. In it the folders `full`, `small` and
+`read_only` are disks of that kind, and /dev/shm is read-only. Nothing of it is seen outside.
 """
 
 import fcntl
@@ -18,49 +18,82 @@ from PIL import Image
 from roilib.codecs import roic
 
 DISKS = """
-mount -t tmpfs -o size=8k tmpfs "$1/full" && head -c 8192 /dev/zero >"$1/full/there" && mount -t tmpfs -o size=400k tmpfs "$1/small" &&
-mount -t tmpfs -o ro tmpfs "$1/read_only" && mount -t tmpfs -o ro tmpfs /dev/shm || exit 77
-shift; exec setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search "$@"
+mount -t tmpfs -o size=8k tmpfs "$1/full" &&
+  head -c 8192 /dev/zero >"$1/full/there" &&
+  mount -t tmpfs -o size=400k tmpfs "$1/small" &&
+  mount -t tmpfs -o ro tmpfs "$1/read_only" &&
+  mount -t tmpfs -o ro tmpfs /dev/shm || exit 77
+shift
+exec setpriv --bounding-set=-dac_override,-dac_read_search \
+  --inh-caps=-dac_override,-dac_read_search "$@"
 """
 DRIVER = """
-import contextlib, importlib, io, json, os, pathlib, sys
+import contextlib, io, json, os, pathlib, sys
 
-def call(module, words):
+import prepare
+from roilib import cli
+
+def call(command, *words):
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-        sys.argv = [module, *words]
-        code = importlib.import_module(module).main()
+        sys.argv = [command, *words]
+        code = prepare.main() if command == "prepare" else cli.main([command, *words])
     return code, streams[1].buffer.getvalue().decode()
 
 root, cases = pathlib.Path(sys.argv[1]), json.load(sys.stdin)
 done = [call(*case) for case in cases]
-left = [str(path.relative_to(root)) for path in root.rglob("*") if not os.access(path.parent, os.X_OK) or path.is_file()]
+left = [
+    str(path.relative_to(root))
+    for path in root.rglob("*")
+    if not os.access(path.parent, os.X_OK) or path.is_file()
+]
 json.dump([done, sorted(left)], sys.stdout)
 """
-TRAIN = "--which=hyperprior --device=cpu --batch_size=2 --num_workers=0 --max_steps=3 --precision=32 --N=8 --M=12 --compr_img_size=64"
-TRAIN += " --obj_det_img_size=64 --train_size_p1=0.67 --checkpoint_seconds=0 --data_root={root}/kitti --logdir="
-FULL, READ_ONLY, DENIED = "No space left on device", "Read-only file system", "Permission denied"
-TABLE = {  # module and words → the line after the program's name; all end with exit code 2
-    "cli encode {root}/a.png {root}/full/a.roic": f"{{root}}/full/a.roic: cannot be written ({FULL})",
-    "cli encode {root}/a.png {root}/read_only/a.roic": f"{{root}}/read_only/a.roic: cannot be written ({READ_ONLY})",
-    "cli encode {root}/a.png {root}/closed/a.roic": f"{{root}}/closed/a.roic: cannot be written ({DENIED})",
-    "cli encode {root}/secret.png {root}/a.roic": "{root}/secret.png: not a readable picture ([Errno 13]",
-    "cli decode {root}/street.roic {root}/full/a.png": f"{{root}}/full/a.png: cannot be written ({FULL})",
-    "cli decode {root}/street.roic {root}/read_only/a.png": f"{{root}}/read_only/a.png: cannot be written ({READ_ONLY})",
-    "cli decode {root}/street.roic {root}/closed": "{root}/closed: cannot be written (Is a directory)",
-    f"train {TRAIN}{{root}}/full/runs": f"{{root}}/full/runs/hyperprior-HASH: cannot be written ({FULL}); make room or choose another logdir",
-    f"train {TRAIN}{{root}}/read_only": f"{{root}}/read_only/hyperprior-HASH: cannot be written ({READ_ONLY}); make room or choose another logdir",
-    f"train {TRAIN}{{root}}/a.png": "{root}/a.png/hyperprior-HASH: cannot be written (Not a directory)",
-    f"train {TRAIN}{{root}}/small": f"{{root}}/small/hyperprior-HASH/checkpoints/step-00000002.pt: cannot be written ({FULL}); make room",
-    f"train {TRAIN}{{root}}/w --num_workers=2": f"the 2 processes that load pictures cannot work ([Errno 30] {READ_ONLY}): they need",
-    f"train {TRAIN}{{root}}/w --data_root={{root}}/closed_kitti": f"{{root}}/closed_kitti/training/image_2: {DENIED}",
-    "sample_set {root}/read_only/drive --drive 1": f"{{root}}/read_only/drive: cannot be made ({READ_ONLY})",
+TRAIN = (
+    "--which=hyperprior --device=cpu --batch_size=2 --num_workers=0 --max_steps=3 --precision=32 "
+    "--N=8 --M=12 --compr_img_size=64 --obj_det_img_size=64 --train_size_p1=0.67 "
+    "--checkpoint_seconds=0 --data_root={root}/kitti --logdir="
+)
+FULL = "cannot be written (No space left on device)"
+READ_ONLY = "cannot be written (Read-only file system)"
+RUN = "hyperprior-HASH"
+TABLE = {  # words → the line after the command's name; all end with exit code 2
+    "encode {root}/a.png {root}/full/a.roic": f"{{root}}/full/a.roic: {FULL}",
+    "encode {root}/a.png {root}/read_only/a.roic": f"{{root}}/read_only/a.roic: {READ_ONLY}",
+    "encode {root}/a.png {root}/closed/a.roic": (
+        "{root}/closed/a.roic: cannot be written (Permission denied)"
+    ),
+    "encode {root}/secret.png {root}/a.roic": (
+        "{root}/secret.png: not a readable picture ([Errno 13]"
+    ),
+    "decode {root}/street.roic {root}/full/a.png": f"{{root}}/full/a.png: {FULL}",
+    "decode {root}/street.roic {root}/read_only/a.png": f"{{root}}/read_only/a.png: {READ_ONLY}",
+    f"train {TRAIN}{{root}}/full/runs": (
+        f"{{root}}/full/runs/{RUN}: {FULL}; make room or choose another logdir"
+    ),
+    f"train {TRAIN}{{root}}/read_only": (
+        f"{{root}}/read_only/{RUN}: {READ_ONLY}; make room or choose another logdir"
+    ),
+    f"train {TRAIN}{{root}}/a.png": f"{{root}}/a.png/{RUN}: cannot be written (Not a directory)",
+    f"train {TRAIN}{{root}}/small": (
+        f"{{root}}/small/{RUN}/checkpoints/step-00000002.pt: {FULL}; make room"
+    ),
+    f"train {TRAIN}{{root}}/w --num_workers=2": (
+        "the 2 processes that load pictures cannot work ([Errno 30] Read-only file system): "
+        "they need"
+    ),
+    f"train {TRAIN}{{root}}/w --data_root={{root}}/closed_kitti": (
+        "{root}/closed_kitti/training/image_2: Permission denied"
+    ),
+    "prepare {root}/read_only/drive --drive 1": (
+        "{root}/read_only/drive: cannot be made (Read-only file system)"
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    """A folder, whose name has an umlaut, with what the commands read."""
+    """Make a folder, whose name has an umlaut, with the commands' inputs."""
     root = tmp_path_factory.mktemp("Gerät")
     for name in ("full", "small", "read_only", "closed"):
         (root / name).mkdir()
@@ -99,8 +132,15 @@ def test_what_cannot_be_read_or_written_is_one_line_and_leaves_nothing(machine):
     ]
     if not shutil.which("unshare") or not shutil.which("setpriv"):
         pytest.skip("no unshare or setpriv (util-linux) on this machine")
-    given = json.dumps([[f"roilib.{module}", words] for module, *words in cases])
-    done = subprocess.run(command, cwd=REPOSITORY, input=given, capture_output=True, text=True)
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "data" / "streets")])
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": paths},
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+    )
     if done.returncode in (1, 77) and "Traceback" not in done.stderr:
         pytest.skip(f"no mounts in a namespace on this machine ({done.stderr.strip()})")
     assert done.returncode == 0, done.stderr
@@ -118,6 +158,19 @@ def test_what_cannot_be_read_or_written_is_one_line_and_leaves_nothing(machine):
     ]
 
 
+LIMIT = """
+import re, resource, sys
+
+import torch
+from roilib import cli
+from roilib.engines import train
+
+size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1])
+resource.setrlimit(resource.RLIMIT_AS, ((size << 10) + (300 << 20),) * 2)
+sys.exit(cli.main())
+"""
+
+
 def run(*words, **environment):
     command = [sys.executable, "-m", *map(str, words)]
     return subprocess.run(
@@ -127,24 +180,20 @@ def run(*words, **environment):
 
 def test_a_gpu_that_is_not_there_and_memory_that_does_not_suffice(machine):
     words = (TRAIN + "{root}/w").format(root=machine).split()
-    done = run("roilib.engines.train", *words, "--device=cuda", CUDA_VISIBLE_DEVICES="")
+    done = run("roilib", "train", *words, "--device=cuda", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
     assert "device cuda cannot be used: " in done.stderr
     assert "(device=cpu always can" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    limit = "import resource, re, sys; from roilib import train; size = int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1])"
-    limit += "; resource.setrlimit(resource.RLIMIT_AS, ((size << 10) + (300 << 20),) * 2); sys.exit(train.main())"
     done = subprocess.run(
-        [sys.executable, "-c", limit, *words, "--N=512", "--M=4096"],
+        [sys.executable, "-c", LIMIT, "train", *words, "--N=512", "--M=4096"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2, done.stderr
-    assert (
-        "not enough memory for device=cpu, batch_size=2, compr_img_size=64, N=512, M=4096; take a smaller batch_size"
-        in done.stderr
-    )
+    parameters = "device=cpu, batch_size=2, compr_img_size=64, N=512, M=4096"
+    assert f"not enough memory for {parameters}; take a smaller batch_size" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -154,7 +203,8 @@ def test_locales_that_are_not_utf8(machine):
     assert (machine / "für.roic").read_bytes() == (machine / "street.roic").read_bytes()
     assert run("roilib", "encode", "--help", PYTHONIOENCODING="ascii").returncode == 0
     done = run(
-        "roilib.engines.train",
+        "roilib",
+        "train",
         *(TRAIN + "{root}/läufe").format(root=machine).split(),
         PYTHONIOENCODING="ascii",
         PYTHONUNBUFFERED="1",

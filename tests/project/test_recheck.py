@@ -4,14 +4,17 @@ import re
 
 import pytest
 import recheck
-from recheck import differences, drawn, task
+from recheck import differences, draw, task
 
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.kitti import kitti_samples
 from roilib.evaluation.cache import measure, tasks
 from roilib.evaluation.evaluate import write_records
 
-PEERS = {"x264 ultrafast": {"quality": [30, 40], "qoffset": [0.0, -0.2]}, "webp": {"quality": [50]}}
+CODECS = {
+    "x264 ultrafast": {"quality": [30, 40], "qoffset": [0.0, -0.2]},
+    "webp": {"quality": [50]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def data(tiny_kitti):
 @pytest.fixture(scope="module")
 def records(vbr_run, data, tmp_path_factory):
     points = tasks(
-        [vbr_run], data, [0.002, 0.02], [0.5, 0.9], PEERS, weights=[str(vbr_run.weights)]
+        [vbr_run], data, [0.002, 0.02], [0.5, 0.9], CODECS, weights=[str(vbr_run.weights)]
     )
     return [record for record, _ in measure(points, tmp_path_factory.mktemp("points"), 1)]
 
@@ -50,10 +53,10 @@ def test_any_other_byte_or_number_is_seen(records, vbr_run, data):
     assert {"bytes", "psnr", "sha256"} <= differences(other, task(other, [vbr_run], data)).keys()
 
 
-def test_what_is_drawn_depends_on_the_seed_alone(records):
-    assert drawn(records, 5, 1) == drawn(records, 5, 1) != drawn(records, 5, 2)
-    assert len({id(record) for record in drawn(records, 5, 1)}) == 5
-    assert drawn(records, 99, 1) == records
+def test_the_draw_depends_on_the_seed_alone(records):
+    assert draw(records, 5, 1) == draw(records, 5, 1) != draw(records, 5, 2)
+    assert len({id(record) for record in draw(records, 5, 1)}) == 5
+    assert draw(records, 99, 1) == records
 
 
 def test_missing_pictures_and_runs_are_named(records, data):
@@ -96,7 +99,7 @@ def test_the_command_line_says_how_many_agree(records, tiny_kitti, tmp_path, mon
         )
         assert recheck.main() == 2
         assert re.fullmatch(
-            r"roilib\.recheck: .*(nothing to measure again|no such file|no records).*\n",
+            r"recheck: .*(nothing to measure again|no such file|no records).*\n",
             capsys.readouterr().err,
         )
     arguments = [
@@ -123,4 +126,4 @@ def test_the_command_line_says_how_many_agree(records, tiny_kitti, tmp_path, mon
     assert capsys.readouterr().err.startswith("recheck: picture 000004 is not among the 0")
     monkeypatch.setattr("sys.argv", [*arguments, "0.5", "--dataset", "nope"])
     assert recheck.main() == 2
-    assert re.fullmatch(r"roilib\.recheck: .*dataset.*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"recheck: .*dataset.*\n", capsys.readouterr().err)

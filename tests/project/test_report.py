@@ -1,4 +1,4 @@
-"""build and roilib.visualization.rates: the report and its figures come from result files, and from nothing else."""
+"""build and visualization.rates: the report and its figures come from result files alone."""
 
 import json
 import re
@@ -17,12 +17,8 @@ from roilib.visualization import pictures, rates
 
 REFERENCE = REPOSITORY / "report" / "results" / "reference" / "kitti_small"
 SIZE = 96 * 160 * 3
-CONSTANTS = {
-    "0.0004",
-    "0.12",
-    "0.5",
-    "0.2",
-}  # of the method's and the report's own text: λ's limits, α of no ROI, a limit and a rate of tables
+# Numbers of the report's own text: λ's limits, α of no ROI, a limit and a rate of tables.
+CONSTANTS = {"0.0004", "0.12", "0.5", "0.2"}
 
 
 def record(codec, image, setting, bpp, roi, bg):

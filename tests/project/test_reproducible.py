@@ -1,7 +1,7 @@
-"""The workbook twice on one machine: the same files, but for times.
+"""The workbook twice on one machine makes the same files, except times.
 
-Notebooks are executed as JupyterLab would, cell after cell, but all in one process, which is quicker than a kernel for each:
-`python tests/test_reproducible.py FOLDER` does it.
+Notebooks are executed cell after cell, as in JupyterLab, but all in one process, which is quicker
+than a kernel for each: `python tests/project/test_reproducible.py FOLDER`.
 """
 
 import json
@@ -76,7 +76,7 @@ def execute(notebook: str, values: dict) -> None:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """What must be the same of every file: all of it, but for the hours of a table, the seconds that provenance tells, and the names of logs."""
+    """Return the part of every file that must be the same: all but times and the names of logs."""
     found = {}
     for path in sorted(
         path for path in folder.rglob("*") if path.is_file() and path.name not in TIMES
@@ -103,7 +103,10 @@ def contents(folder: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory):
-    """What the same profile made in the same place, by two processes whose sets and dictionaries of text are in different order."""
+    """Run the same profile in the same place by two processes.
+
+    Their hash seeds differ, so that sets of text are in a different order.
+    """
     folder, made = tmp_path_factory.mktemp("twice"), []
     write_tiny_kitti(folder / "kitti")
     for seed in ("1", "2"):

@@ -1,4 +1,7 @@
-"""setup.sh with the real pip, on a small project whose dependency is a wheel beside it; nothing comes from a network."""
+"""setup.sh with the real pip, on a small project whose dependency is a wheel beside it.
+
+Nothing comes from a network.
+"""
 
 import os
 import shutil
@@ -21,11 +24,22 @@ Requires-Dist: thing
 Provides-Extra: dev
 Provides-Extra: streets
 """)
-        wheel.writestr("small-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("small-1.0.dist-info/WHEEL", """Wheel-Version: 1.0
+Root-Is-Purelib: true
+Tag: py3-none-any
+""")
         wheel.writestr("small-1.0.dist-info/RECORD", "")
     return name
 '''
-PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "small"\nversion = "1.0"\n'
+PYPROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+[project]
+name = "small"
+version = "1.0"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +100,8 @@ def test_set_up_fails_goes_on_and_mends_what_was_killed(project):
     failed = (
         1,
         nothing,
-        f"setup.sh: not all could be installed into {project}/.venv, see above; the same command goes on",
+        f"setup.sh: not all could be installed into {project}/.venv, see above; "
+        "the same command goes on",
     )
     for flags in ("", "-eu"):  # as a person sources it, and as the scripts do
         assert source(project, "nowhere", flags) == failed  # no network, no wheel
