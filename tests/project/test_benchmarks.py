@@ -24,6 +24,7 @@ def benchmark():
     return script("codec")
 
 
+@pytest.mark.slow
 def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch):
     monkeypatch.setattr(benchmark, "BOXES", ((20, 20, 60, 60),))
     frames, marking = [street(0), street(1)], benchmark.roi_vbr.record_function
@@ -54,6 +55,7 @@ def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch)
     assert all(0 < row["median"] <= row["p95"] <= row["p99"] for row in rows)
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_and_other_processes_make_the_same():
     load, numbers, rounds = script("load"), list(range(8)), 15
     found, memory = load.measure(load_codec(), numbers * rounds, 96)

@@ -114,6 +114,7 @@ def machine(tmp_path_factory):
         path.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_or_written_is_one_line_and_leaves_nothing(machine):
     cases = [words.format(root=machine).split() for words in TABLE]
     command = [
@@ -178,6 +179,7 @@ def run(*words, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_there_and_memory_that_does_not_suffice(machine):
     words = (TRAIN + "{root}/w").format(root=machine).split()
     done = run("roilib", "train", *words, "--device=cuda", CUDA_VISIBLE_DEVICES="")
@@ -197,6 +199,7 @@ def test_a_gpu_that_is_not_there_and_memory_that_does_not_suffice(machine):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_locales_that_are_not_utf8(machine):
     done = run("roilib", "encode", machine / "a.png", machine / "für.roic", LC_ALL="C")
     assert (done.returncode, done.stderr) == (0, "")
@@ -212,6 +215,7 @@ def test_locales_that_are_not_utf8(machine):
     assert done.returncode == 0, done.stderr  # its bar is of blocks
 
 
+@pytest.mark.slow
 def test_one_core_and_no_network_detect_and_encode_as_ever(machine):
     command = [
         "unshare",

@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY, write_tiny_kitti
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "N": 8,
     "M": 12,

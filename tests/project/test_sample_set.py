@@ -10,6 +10,8 @@ from prepare import make_drive, make_sample_set, make_streets
 from roilib.datasets.dataset import RoiDataset, split
 from roilib.datasets.kitti import kitti_samples
 
+pytestmark = pytest.mark.slow
+
 
 def files(root):
     return {
