@@ -1,25 +1,31 @@
-"""The parameters of a training or test run: one typed definition for notebooks, `python -m roilib.engines.train` and the Snakefile.
+"""The parameters of a run: one typed definition for notebooks, `roilib train` and the Snakefile.
 
-Unknown names, wrong types and values that exclude each other are a ValueError of one line, before anything runs. Nothing heavy is
-imported here, since Snakemake reads this module for every job.
+Unknown names, wrong types and values that exclude each other raise a ValueError of one line, before
+anything runs. Nothing heavy is imported here: Snakemake reads this module for every job.
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from roilib.roi import LMBDA_MAX, LMBDA_MIN
 
-BASELINES = (
-    "hyperprior",
-    "hyperprior_eval_with_objs",
-)  # engines of one and the same model, which knows no ROI, whatever alpha says
-WITHOUT_EFFECT = {
+BASELINES = ("hyperprior", "hyperprior_eval_with_objs")  # one model, which knows no ROI
+WITHOUT_EFFECT = {  # on the result, hence no part of a run's name
     "device",
     "devices",
     "num_workers",
@@ -27,11 +33,26 @@ WITHOUT_EFFECT = {
     "resume",
     "checkpoint_seconds",
     "logdir",
-}  # on the result, so not in a run's name
+}
+SIMILAR = 0.5  # least difflib ratio at which an unknown name is taken for a misspelled one
+
+
+def _path(value: str) -> str:
+    return str(Path(value).expanduser())
+
+
+def _paths(value: str) -> str:
+    parts = (part.strip() for part in value.split(","))
+    return ",".join(part and _path(part) for part in parts)
+
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+FilePath = Annotated[Text, AfterValidator(_path)]
+FilePaths = Annotated[Text, AfterValidator(_paths)]
 
 
 class Parameters(BaseModel):
-    """What a run is told. Defaults are the paper's values, except `train_size_p1`; design notes beside each field."""
+    """What a run is asked for. Defaults are the paper's, except `train_size_p1`'s."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
@@ -44,11 +65,12 @@ class Parameters(BaseModel):
         "hyperprior", "hyperprior_eval_with_objs", "hyperprior_with_obj_features", "roi_vbr"
     ] = Field(
         "hyperprior_with_obj_features",
-        description="engine: the plain baseline, the same with ROI terms logged, the extended model, or one model for every λ and α",
+        description="engine: the plain baseline, the same with ROI terms logged, the extended "
+        "model, or one model for every λ and α",
     )
-    device: str = Field("auto", description="torch device; auto is cuda where there is one")
+    device: str = Field("auto", description="torch device; auto: cuda if there is one")
     devices: int | None = Field(
-        None, gt=0, description="processes, one a device; None: one for every GPU, one on a CPU"
+        None, gt=0, description="processes, one per device; None: one per GPU, one on a CPU"
     )
     batch_size: int = Field(256, gt=0, description="pictures a step, of all processes together")
     num_workers: int = Field(16, ge=0, description="processes that load pictures")
@@ -77,7 +99,8 @@ class Parameters(BaseModel):
     lmbda: float = Field(
         0.0037,
         gt=0,
-        description="rate-distortion trade-off, CompressAI's scale (255²·MSE); the paper's 240 is 240/255²",
+        description="rate-distortion trade-off, CompressAI's scale (255²·MSE); the paper's 240 is "
+        "240/255²",
     )
     alpha: float = Field(
         0.5,
@@ -92,26 +115,24 @@ class Parameters(BaseModel):
         description="share of the data that trains; None: the root's splits, else 0.95",
     )
     fixed_rate: bool = Field(
-        False,
-        description="roi_vbr trained at lmbda and alpha alone, to compare the model for all of them with",
+        False, description="train a roi_vbr at lmbda and alpha alone, for comparison"
     )
     zero_hooks: bool = Field(False, description="features replaced by zeros")
     mask_hooks: bool = Field(False, description="features replaced by the ROI mask")
-    model_load_file: str | None = Field(
-        None, min_length=1, description="weights to test, or to start training from"
+    model_load_file: FilePath | None = Field(
+        None, description="weights to test, or to start training from"
     )
-    logdir: str = Field("runs", description="folder of run folders")
+    logdir: FilePath = Field("runs", description="folder of run folders")
     dataset: Literal["sample", "kitti", "coco"] = Field("kitti", description="which reader")
-    data_root: str = Field(
-        "data/kitti", description="folder of the data set; of another than KITTI data/NAME"
+    data_root: FilePath = Field(
+        "data/kitti", description="folder of the data set; default for others: data/NAME"
     )
-    unlabelled: str | None = Field(
+    unlabelled: FilePaths | None = Field(
         None,
-        min_length=1,
         description="folders of more training pictures, without labels, separated by commas",
     )
-    detector_weights: str | None = Field(
-        None, min_length=1, description="a YOLOv8n file; None: the shipped one"
+    detector_weights: FilePath | None = Field(
+        None, description="a YOLOv8n file; None: the pretrained one"
     )
     metric: Literal["mse", "ms-ssim"] = Field("mse", description="distortion of the loss")
     loss_form: Literal["corrected", "paper"] = Field(
@@ -125,7 +146,7 @@ class Parameters(BaseModel):
         lt=1,
         description="decay of a moving average of the weights, which is tested and saved; 0: none",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="start of every random number")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of every random number")
     precision: Literal["auto", "32", "bf16", "16"] = Field(
         "auto", description="auto: bf16 where the processor has it, else 32"
     )
@@ -136,26 +157,27 @@ class Parameters(BaseModel):
     checkpoint_seconds: float = Field(120.0, ge=0, description="time between checkpoints")
 
     @model_validator(mode="after")
-    def _has_a_data_root(self):
-        """Not KITTI's folder for another data set: its pictures would be read as that, or that one's be made among them."""
+    def _default_data_root(self):
         if "data_root" not in self.model_fields_set and self.dataset != "kitti":
             object.__setattr__(self, "data_root", f"data/{self.dataset}")
         return self
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _fit_together(self):
+        with_features = self.which == "hyperprior_with_obj_features"
         if self.zero_hooks and self.mask_hooks:
             raise ValueError("zero_hooks and mask_hooks exclude each other")
-        if (self.zero_hooks or self.mask_hooks) and self.which != "hyperprior_with_obj_features":
+        if (self.zero_hooks or self.mask_hooks) and not with_features:
             raise ValueError(
-                f"zero_hooks and mask_hooks belong to hyperprior_with_obj_features, not to {self.which}"
+                "zero_hooks and mask_hooks belong to hyperprior_with_obj_features, not to "
+                f"{self.which}"
             )
         if self.fixed_rate and self.which != "roi_vbr":
             raise ValueError(
-                f"fixed_rate belongs to roi_vbr; {self.which} has no other rate than that of its lmbda"
+                f"fixed_rate belongs to roi_vbr; {self.which} has no rate but that of its lmbda"
             )
         if self.which == "roi_vbr":
-            self._fits_roi_vbr()
+            self._fit_roi_vbr()
         if self.metric == "ms-ssim" and self.compr_img_size <= 160:
             raise ValueError(
                 f"metric ms-ssim needs compr_img_size above 160, not {self.compr_img_size}"
@@ -164,12 +186,13 @@ class Parameters(BaseModel):
             raise ValueError("what=test needs model_load_file")
         return self
 
-    def _fits_roi_vbr(self) -> None:
+    def _fit_roi_vbr(self) -> None:
         if self.metric != "mse" or self.loss_form != "corrected":
             raise ValueError("roi_vbr is trained with metric=mse and loss_form=corrected")
         if not LMBDA_MIN <= self.lmbda <= LMBDA_MAX:
             raise ValueError(
-                f"roi_vbr's lmbda (at which it is tested) lies in [{LMBDA_MIN}, {LMBDA_MAX}], not at {self.lmbda}"
+                f"roi_vbr's lmbda (at which it is tested) lies in [{LMBDA_MIN}, {LMBDA_MAX}], not "
+                f"at {self.lmbda}"
             )
         if self.M > 768 or not 2 <= self.N <= 512:
             raise ValueError(
@@ -178,30 +201,35 @@ class Parameters(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "Parameters":
-        """From typed values (YAML, a notebook). Raises ValueError with one line that names every wrong parameter."""
+        """From typed values (YAML, a notebook).
+
+        Raises ValueError with one line that names every wrong parameter.
+        """
         return _one_line(cls.model_validate, dict(values))
 
     @classmethod
-    def parse_arguments(cls, arguments: list[str]) -> "Parameters":
-        """From `--name=value` words of a command line; `--name=None` where None is allowed."""
+    def parse_arguments(cls, arguments: Sequence[str]) -> "Parameters":
+        """From a command line's `--name=value`, with hyphens or underscores in the name.
+
+        `--name=None` where None is allowed. Raises what `parse` raises.
+        """
         values = {}
         for argument in arguments:
             name, equals, value = argument.removeprefix("--").partition("=")
             if not argument.startswith("--") or not equals:
                 raise ValueError(f"{argument}: expected --name=value")
-            values[name] = value
-        return _one_line(
-            cls.model_validate_strings,
-            {k: v for k, v in values.items() if v != "None" or cls._has_default(k)},
-        )
+            name = name.replace("-", "_")
+            if value != "None" or not cls._may_be_none(name):
+                values[name] = value
+        return _one_line(cls.model_validate_strings, values)
 
     def arguments(self) -> list[str]:
-        """The words that `parse_arguments` makes these parameters of."""
+        """The command line of which `parse_arguments` makes these parameters."""
         return [f"--{name}={value}" for name, value in self.model_dump().items()]
 
     @classmethod
-    def _has_default(cls, name: str) -> bool:
-        return name not in cls.model_fields or cls.model_fields[name].default is not None
+    def _may_be_none(cls, name: str) -> bool:
+        return name in cls.model_fields and cls.model_fields[name].default is None
 
     @property
     def uses_objects(self) -> bool:
@@ -221,7 +249,8 @@ class Parameters(BaseModel):
         values = self.model_dump(exclude=WITHOUT_EFFECT, exclude_defaults=True)
         for name in {"model_load_file", "detector_weights"} & values.keys():
             values[name] = _digest(values[name])
-        return f"{self.which}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]}"
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return f"{self.which}-{digest[:10]}"
 
     @property
     def folder(self) -> Path:
@@ -230,64 +259,69 @@ class Parameters(BaseModel):
 
 
 def _digest(path: str) -> str:
-    """What stands for a file in a run's name: its content, or its path while it does not exist."""
+    """A hash of a file's content for a run's name; the path itself while there is no file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else path
 
 
-def _one_line(validate, values: dict) -> Parameters:
+def _one_line(validate: Callable[[dict], Parameters], values: dict) -> Parameters:
     try:
         return validate(values)
     except ValidationError as error:
-        parts = [
-            f"{'.'.join(map(str, e['loc'][:1])) or 'parameters'}: {e['msg']}"
-            for e in error.errors()
-        ]
+        parts = [_message(e) for e in error.errors()]
         raise ValueError("; ".join(dict.fromkeys(parts))) from None
 
 
-def expand_sweep(profile: dict[str, Any], **overrides: Any) -> list[Parameters]:
-    """Every run of a profile: for each entry of `sweep`, one for every combination of its lists, over the profile's `parameters`.
+def _message(error: Mapping[str, Any]) -> str:
+    name = ".".join(map(str, error["loc"][:1])) or "parameters"
+    if error["type"] != "extra_forbidden":
+        return f"{name}: {error['msg']}"
+    known = {field.lower(): field for field in Parameters.model_fields}
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, 1, SIMILAR)
+    hint = f"; did you mean {known[near[0]]}?" if near else ""
+    return f"{name}: no such parameter{hint} (roilib train --help lists all)"
 
-    `overrides` (data_root, logdir) win over both. Raises ValueError naming what is wrong, also for an unknown key of the profile.
+
+def expand_sweep(profile: dict[str, Any], **overrides: Any) -> list[Parameters]:
+    """Every run of a profile: each combination of the lists of an entry of `sweep`.
+
+    An entry's values win over the profile's `parameters`, and `overrides` (data_root, logdir) over
+    both. Raises ValueError naming what is wrong, also for an unknown key of the profile.
     """
-    unknown = set(profile) - {"parameters", "sweep", "evaluate", "drive"}
-    if unknown:
+    keys = {"parameters", "sweep", "evaluate", "drive"}
+    if unknown := profile.keys() - keys:
         raise ValueError(
             f"a profile has parameters, sweep, evaluate and drive, not {', '.join(sorted(unknown))}"
         )
-    if missing := {"parameters", "sweep"} - set(profile):
+    if missing := {"parameters", "sweep"} - profile.keys():
         raise ValueError(f"a profile without {' and '.join(sorted(missing))}")
     runs = []
     for entry in profile["sweep"]:
         lists = [value if isinstance(value, list) else [value] for value in entry.values()]
-        runs += [
-            Parameters.parse(
-                profile["parameters"] | dict(zip(entry, values, strict=True)) | overrides
-            )
-            for values in product(*lists)
-        ]
+        for values in product(*lists):
+            own = dict(zip(entry, values, strict=True))
+            runs.append(Parameters.parse(profile["parameters"] | own | overrides))
     return runs
 
 
 def parameter_table() -> str:
-    """The parameters as a Markdown table, for the README: name, type or choices, default, meaning."""
+    """The parameters as a Markdown table: name, type or choices, default, meaning."""
     rows = ["| name | type | default | meaning |", "|---|---|---|---|"]
     for name, field in Parameters.model_fields.items():
-        kind = (
-            ", ".join(map(str, get_args(field.annotation)))
-            if get_origin(field.annotation) is Literal
-            else _type_name(field.annotation)
-        )
+        kind = _type_name(field.annotation)
         rows.append(f"| `{name}` | {kind} | {field.default} | {field.description} |")
     return "\n".join(rows)
 
 
 def _type_name(annotation: Any) -> str:
-    return (
-        getattr(annotation, "__name__", str(annotation))
-        if isinstance(annotation, type)
-        else str(annotation).replace(" | ", " or ")
-    )
+    """A type as the table shows it: `int`, `str or None`, or the choices of a Literal."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if origin is Literal:
+        return ", ".join(map(str, get_args(annotation)))
+    if get_args(annotation):
+        return " or ".join(_type_name(part) for part in get_args(annotation))
+    return "None" if annotation is type(None) else annotation.__name__
 
 
 if __name__ == "__main__":

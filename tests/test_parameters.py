@@ -119,6 +119,39 @@ def test_unknown_names_are_refused_together():
         Parameters.parse({"lambda": 0.01, "Alpha": 0.5})
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("lambda", "lmbda"),
+        ("lr", "max_lr"),
+        ("Alpha", "alpha"),
+        ("n", "N"),
+        ("data-root", "data_root"),
+        ("epochs", "max_epochs"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_known_one(name, meant):
+    with pytest.raises(ValueError, match=rf"^{name}: [^\n]*did you mean {meant}\?[^\n]*$"):
+        Parameters.parse({name: 1})
+
+
+def test_a_name_that_is_like_none_gets_no_suggestion():
+    with pytest.raises(ValueError, match=r"^gpus: no such parameter \(roilib train --help"):
+        Parameters.parse({"gpus": 2})
+
+
+def test_paths_are_read_as_a_shell_would(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--data-root=~/kitti/", "--unlabelled=a, ~/b ,./c", "--logdir= runs"]
+    p = Parameters.parse_arguments(words)
+    assert (p.data_root, p.unlabelled, p.logdir) == ("/home/me/kitti", "a,/home/me/b,c", "runs")
+    given = {"model_load_file": "~/w.safetensors", "detector_weights": "~/yolo.pt"}
+    p = Parameters.parse(given)
+    assert p.model_load_file == "/home/me/w.safetensors"
+    assert p.detector_weights == "/home/me/yolo.pt"
+    assert Parameters.parse({"data_root": "data/kitti/"}).name == Parameters().name
+
+
 def test_an_int_is_a_float():
     assert Parameters.parse({"alpha": 1, "lmbda": 2}).model_dump(include={"alpha", "lmbda"}) == {
         "alpha": 1.0,
@@ -219,7 +252,15 @@ def test_every_data_set_has_a_folder_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "word", ["--model_load_file=", "--unlabelled=", "--detector_weights=", "--seed=4294967296"]
+    "word",
+    [
+        "--model_load_file=",
+        "--unlabelled=",
+        "--detector_weights=",
+        "--logdir=",
+        "--data_root= ",
+        "--seed=4294967296",
+    ],
 )
 def test_what_a_script_left_empty_is_refused(word):
     with pytest.raises(ValueError, match=word[2:].partition("=")[0]):
