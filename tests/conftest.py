@@ -95,6 +95,14 @@ def tiny_parameters(tiny_kitti, tmp_path):
     return lambda **changes: Parameters.parse(tiny | changes)
 
 
+def refusal(read, *arguments):
+    """The one line with which something is refused."""
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as caught:
+        read(*arguments)
+    assert len(str(caught.value)) < 500
+    return str(caught.value)
+
+
 def strictly(path):
     """A file's content, read by the letter of JSON, which has no NaN and no Infinity."""
 

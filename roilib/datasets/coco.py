@@ -1,103 +1,170 @@
-"""COCO's `instances_*.json` of strangers: pictures, categories and boxes, each checked, so that a mistake is one line that names file and entry."""
+"""COCO's instances: pictures, boxes and category names.
 
-import reprlib
-from pathlib import Path, PurePosixPath, PureWindowsPath
+    root/
+      annotations/instances_train2017.json    or instances_train.json, another year's
+      annotations/instances_val2017.json
+      train2017/000000000009.jpg              or images/train2017/, train/, images/train/, images/
+      val2017/000000000139.jpg
+
+Also Roboflow's export: `train/_annotations.coco.json` among its pictures, and `valid/`.
+T.-Y. Lin et al., "Microsoft COCO: common objects in context", ECCV 2014.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
-from roilib.datasets.boxes import check_numbers
-from roilib.datasets.images import Sample
-from roilib.utils.files import read_json
+from roilib.datasets.boxes import checked_box
+from roilib.datasets.images import Sample, is_turned, picture_size
+from roilib.utils.files import read_text
 
 
-def read_instances(path: Path) -> tuple[dict[int, str], dict[int, list[tuple]], tuple[str, ...]]:
-    """Pictures' file names by id, sorted; their objects by id, as x0, y0, x1, y1 and class; and the names of the classes by sorted category id.
+class _Picture(BaseModel):
+    id: int
+    file_name: str
+    width: int | None = None
+    height: int | None = None
 
-    Crowd regions and boxes without area are left out. Raises ValueError naming the file and what is wrong in it.
+
+class _Category(BaseModel):
+    id: int
+    name: str
+
+
+class _Annotation(BaseModel):
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]  # x, y, width, height
+    iscrowd: int = 0
+
+
+class _Instances(BaseModel):
+    images: list[_Picture]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+def coco_samples(
+    root: Path, part: str, classes: tuple[str, ...] = ()
+) -> tuple[list[Sample], tuple[str, ...]]:
+    """Read the pictures of `part` ("train" or "val"), sorted by id, and the class names.
+
+    Labels index `classes`, to which categories of other names are added by id: pass those of
+    train to read val. Crowds and boxes without area are left out, pictures that are not there
+    too, with a warning. Raises ValueError naming the file, and the annotation, that is wrong.
     """
-    content = read_json(path)
-    try:
-        categories, images = (_by_id(content[name], name) for name in ("categories", "images"))
-        files = {id: _file_name(image["file_name"]) for id, image in images.items()}
-        names = tuple(_class_name(category["name"]) for category in categories.values())
-        classes, objects = {id: i for i, id in enumerate(categories)}, {id: [] for id in files}
-        for number, annotation in enumerate(content["annotations"]):
-            found = _object(annotation, files, classes, f"annotation {number}")
-            objects[annotation["image_id"]] += found
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: not a COCO instances file ({type(error).__name__}: {error})"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not files:
-        raise ValueError(f"{path}: no pictures")
-    return files, objects, names
-
-
-def _by_id(entries: list[dict], name: str) -> dict[int, dict]:
-    found: dict[int, dict] = {}
-    for entry in entries:
-        id = entry["id"]
-        if type(id) is not int or id < 0:
-            raise ValueError(f"{name}: an id is a whole number, not {reprlib.repr(id)}")
-        if id in found:
-            raise ValueError(f"{name}: two of the id {reprlib.repr(id)}")
-        found[id] = entry
-    return {id: found[id] for id in sorted(found)}
-
-
-def _file_name(name: str) -> str:
-    """A path below the pictures' folder."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"images: a file_name is a path, not {reprlib.repr(name)}")
-    if any(
-        kind(name).anchor or ".." in kind(name).parts for kind in (PurePosixPath, PureWindowsPath)
-    ):
-        raise ValueError(
-            f"images: file_name {reprlib.repr(name)} leads out of the pictures' folder"
+    path = _annotations(Path(root), part)
+    instances = _read(path)
+    pictures = {p.id: p for p in sorted(instances.images, key=lambda picture: picture.id)}
+    categories = {c.id: c.name for c in sorted(instances.categories, key=lambda c: c.id)}
+    classes = tuple(dict.fromkeys((*classes, *categories.values())))
+    labels = {id: classes.index(name) for id, name in categories.items()}
+    folder = _picture_folder(path, part, pictures.values())
+    files = {id: folder / p.file_name for id, p in pictures.items()}
+    files = {id: file for id, file in files.items() if file.is_file()}
+    if missing := pictures.keys() - files.keys():
+        first = pictures[min(missing)].file_name
+        warnings.warn(
+            f"{path}: {len(missing)} of {len(pictures)} pictures are not in {folder}, "
+            f"as {first}; they are left out",
+            stacklevel=2,
         )
-    return name
+    sizes = {id: _checked_size(file, pictures[id], path) for id, file in files.items()}
+    rows: dict[int, list[tuple]] = {id: [] for id in files}
+    for number, annotation in enumerate(instances.annotations):
+        place = f"{path}: annotation {number}"
+        if annotation.image_id not in pictures:
+            raise ValueError(f"{place}: no such image_id: {annotation.image_id}")
+        if annotation.category_id not in categories:
+            raise ValueError(f"{place}: no such category_id: {annotation.category_id}")
+        x, y, width, height = annotation.bbox
+        if width < 0 or height < 0:
+            raise ValueError(f"{place}: a box of negative size: {annotation.bbox}")
+        if annotation.iscrowd or not (width and height) or annotation.image_id not in files:
+            continue
+        try:
+            box = checked_box([x, y, x + width, y + height], sizes[annotation.image_id])
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        rows[annotation.image_id].append((*box, labels[annotation.category_id]))
+    return [_sample(id, file, rows[id]) for id, file in files.items()], classes
 
 
-def _class_name(name: str) -> str:
-    if not isinstance(name, str):
-        raise ValueError(f"categories: a name is a text, not {reprlib.repr(name)}")
-    return name
+def _sample(id: int, path: Path, rows: list[tuple]) -> Sample:
+    table = np.array(rows, np.float32).reshape(-1, 5)
+    return Sample(f"{id:012d}", path, table[:, :4], table[:, 4].astype(np.int64))
 
 
-def _object(annotation: dict, images: dict, classes: dict[int, int], where: str) -> list[tuple]:
-    """One object, or none where it is a crowd or has no area, as a few of COCO's."""
-    for key, known in (("image_id", images), ("category_id", classes)):
-        if type(annotation[key]) is not int or annotation[key] not in known:
-            raise ValueError(f"{where}: no such {key}: {reprlib.repr(annotation[key])}")
-    crowd, box = annotation.get("iscrowd", 0), annotation["bbox"]
-    if crowd not in (0, 1):
-        raise ValueError(f"{where}: iscrowd is 0 or 1, not {reprlib.repr(crowd)}")
-    if not isinstance(box, list) or len(box) != 4:
-        raise ValueError(f"{where}: bbox is [x, y, width, height], not {reprlib.repr(box)}")
-    check_numbers(box, where)
-    x, y, width, height = box
-    if width < 0 or height < 0:
-        raise ValueError(f"{where}: a box of negative size: {reprlib.repr(box)}")
-    x0, y0, x1, y1 = np.array([x, y, x + width, y + height], np.float32).tolist()
-    return (
-        []
-        if crowd or x1 <= x0 or y1 <= y0
-        else [(x0, y0, x1, y1, classes[annotation["category_id"]])]
+def _annotations(root: Path, part: str) -> Path:
+    """The file of annotations of a part. Raises ValueError when there is none, or more than one."""
+    official = root / "annotations" / f"instances_{part}2017.json"
+    if official.is_file():
+        return official
+    found = sorted(
+        [
+            *(root / "annotations").glob(f"instances_{part}*.json"),
+            *(root / "annotations").glob(f"{part}*.json"),
+            *root.glob(f"{part}*/_annotations.coco.json"),
+        ]
     )
+    if not found:
+        raise ValueError(f"{official}: no such file, nor another instances_{part}*.json")
+    if len(found) > 1:
+        raise ValueError(f"{found[1]}: a second file of annotations beside {found[0]}")
+    return found[0]
 
 
-def coco_samples(root: Path, part: str) -> tuple[list[Sample], tuple[str, ...]]:
-    """COCO's pictures of `part` (train2017, val2017), sorted by id, crowd regions left out, and the category names."""
-    files, objects, classes = read_instances(Path(root) / "annotations" / f"instances_{part}.json")
-    return [
-        _coco_sample(id, Path(root) / part / name, objects[id]) for id, name in files.items()
-    ], classes
+def _read(path: Path) -> _Instances:
+    try:
+        instances = _Instances.model_validate_json(read_text(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(
+            f"{path}: not COCO annotations ({where or 'JSON'}: {first['msg']})"
+        ) from None
+    if not instances.images:
+        raise ValueError(f"{path}: no pictures")
+    for what, values in (
+        ("images of the id", [picture.id for picture in instances.images]),
+        ("images of the file name", [picture.file_name for picture in instances.images]),
+        ("categories of the id", [category.id for category in instances.categories]),
+    ):
+        if len(set(values)) < len(values):
+            value, count = Counter(values).most_common(1)[0]
+            raise ValueError(f"{path}: {count} {what} {value}")
+    return instances
 
 
-def _coco_sample(id: int, path: Path, objects: list) -> Sample:
-    if not path.is_file():
-        raise ValueError(f"{path}: listed in the annotations, but no such file")
-    rows = np.array(objects, np.float32).reshape(-1, 5)
-    return Sample(f"{id:012d}", path, rows[:, :4], rows[:, 4].astype(np.int64))
+def _picture_folder(path: Path, part: str, pictures: Iterable[_Picture]) -> Path:
+    """The folder that the pictures of a file of annotations are in."""
+    root = path.parent.parent
+    name = path.stem.removeprefix("instances_")
+    candidates = (
+        *([] if path.parent.name == "annotations" else [path.parent]),
+        *(root / folder for folder in (name, f"images/{name}", part, f"images/{part}", "images")),
+        root,
+    )
+    for folder in candidates:
+        if any((folder / picture.file_name).is_file() for picture in pictures):
+            return folder
+    raise ValueError(f"{path}: none of its pictures are in {root / name}")
+
+
+def _checked_size(file: Path, picture: _Picture, path: Path) -> tuple[int, int]:
+    """The picture's height and width. Raises ValueError when annotations say others."""
+    height, width = picture_size(file)
+    stored = (picture.height, picture.width)
+    if None in stored or stored == (height, width):
+        return height, width
+    hint = ""
+    if stored == (width, height) and is_turned(file):
+        hint = "; EXIF turns it: its boxes are those of the turned picture, so save it turned"
+    raise ValueError(
+        f"{file}: {width}x{height} pixels, but {path.name} says "
+        f"{picture.width}x{picture.height}{hint}"
+    )

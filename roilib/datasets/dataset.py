@@ -1,11 +1,14 @@
-"""Pictures with regions of interest: a reader's samples as one `RoiDataset`, and crops of them as batches.
+"""Pictures with regions of interest as a data set, crops of them as batches, and their splits.
 
-    kitti_samples │ coco_samples │ sample_set ──► [Sample] ──► split ──► RoiDataset ──► Crops ──► batches
+    kitti_samples │ coco_samples │ folder_samples ──► [Sample] ──► split ──► RoiDataset
+                                                                  RoiDataset ──► Crops ──► batches
 
-A picture is not read until it is asked for.
+A picture is decoded when it is asked for.
 """
 
 import math
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +21,22 @@ from torchvision.transforms.v2 import functional as F
 from roilib.datasets.coco import coco_samples
 from roilib.datasets.folder import folder_samples, unlabelled_samples
 from roilib.datasets.images import Sample, picture_size, read_picture
-from roilib.datasets.kitti import KITTI_CLASSES, kitti_samples
+from roilib.datasets.kitti import KITTI_CLASSES, kitti_classes, kitti_samples
 from roilib.parameters import Parameters
 from roilib.roi import roi_mask
 from roilib.utils.files import read_text
 from roilib.utils.processes import leave_signals_to_parent
+from roilib.utils.provenance import sha256
+
+DEFAULT_TRAIN_SHARE = 0.95  # the paper's
 
 
 class RoiDataset(Dataset):
-    """Whole pictures: `dataset[i]` is (image uint8 (3, H, W), BoundingBoxes (K, 4) xyxy, labels (K,) int64).
+    """Whole pictures: `dataset[i]` is (image, boxes, labels).
 
-    Decoded pictures are kept until they fill `cache_bytes`, of all loader processes together; what comes later is read anew each time.
+    image: uint8 (3, H, W); boxes: BoundingBoxes (K, 4), xyxy in pixels; labels: (K,) int64,
+    indices into `classes`. Decoded pictures are kept until they fill `cache_bytes`, of all loader
+    processes together; the others are decoded each time.
     """
 
     def __init__(
@@ -39,7 +47,7 @@ class RoiDataset(Dataset):
     ):
         self.samples, self.classes, self.cache_bytes = samples, classes, cache_bytes
         self._cache: dict[int, tv_tensors.Image] = {}
-        self._cached = 0  # bytes
+        self._cached_bytes = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -64,19 +72,26 @@ class RoiDataset(Dataset):
             return self._cache[i]
         image = read_picture(self.samples[i].path)
         worker = torch.utils.data.get_worker_info()
-        if self._cached + image.nbytes <= self.cache_bytes // (worker.num_workers if worker else 1):
-            self._cache[i], self._cached = image, self._cached + image.nbytes
+        share = self.cache_bytes // (worker.num_workers if worker else 1)
+        if self._cached_bytes + image.nbytes <= share:
+            self._cache[i] = image
+            self._cached_bytes += image.nbytes
         return image
 
 
 class Crops(Dataset):
-    """Square crops at a random place, resized (antialiased) to the codec's and the detector's input.
+    """Square crops at random places, resized (antialiased) to the inputs of codec and detector.
 
-    Their side is min(H, W), or with `native` the codec's input size where the picture has that many pixels. With `flip` half of them are mirrored.
+    The crop's side is min(H, W), or with `native` that of the codec's input where the picture has
+    as many pixels. With `flip`, half of the crops are mirrored.
 
-    `crops[epoch, i]` is a dict: `x` uint8 (3, S, S) with S = compr_img_size, `boxes` (K, 4) in its pixels, `roi_mask` float (1, S, S) and, with
-    an `obj_det_img_size`, `detector_x` uint8 of that side. The place depends on (seed, epoch, i) alone, so that no number of
-    processes changes it; test crops stay at epoch 0 and never move. Any visible part of an object stays ROI.
+    `crops[epoch, i]` is a dict, with S = compr_img_size:
+        x           uint8 (3, S, S)
+        boxes       (K, 4) in pixels of x; any visible part of an object stays
+        roi_mask    float (1, S, S)
+        detector_x  uint8 (3, D, D), where D = obj_det_img_size is given
+    The place depends on (seed, epoch, i) alone, so the number of processes does not change it.
+    Test crops stay at epoch 0 and never move.
     """
 
     def __init__(
@@ -88,12 +103,8 @@ class Crops(Dataset):
         native: bool = False,
         flip: bool = False,
     ):
-        self.data, self.compr_img_size, self.obj_det_img_size = (
-            data,
-            compr_img_size,
-            obj_det_img_size,
-        )
-        self.seed, self.native, self.flip = seed, native, flip
+        self.data, self.seed, self.native, self.flip = data, seed, native, flip
+        self.compr_img_size, self.obj_det_img_size = compr_img_size, obj_det_img_size
 
     def __len__(self) -> int:
         return len(self.data)
@@ -102,35 +113,33 @@ class Crops(Dataset):
         epoch, i = place
         image, boxes, _ = self.data[i]
         height, width = image.shape[-2:]
-        side = min(height, width, self.compr_img_size) if self.native else min(height, width)
-        *where, mirror = np.random.default_rng((self.seed, epoch, i)).random(3)
-        top, left = (int(v * (n - side + 1)) for v, n in zip(where, (height, width), strict=True))
+        S = self.compr_img_size
+        side = min(height, width, S) if self.native else min(height, width)
+        y, x, mirror = np.random.default_rng((self.seed, epoch, i)).random(3)
+        top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
         image, boxes = (F.crop(v, top, left, side, side) for v in (image, boxes))
-        image, boxes = (
-            F.horizontal_flip(v) if self.flip and mirror < 0.5 else v for v in (image, boxes)
-        )
+        if self.flip and mirror < 0.5:
+            image, boxes = (F.horizontal_flip(v) for v in (image, boxes))
         boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
         boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(side, side))
-        x, boxes = (F.resize(v, [self.compr_img_size] * 2, antialias=True) for v in (image, boxes))
+        resized, boxes = (F.resize(v, [S, S], antialias=True) for v in (image, boxes))
         item = {
-            "x": x.as_subclass(Tensor),
+            "x": resized.as_subclass(Tensor),
             "boxes": boxes.as_subclass(Tensor),
-            "roi_mask": torch.from_numpy(
-                roi_mask(boxes, self.compr_img_size, self.compr_img_size)
-            ).float()[None],
+            "roi_mask": torch.from_numpy(roi_mask(boxes, S, S)).float()[None],
         }
         if self.obj_det_img_size:
-            item["detector_x"] = F.resize(
-                image, [self.obj_det_img_size] * 2, antialias=True
-            ).as_subclass(Tensor)
+            detector_x = F.resize(image, [self.obj_det_img_size] * 2, antialias=True)
+            item["detector_x"] = detector_x.as_subclass(Tensor)
         return item
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """Batches of (epoch, i): shuffled by (seed, epoch) for training, in order with epoch 0 for testing.
+    """Batches of (epoch, i): shuffled by (seed, epoch) to train, in order at epoch 0 to test.
 
-    Of each batch, process `rank` of `world_size` gets every world_size-th picture; where there are fewer pictures than processes it
-    gets the first one, to be left out of all means. `first` is the batch to start with, after a resume.
+    Process `rank` of `world_size` gets every world_size-th picture of each batch. Where a batch
+    has fewer pictures than there are processes, it gets the first one, which no mean may count.
+    `first` is the batch to start with after a resume.
     """
 
     def __init__(
@@ -149,17 +158,15 @@ class EpochSampler(torch.utils.data.Sampler):
         return math.ceil(self.length / self.batch_size)
 
     def places(self, number: int) -> tuple[range, int]:
-        """Which pictures of batch `number` this process has, by their place in it, and how many the batch has."""
+        """This process' places in batch `number`, and the size of that batch."""
         size = min(self.batch_size, self.length - number * self.batch_size)
         return range(self.rank, size, self.world_size), size
 
     def __iter__(self):
-        order = (
-            np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-            if self.shuffle
-            else np.arange(self.length)
-        )
-        epoch = self.epoch if self.shuffle else 0
+        epoch, order = 0, np.arange(self.length)
+        if self.shuffle:
+            epoch = self.epoch
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         for number in range(self.first, len(self)):
             places, _ = self.places(number)
             yield [(epoch, int(order[number * self.batch_size + i])) for i in places or [0]]
@@ -168,7 +175,11 @@ class EpochSampler(torch.utils.data.Sampler):
 def split(
     samples: list[Sample], train_size_p1: float | None, root: Path
 ) -> tuple[list[Sample], list[Sample]]:
-    """Train and test part by sorted id. `None` takes the ids of `root/splits/{train,test}.txt` where they are, else 0.95."""
+    """Training and test part of samples that are sorted by id.
+
+    train_size_p1: share that trains; None: the ids of `root/splits/{train,test}.txt` where they
+    are, else 0.95. Raises ValueError naming the file and id that are wrong.
+    """
     folder = Path(root) / "splits"
     if train_size_p1 is None and folder.is_dir():
         by_id = {sample.id: sample for sample in samples}
@@ -177,7 +188,8 @@ def split(
             if sample in test:
                 raise ValueError(f"{folder / 'test.txt'}: {sample.id} is in train.txt too")
         return train, test
-    count = round((0.95 if train_size_p1 is None else train_size_p1) * len(samples))
+    share = DEFAULT_TRAIN_SHARE if train_size_p1 is None else train_size_p1
+    count = round(share * len(samples))
     return samples[:count], samples[count:]
 
 
@@ -192,49 +204,65 @@ def _listed(by_id: dict[str, Sample], path: Path) -> list[Sample]:
 def coco_splits(
     root: Path, train_size_p1: float | None
 ) -> tuple[tuple[list[Sample], list[Sample]], tuple[str, ...]]:
-    """COCO's train2017 and val2017, or with a `train_size_p1` that share of both together; and the category names."""
-    (train, classes), (val, _) = coco_samples(root, "train2017"), coco_samples(root, "val2017")
-    return (
-        (train, val)
-        if train_size_p1 is None
-        else split(sorted(train + val, key=lambda s: s.id), train_size_p1, root)
-    ), classes
+    """COCO's train and val part, or that share of both together; and the class names.
+
+    Where both parts use the same ids, as Roboflow's exports do, each id gets its part's name.
+    """
+    train, classes = coco_samples(root, "train")
+    val, classes = coco_samples(root, "val", classes)
+    if {sample.id for sample in train} & {sample.id for sample in val}:
+        train = [replace(sample, id=f"train-{sample.id}") for sample in train]
+        val = [replace(sample, id=f"val-{sample.id}") for sample in val]
+    if train_size_p1 is None:
+        return (train, val), classes
+    both = sorted(train + val, key=lambda sample: sample.id)
+    return split(both, train_size_p1, root), classes
 
 
 def load_splits(p: Parameters) -> tuple[RoiDataset, RoiDataset]:
-    """Training and test pictures of a run. Raises ValueError naming what is wrong with the data set."""
-    root = Path(p.data_root)
+    """Training and test pictures of a run. Raises ValueError naming what is wrong with the data."""
+    root = Path(p.data_root).expanduser()
     if p.dataset == "sample" and not root.is_dir():
         raise ValueError(f"{root}: no sample set; python data/streets/prepare.py {root} makes it")
-    if p.dataset != "coco":
-        parts, classes = (
-            split(kitti_samples(root, p.uses_objects), p.train_size_p1, root),
-            KITTI_CLASSES,
-        )
+    if p.dataset == "coco":
+        (train, test), classes = coco_splits(root, p.train_size_p1)
+    elif p.dataset == "folder":
+        samples, classes = folder_samples(root, below=True)
+        train, test = split(samples, p.train_size_p1, root)
     else:
-        parts, classes = coco_splits(root, p.train_size_p1)
+        classes = kitti_classes(root)
+        train, test = split(kitti_samples(root, p.uses_objects), p.train_size_p1, root)
+    if p.uses_objects and not any(len(sample.boxes) for sample in train + test):
+        warnings.warn(f"{root}: no picture has a region of interest", stacklevel=2)
     if p.unlabelled:
-        tested = {sample.path.resolve() for sample in parts[1]}
-        for sample in unlabelled_samples(p.unlabelled):
-            if sample.path.resolve() in tested:
-                raise ValueError(
-                    f"{sample.path}: a test picture among the unlabelled ones to train on"
-                )
-            parts[0].append(sample)
-    return tuple(RoiDataset(part, classes) for part in parts)
+        train = train + _without_test(unlabelled_samples(p.unlabelled), test)
+    return RoiDataset(train, classes), RoiDataset(test, classes)
+
+
+def _without_test(samples: list[Sample], test: list[Sample]) -> list[Sample]:
+    """The samples. Raises ValueError naming one whose file has the content of a test picture."""
+    sizes = {sample.path.stat().st_size for sample in test}
+    contents = {sha256([sample.path]): sample.path for sample in test} if samples else {}
+    for sample in samples:
+        is_candidate = sample.path.stat().st_size in sizes
+        if is_candidate and (tested := contents.get(sha256([sample.path]))):
+            raise ValueError(
+                f"{sample.path}: the test picture {tested} among the unlabelled ones to train on"
+            )
+    return samples
 
 
 def evaluation_pictures(p: Parameters, folder: str | None = None) -> RoiDataset:
-    """What to evaluate on: the pictures of a folder of one's own, or the test pictures of p's data set."""
+    """The pictures of a folder of one's own, or the test pictures of the data set of `p`."""
     return load_splits(p)[1] if folder is None else RoiDataset(*folder_samples(folder))
 
 
 def batches(
     data: RoiDataset, p: Parameters, train: bool, rank: int = 0, world_size: int = 1
 ) -> torch.utils.data.DataLoader:
-    """Batches of crops: `x` uint8 (B, 3, S, S), `roi_mask` (B, 1, S, S), `boxes` (list) and `detector_x` where the engine needs it.
+    """Batches of `Crops`: stacked, but for `boxes`, a list. `detector_x` only where `p` needs it.
 
-    Of each batch of p.batch_size pictures, process `rank` of `world_size` gets its share.
+    Process `rank` of `world_size` gets its share of each batch of p.batch_size pictures.
     """
     crops = Crops(
         data,
@@ -250,7 +278,8 @@ def batches(
         "persistent_workers": p.num_workers > 0,
         "worker_init_fn": leave_signals_to_parent,
     }
-    # Its own generator: a loader draws seeds, more or less often with processes, which would shift the training's noise.
+    # A generator of its own: how often a loader draws seeds depends on the number of processes,
+    # which would change the training's noise.
     workers["generator"] = torch.Generator()
     return torch.utils.data.DataLoader(
         crops,

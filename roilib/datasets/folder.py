@@ -1,66 +1,117 @@
-"""Folders of one's own."""
+"""Folders of one's own pictures, with or without labels.
 
+    folder/
+      a.png       one of PICTURE_SUFFIXES
+      a.txt       optional: KITTI label or YOLO text, named like its picture
+      b.jpg
+      b.json      optional: boxes, COCO results or LabelMe (roilib.datasets.boxes)
+      classes.txt optional: names of YOLO's classes, one a line
+      0000.txt    or, for all pictures, KITTI tracking labels: frame 7 is the picture 000007
+
+A picture without a label file has no objects. Files that begin with a dot are ignored.
+"""
+
+import re
 from pathlib import Path
 
 import numpy as np
 
-from roilib.datasets.boxes import read_boxes, read_kitti_label
-from roilib.datasets.images import PICTURE_SUFFIXES, Sample
+from roilib.datasets.boxes import Labels, is_tracking, read_labels, read_tracking
+from roilib.datasets.images import (
+    PICTURE_SUFFIXES,
+    Sample,
+    picture_files,
+    picture_size,
+    visible_files,
+)
+from roilib.utils.files import read_text
+
+LABEL_SUFFIXES = (".txt", ".json")
+
+
+def folder_samples(
+    folder: str | Path, box_format: str | None = None, below: bool = False
+) -> tuple[list[Sample], tuple[str, ...]]:
+    """Read the pictures of a folder in natural order, with their objects, and the class names.
+
+    box_format: that of the label files, None recognises it; below: also in folders below.
+    Objects without a name are called "object"; importances are not kept. Every picture's header
+    is read. Raises ValueError naming the file that is wrong.
+    """
+    folder = Path(folder).expanduser()
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
+    for path in visible_files(folder, (*PICTURE_SUFFIXES, *LABEL_SUFFIXES), below):
+        id = path.relative_to(folder).with_suffix("").as_posix()
+        kind = images if path.suffix.lower() in PICTURE_SUFFIXES else labels
+        if id in kind:
+            what = "picture" if kind is images else "label file"
+            raise ValueError(f"{path}: the second {what} of the name {id}")
+        kind[id] = path
+    if not images:
+        raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
+    sizes = {id: picture_size(path) for id, path in images.items()}
+    yolo_names = _class_names(labels.pop("classes")) if _has_class_names(labels, images) else ()
+    strays = {id: path for id, path in labels.items() if id not in images}
+    if len(strays) == 1 and len(labels) == 1 and is_tracking(path := next(iter(strays.values()))):
+        found = _by_frame(path, images, sizes)
+    elif strays:
+        raise ValueError(f"{next(iter(strays.values()))}: boxes for no picture in {folder}")
+    else:
+        found = {id: read_labels(path, sizes[id], box_format) for id, path in labels.items()}
+    return _samples(images, found, yolo_names)
+
+
+def _has_class_names(labels: dict[str, Path], images: dict[str, Path]) -> bool:
+    path = labels.get("classes")
+    return path is not None and path.suffix == ".txt" and "classes" not in images
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+
+
+def _by_frame(path: Path, images: dict[str, Path], sizes: dict) -> dict[str, Labels]:
+    """The objects of a sequence by picture."""
+    numbers = {id: re.search(r"\d+$", id) for id in images}
+    frames = {int(number[0]): id for id, number in numbers.items() if number}
+    tracked = read_tracking(path, next(iter(sizes.values())))
+    for frame in tracked:
+        if frame not in frames:
+            raise ValueError(f"{path}: no picture of frame {frame} in {images[min(images)].parent}")
+    return {frames[frame]: labels for frame, labels in tracked.items()}
+
+
+def _samples(
+    images: dict[str, Path], found: dict[str, Labels], yolo_names: tuple[str, ...]
+) -> tuple[list[Sample], tuple[str, ...]]:
+    def named(name: str) -> str:
+        is_index = name.isdigit() and int(name) < len(yolo_names)
+        return yolo_names[int(name)] if is_index else name
+
+    objects = {id: ([named(name) for name in names], boxes) for id, (names, boxes) in found.items()}
+    classes = tuple(sorted({name for names, _ in objects.values() for name in names}))
+    nothing = ([], np.zeros((0, 4), np.float32))
+    return [
+        Sample(id, path, boxes[:, :4], np.array([classes.index(n) for n in names], np.int64))
+        for id, path in images.items()
+        for names, boxes in [objects.get(id, nothing)]
+    ], classes
 
 
 def unlabelled_samples(folders: str) -> list[Sample]:
-    """The pictures in and below these folders (separated by commas), as samples without objects. Raises ValueError naming an empty folder."""
+    """Read the pictures in and below folders, separated by commas, as samples without objects.
+
+    Every picture's header is read. Raises ValueError naming a folder without pictures.
+    """
     samples = []
     for name in folders.split(","):
         if not name.strip():
             raise ValueError(f"unlabelled={folders}: an empty name among the folders")
-        folder = Path(name)
-        found = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES
-        )
-        if not found:
+        folder = Path(name.strip()).expanduser()
+        if not (found := sorted(picture_files(folder, below=True))):
             raise ValueError(f"{folder}: no pictures here")
+        for path in found:
+            picture_size(path)
         samples += [Sample(path.relative_to(folder.parent).as_posix(), path) for path in found]
     return samples
-
-
-def folder_samples(folder: str | Path) -> tuple[list[Sample], tuple[str, ...]]:
-    """The pictures of a folder, sorted by name, with the boxes of the file beside each, and the names of the objects' classes.
-
-    A box file has its picture's name: KITTI label text `.txt` (any type but DontCare) or `.json` as `roi.read_boxes` has it, whose boxes are of the
-    class "object" and whose importance is not used. A picture without one has no boxes. Raises ValueError naming the file that is wrong.
-    """
-    files = sorted(
-        path
-        for path in Path(folder).glob("*")
-        if path.suffix.lower() in (*PICTURE_SUFFIXES, ".txt", ".json")
-    )
-    images: dict[str, Path] = {}
-    named: dict[str, tuple[list[str], np.ndarray]] = {}
-    for path in files:
-        kind = images if path.suffix.lower() in PICTURE_SUFFIXES else named
-        if path.stem in kind:
-            raise ValueError(
-                f"{path}: the second {'picture' if kind is images else 'box file'} of the name {path.stem}"
-            )
-        kind[path.stem] = path if kind is images else _named_boxes(path)
-    if not images:
-        raise ValueError(f"{folder}: no pictures here")
-    for path in files:
-        if path.stem not in images:
-            raise ValueError(f"{path}: boxes for no picture in {folder}")
-    classes = tuple(sorted({name for names, _ in named.values() for name in names}))
-    nothing = ([], np.zeros((0, 4), np.float32))
-    found = [(id, images[id], *named.get(id, nothing)) for id in sorted(images)]
-    return [
-        Sample(id, path, boxes, np.array([classes.index(name) for name in names], np.int64))
-        for id, path, names, boxes in found
-    ], classes
-
-
-def _named_boxes(path: Path) -> tuple[list[str], np.ndarray]:
-    """Class names and boxes (K, 4) of a box file."""
-    if path.suffix.lower() == ".txt":
-        return read_kitti_label(path)
-    boxes = read_boxes(path)[:, :4]
-    return ["object"] * len(boxes), boxes

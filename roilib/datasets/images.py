@@ -1,9 +1,11 @@
-"""Picture files of strangers: RGB pixels as they are stored, or one line that names the file.
+"""Picture files: which files are pictures, their pixels as RGB, and samples made of them.
 
-Rotation: EXIF's orientation is not applied. Boxes are in the pixels of the file, as KITTI's and COCO's are.
-Depth: 16 bits of grey become 8; alpha is dropped; 32 bits have no known range and are refused.
+EXIF's orientation is not applied: boxes are in the pixels that the file stores, as KITTI's and
+COCO's are. Transparency is dropped, 16 bits a channel become 8. What cannot be read without
+guessing is refused: 32 bits a pixel, several pages, 16 bits that are mostly unused.
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,38 +14,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-    "TIFF",
-    "PPM",
-    "AVIF",
-)  # no EPS, for which Pillow starts Ghostscript
-
-
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")  # EPS would start Ghostscript
 PICTURE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".avif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
+    *(".png", ".jpg", ".jpeg", ".webp", ".avif"),
+    *(".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
 )
+LEAST_BITS = 15  # 16-bit pictures of which all values need fewer bits probably hold fewer
+EXIF_ORIENTATION = 0x0112  # 5 to 8: the picture is shown turned by a quarter
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One labelled picture: boxes (K, 4) xyxy float32 in pixels, labels (K,) indices into the dataset's classes."""
+    """One picture with its objects.
+
+    boxes: (K, 4) float32, xyxy in pixels; labels: (K,) indices into the data set's classes.
+    """
 
     id: str
     path: Path
@@ -51,32 +41,97 @@ class Sample:
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def read_picture(path: Path) -> tv_tensors.Image:
-    """The picture as RGB uint8 (3, H, W). Raises ValueError naming the file when it cannot be read or has more pixels than Pillow warns of."""
+def picture_files(folder: Path, below: bool = False) -> list[Path]:
+    """The pictures of a folder, or also `below` it, in natural order; hidden files are none."""
+    return visible_files(folder, PICTURE_SUFFIXES, below)
+
+
+def visible_files(folder: Path, suffixes: tuple[str, ...], below: bool = False) -> list[Path]:
+    """The files of a folder with these endings in natural order, without hidden ones.
+
+    macOS leaves a hidden `._name` beside each file that it copies to other disks.
+    """
+    folder = Path(folder)
+    found = [
+        path
+        for path in (folder.rglob("*") if below else folder.glob("*"))
+        if path.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def natural_key(name: str) -> tuple:
+    """A key that sorts numbers within names by value: frame_2 before frame_10."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def read_picture(path: Path, depth: int | None = None) -> tv_tensors.Image:
+    """Read a picture as RGB uint8 (3, H, W).
+
+    depth: how many of their 16 bits grey pictures use, such as 12; None refuses a picture that
+    seems to use fewer than 16. Raises ValueError naming a file that cannot be read or has more
+    pixels than Pillow warns of.
+    """
     with _opened(path) as picture:
-        grey16 = (
-            picture.format == "PPM" and picture.mode == "I"
-        )  # Pillow has scaled it to 0 … 65535
-        if picture.mode in ("I", "F") and not grey16:
-            raise ValueError(
-                "32 bits a pixel, of which nobody knows the range; save it with 8 or 16"
-            )
-        if picture.mode.startswith("I;16") or grey16:  # Pillow would cut off all above 255
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        return tv_tensors.Image(F.pil_to_tensor(picture.convert("RGB")))
+        if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
+            raise ValueError(f"{picture.n_frames} pages; save the one that is meant by itself")
+        # Pillow scales a 16-bit PGM to 0 … 65535 and calls it I, like pictures of 32 bits.
+        is_pgm = picture.format == "PPM" and picture.mode == "I"
+        if picture.mode in ("I", "F") and not is_pgm:
+            raise ValueError("32 bits a pixel have no known range; save it with 8 or 16")
+        if not _has_16_bits(picture):
+            return tv_tensors.Image(F.pil_to_tensor(picture.convert("RGB")))
+        if is_pgm or picture.mode.startswith("I;16"):
+            values = np.asarray(picture)
+            _check_range(int(values.max()).bit_length(), depth)
+            pixels = np.minimum(values >> (depth or 16) - 8, 255).astype(np.uint8)
+            return tv_tensors.Image(torch.from_numpy(pixels).expand(3, -1, -1).contiguous())
+        pixels = F.pil_to_tensor(picture.convert("RGB"))  # the upper 8 bits
+        _check_range(8 + int(pixels.max()).bit_length(), depth)
+        if depth not in (None, 16):
+            raise ValueError(f"depth={depth} is for grey pictures of 16 bits; this one has colours")
+        return tv_tensors.Image(pixels)
+
+
+def _has_16_bits(picture: Image.Image) -> bool:
+    """Whether the file stores 16 bits a channel; to be asked before the pixels are loaded."""
+    for tile in picture.tile:
+        args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if any(isinstance(a, str) and ";16" in a for a in args):
+            return True
+        if picture.format == "PPM" and 65535 in args:
+            return True
+    return picture.mode == "I"
+
+
+def _check_range(bits: int, depth: int | None) -> None:
+    if depth is None and 0 < bits < LEAST_BITS:
+        raise ValueError(
+            f"16 bits, of which at most {bits} are used: it would be nearly black; "
+            f"multiply its values by {2 ** (16 - bits)}"
+        )
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width without decoding the picture. Raises ValueError naming the file when it cannot be read."""
+    """Height and width from the file's header. Raises ValueError naming an unreadable file."""
     with _opened(path) as picture:
         return picture.height, picture.width
 
 
+def is_turned(path: Path) -> bool:
+    """Whether EXIF says that the picture is shown turned by a quarter."""
+    with _opened(path) as picture:
+        return picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The open picture; whatever goes wrong until it is closed is one line, and no warnings beside it.
+    """Open a picture; warnings are silenced, errors become one ValueError that names the file.
 
-    Not with Ultralytics' Image.open, which takes the place of PIL's and runs `pip install` when it meets an unreadable file.
+    Ultralytics replaces PIL's Image.open by a function that runs `pip install` when it meets an
+    unreadable file: the original is used.
     """
     open_picture = getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open)
     try:
@@ -87,9 +142,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 yield picture
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's readers let through whatever a damaged file makes happen in them
-        raise ValueError(
-            f"{path}: not a readable picture ({' '.join(str(error).split())})"
-        ) from None
+    except Exception as error:  # Pillow lets through whatever a damaged file causes
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a readable picture ({reason})") from None

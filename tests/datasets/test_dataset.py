@@ -1,46 +1,16 @@
 """roilib.datasets.dataset: pictures, crops and batches."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from conftest import street
 from PIL import Image
 
-from roilib.datasets.dataset import Crops, EpochSampler, RoiDataset, batches
-from roilib.datasets.images import Sample, read_picture
+from roilib.datasets.dataset import Crops, EpochSampler, RoiDataset, batches, load_splits, split
+from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
 from roilib.models.detector import load_yolo  # noqa: F401 (Ultralytics replaces PIL's Image.open by one that installs packages)
-
-# Pictures
-
-
-def damaged(content: bytes) -> list[bytes]:
-    """Files that are cut off or have bytes overwritten."""
-    places = np.linspace(0, len(content) - 1, 24).astype(int)
-    return (
-        [content[:n] for n in places]
-        + [content[:n] + b"\xff\x13\x00\x7f" + content[n + 4 :] for n in places]
-        + [b"GIF89a", b"<html>"]
-    )
-
-
-def why_refused(path):
-    try:
-        read_picture(path)
-    except ValueError as error:
-        return str(error)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
-def test_unreadable_pictures(tmp_path, name):
-    path, reasons = tmp_path / name, []
-    Image.fromarray(street(0)).save(path)
-    for content in damaged(path.read_bytes()):
-        path.write_bytes(content)
-        reasons.append(why_refused(path))  # a few overwritten bytes may still make a picture
-    refused = [reason for reason in reasons if reason]
-    assert all(reason.startswith(f"{path}: not a readable picture") for reason in refused)
-    assert len(refused) > 20
 
 
 def test_unreadable_picture_of_a_data_set(own_kitti):
@@ -50,12 +20,6 @@ def test_unreadable_picture_of_a_data_set(own_kitti):
     assert data[0][0].shape == (3, 96, 160)
     with pytest.raises(ValueError, match=r"^[^\n]*000001\.png: not a readable picture[^\n]*$"):
         data[1]
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
-    Image.fromarray(street(0)).convert(mode).save(tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png").shape == (3, 96, 160)
 
 
 def test_cache_is_bounded(tiny_kitti):
@@ -201,3 +165,48 @@ def test_the_detectors_input_only_where_it_is_needed(tiny_kitti, tiny_parameters
     plain = next(iter(batches(data, tiny_parameters(), train=False)))
     assert set(plain) == {"x", "boxes", "roi_mask"}
     assert plain["x"].dtype == torch.uint8
+
+
+# Splits
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (1.0, 6), (0.5, 3), (None, 6)])
+def test_a_share_of_the_sorted_ids_trains(tiny_kitti, share, count):
+    train, test = split(kitti_samples(tiny_kitti), share, tiny_kitti)
+    assert [s.id for s in train] + [s.id for s in test] == [f"{i:06d}" for i in range(6)]
+    assert len(train) == count
+
+
+def test_the_roots_own_splits(own_kitti):
+    (own_kitti / "splits").mkdir()
+    for part, ids in (("train", "000001\n"), ("test", "000000\n")):
+        (own_kitti / "splits" / f"{part}.txt").write_text(ids)
+    samples = kitti_samples(own_kitti)
+    train, test = split(samples, None, own_kitti)
+    assert ([s.id for s in train], [s.id for s in test]) == (["000001"], ["000000"])
+    first, _ = split(samples, 0.5, own_kitti)  # a share that is given wins
+    assert [s.id for s in first] == ["000000"]
+    (own_kitti / "splits" / "test.txt").write_text("000000\n000009\n")
+    with pytest.raises(ValueError, match=r"test\.txt.*000009"):
+        split(samples, None, own_kitti)
+    (own_kitti / "splits" / "test.txt").write_text("000001\n")
+    with pytest.raises(ValueError, match=r"test\.txt.*000001 is in train"):
+        split(samples, None, own_kitti)
+    (own_kitti / "splits" / "test.txt").unlink()
+    with pytest.raises(ValueError, match=r"test\.txt"):
+        split(samples, None, own_kitti)
+
+
+@pytest.mark.parametrize("name", ["000005.png", "copy.png", "sub/other.jpg"])
+def test_a_test_picture_to_train_on_is_refused_by_content(
+    tiny_kitti, tiny_parameters, tmp_path, name
+):
+    pictures = tiny_kitti / "training" / "image_2"
+    (tmp_path / "own" / "sub").mkdir(parents=True)
+    shutil.copy(pictures / "000000.png", tmp_path / "own" / "train.png")
+    p = tiny_parameters(unlabelled=str(tmp_path / "own"))
+    train, test = load_splits(p)
+    assert (len(train), len(test)) == (5, 2)
+    shutil.copy(pictures / "000005.png", tmp_path / "own" / name)
+    with pytest.raises(ValueError, match=rf"{name}: the test picture .*000005\.png among the"):
+        load_splits(p)
