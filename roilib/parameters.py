@@ -123,7 +123,9 @@ class Parameters(BaseModel):
         None, description="weights to test, or to start training from"
     )
     logdir: FilePath = Field("runs", description="folder of run folders")
-    dataset: Literal["sample", "kitti", "coco"] = Field("kitti", description="which reader")
+    dataset: Literal["sample", "kitti", "coco", "folder"] = Field(
+        "kitti", description="which reader"
+    )
     data_root: FilePath = Field(
         "data/kitti", description="folder of the data set; default for others: data/NAME"
     )

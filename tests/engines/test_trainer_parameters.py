@@ -439,7 +439,7 @@ def test_dataset(tiny_parameters):
         assert [len(part) for part in load_splits(tiny_parameters(dataset=name))] == [4, 2]
     with pytest.raises(
         ValueError, match="instances_train2017"
-    ):  # another; its reader is tested in test_readers.py
+    ):  # another; its reader is tested in tests/datasets/test_coco.py
         load_splits(tiny_parameters(dataset="coco"))
 
 
