@@ -1,212 +1,426 @@
-"""`roilib encode`, `roilib decode`, `roilib info`; also `python -m roilib …`. Exit code 0, or 2 with one line on stderr."""
+"""The `roilib` command; `python -m roilib …` is the same.
 
-import argparse
-import json
+Exit code 0, or 2 with one line on stderr that says which command failed, on which file, and why.
+Commands import what is heavy themselves, so that `roilib info` and `--help` stay fast.
+"""
+
+import importlib.util
+import inspect
+import json as json_format
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Literal
 
-import numpy as np
-from PIL import Image
+from cyclopts import App, CycloptsError, Parameter
 
-from roilib.codecs.container import MAGIC, MAX_BYTES, Header
-from roilib.utils.files import replacing
+from roilib.apps import files as io
+from roilib.apps.drive.plan import Plan
+from roilib.apps.files import Job
 
-JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
-PICTURES = {
-    ".png": {"format": "PNG"},
-    ".bmp": {"format": "BMP"},
-    ".tif": {"format": "TIFF"},
-    ".tiff": {"format": "TIFF"},
-    ".ppm": {"format": "PPM"},
-}
-PICTURES |= {
-    ".webp": {"format": "WEBP", "lossless": True},
-    ".jpg": JPEG,
-    ".jpeg": JPEG,
-}  # what `decode` writes: ending → Pillow's options
+Word = Annotated[str, Parameter(allow_leading_hyphen=True)]
+File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # "-" is standard input or output
+
+app = App(
+    name="roilib",
+    help="ROI-aware neural image codec and its workbook.",
+    version=lambda: version("roilib"),
+    help_format="markdown",
+    help_formatter="plain",
+    default_parameter=Parameter(negative=(), show_default=False),
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; its exit code."""
-    if sys.stdout:
-        sys.stdout.reconfigure(
-            errors="replace"
-        )  # where the locale is not UTF-8, "?" for what it lacks
-    args = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, and return its exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    name = f"roilib {words[0]}" if words and words[0] in app else "roilib"
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="replace")  # "?" for what a locale other than UTF-8 lacks
     try:
-        args.run(args)
+        return app(words, exit_on_error=False, print_error=False) or 0
+    except CycloptsError as error:
+        return fail(name, f"{str(error).rstrip('.')}; see {name} --help")
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        silence_stdout()
+        return 0
     except ValueError as error:
-        print(
-            "roilib:", *str(error).splitlines(), file=sys.stderr
-        )  # a file's name may have line breaks
-        return 2
-    except KeyboardInterrupt:
-        print("roilib: interrupted", file=sys.stderr)
-        return 130
+        return fail(name, error)
+    except OSError as error:
+        return fail(name, f"{error.filename or 'a file'}: {error.strerror or error}")
+    except KeyboardInterrupt as interrupt:
+        return fail(name, str(interrupt) or "interrupted", 130)
     except (MemoryError, RuntimeError) as error:
         from roilib.utils.device import out_of_memory
 
         if not out_of_memory(error):
             raise
-        print("roilib: not enough memory for a picture of this size", file=sys.stderr)
-        return 2
-    return 0
+        return fail(name, "not enough memory for a picture of this size")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="roilib", description="ROI-aware neural image codec")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    encode = commands.add_parser("encode", help="picture to .roic")
-    encode.add_argument(
-        "image",
-        type=Path,
-        help="its pixels as the file stores them, in which boxes are: EXIF's rotation is not applied",
-    )
-    encode.add_argument("out", type=Path)
-    regions = encode.add_mutually_exclusive_group()
-    regions.add_argument(
-        "--boxes",
-        type=Path,
-        help="regions of interest: KITTI label text, or JSON [[x0, y0, x1, y1(, importance)], …]",
-    )
-    regions.add_argument(
-        "--detect", action="store_true", help="regions of interest: what the shipped detector finds"
-    )
-    encode.add_argument(
-        "--lmbda",
-        type=float,
-        default=0.012,
-        help="0.0004 (small) to 0.12 (good); default %(default)s",
-    )
-    encode.add_argument(
-        "--max-bytes",
-        type=int,
-        metavar="N",
-        help="at most N bytes: the largest lmbda that fits is taken, whatever --lmbda says",
-    )
-    encode.add_argument(
-        "--alpha",
-        type=float,
-        default=0.9,
-        help="0.5: all alike, 1: all quality to the regions; default %(default)s",
-    )
-    encode.set_defaults(run=_encode)
-    decode = commands.add_parser("decode", help=".roic to picture")
-    decode.add_argument("stream", type=Path)
-    decode.add_argument(
-        "out", type=Path, help=f"ends in {', '.join(PICTURES)}; all but JPEG keep every pixel"
-    )
-    decode.set_defaults(run=_decode)
-    for command in (encode, decode):
-        command.add_argument(
-            "--weights",
-            type=Path,
-            help="a trained model's weights.safetensors; default: the shipped roi_vbr",
-        )
-    info = commands.add_parser("info", help="what a .roic says of itself, as JSON")
-    info.add_argument("stream", type=Path)
-    info.set_defaults(run=_info)
-    return parser
+def fail(command: str, why: object, code: int = 2) -> int:
+    """Say in one line on stderr why a command failed; returns the exit code."""
+    print(f"{command}:", *str(why).splitlines(), file=sys.stderr)  # a file's name may have several
+    return code
 
 
-def _encode(args: argparse.Namespace) -> None:
-    from roilib.codecs.roic import load_codec  # torch, only when it is needed
-    from roilib.datasets.boxes import read_boxes
-    from roilib.datasets.images import read_picture
-
-    _other(args.image, args.out)
-    image = read_picture(args.image).permute(1, 2, 0).numpy()
-    boxes = read_boxes(args.boxes) if args.boxes else _detected(image) if args.detect else ()
-    codec = load_codec(args.weights)
-    try:
-        data = codec.encode(
-            image, boxes, lmbda=args.lmbda, alpha=args.alpha, max_bytes=args.max_bytes
-        )
-    except ValueError as error:
-        raise ValueError(f"{args.image}: {error}") from None
-    with _writing(args.out) as temporary:
-        temporary.write_bytes(data)
+def note(command: str, text: str) -> None:
+    """Say on stderr what a user may not expect."""
+    print(f"roilib {command}: {text}", file=sys.stderr)
 
 
-def _other(source: Path, out: Path) -> None:
-    if out.exists() and source.exists() and out.samefile(source):
-        raise ValueError(f"{out}: is what is to be read")
-
-
-def _detected(image: np.ndarray) -> np.ndarray:
-    from roilib.models.detector import HookedDetector
-
-    return HookedDetector().regions(image)
-
-
-def _decode(args: argparse.Namespace) -> None:
-    _other(args.stream, args.out)
-    data = _read(args.stream)
-    _header(args.stream, data)  # before torch is loaded, which takes seconds
-    if args.out.is_dir():
-        raise ValueError(f"{args.out}: cannot be written (Is a directory)")
-    if args.out.suffix.lower() not in PICTURES:
-        raise ValueError(f"{args.out}: a picture's name ends in {', '.join(PICTURES)}")
-    from roilib.codecs.roic import load_codec
-
-    codec = load_codec(args.weights)
-    try:
-        image = codec.decode(data)
-    except ValueError as error:
-        raise ValueError(f"{args.stream}: {error}") from None
-    with _writing(args.out) as temporary:
-        Image.fromarray(image).save(temporary, **PICTURES[args.out.suffix.lower()])
-
-
-def _info(args: argparse.Namespace) -> None:
-    data = _read(args.stream)
-    header = _header(args.stream, data)
-    text = json.dumps(
-        header.describe()
-        | {"bytes": len(data), "bpp": round(8 * len(data) / (header.height * header.width), 5)},
-        indent=1,
-    )
+def show(text: str) -> None:
+    """Print to standard output. Raises ValueError when it cannot be written."""
     try:
         print(text, flush=True)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else Python tries once more as it ends
+        silence_stdout()
         raise ValueError(f"standard output: cannot be written ({error.strerror})") from None
 
 
-def _header(path: Path, data: bytes) -> Header:
+def silence_stdout() -> None:
+    """Send what Python still has to write at exit to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@app.command(usage="Usage: roilib encode IMAGE… OUT [OPTIONS]")
+def encode(
+    *files: File,
+    boxes: Path | None = None,
+    detect: bool = False,
+    detector: Path | None = None,
+    confidence: float | None = None,
+    lmbda: float | None = None,
+    alpha: float | None = None,
+    max_bytes: int | None = None,
+    weights: Path | None = None,
+    device: str = "cpu",
+    precision: Literal["auto", "32", "bf16"] = "auto",
+    preview: Path | None = None,
+    json: bool = False,
+    force: bool = False,
+) -> int:
+    """Code pictures as .roic streams.
+
+    One picture to one file, several or folders of them to a folder; - is standard input or output.
+    Boxes are in the pixels that a file stores: EXIF's rotation is not applied.
+
+    Example: `roilib encode street.png street.roic --boxes street.txt --max-bytes 20000`
+
+    Args:
+        files: pictures or folders of them, then the output
+        boxes: regions of interest: KITTI label text, or JSON [[x0, y0, x1, y1(, importance)], …];
+            of several pictures a folder of such files
+        detect: regions of interest are what the pretrained detector finds
+        detector: the same with another YOLOv8 file
+        confidence: least confidence of a detection, 0 to 1; default 0.25
+        lmbda: 0.0004 (small) to 0.12 (good); default 0.012
+        alpha: 0.5 treats all pixels alike, 1 gives all quality to the boxes; default 0.9
+        max_bytes: at most so many bytes a picture, at the largest lmbda that fits
+        weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
+        device: of the computation, as cpu or cuda
+        precision: of the transforms; auto is bf16 where the processor has it
+        preview: picture file to write of what a receiver will see
+        json: print one JSON object a picture
+        force: overwrite files that roilib did not make
+    """
+    from roilib.datasets.images import PICTURE_SUFFIXES
+
+    jobs = io.pair(paths(files), PICTURE_SUFFIXES, ".roic")
+    if jobs[0].out.suffix.lower() in PICTURE_SUFFIXES:
+        raise ValueError(f"{jobs[0].out}: is a picture's name, but a .roic stream is written")
+    if preview and len(jobs) > 1:
+        raise ValueError(f"--preview is of one picture, not of {len(jobs)}")
+    if boxes and (detect or detector):
+        raise ValueError("--boxes and --detect exclude each other")
+    if json and jobs[0].out == io.STANDARD:
+        raise ValueError("--json and the output - would both be standard output")
+    inputs = [job.source for job in jobs] + [p for p in (boxes, weights, detector) if p]
+    io.protect([job.out for job in jobs] + ([preview] if preview else []), inputs, force)
+    seen = bool(boxes or detect or detector)
+    if alpha is not None and not seen:
+        note("encode", "--alpha has no effect without --boxes or --detect")
+    if lmbda is not None and max_bytes is not None:
+        note("encode", "--lmbda has no effect with --max-bytes")
+    if confidence is not None and not (detect or detector):
+        note("encode", "--confidence has no effect without --detect")
+
+    from roilib.apps import transcode
+    from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, load_codec
+
+    regions = transcode.regions_of(
+        [job.source for job in jobs], boxes, detect, detector, confidence
+    )
+    codec = load_codec(weights, device, precision)
+    setting = {
+        "lmbda": DEFAULT_LMBDA if lmbda is None else lmbda,
+        "alpha": DEFAULT_ALPHA if alpha is None else alpha,
+        "max_bytes": max_bytes,
+    }
+
+    def work(job: Job) -> dict:
+        record = transcode.encode(job, codec, regions, setting, preview)
+        given, used = record.pop("boxes_given"), len(record["boxes"])
+        if given > used:
+            note("encode", f"{record['source']}: {given - used} of {given} boxes lie outside it")
+        if seen and not used and alpha is not None:
+            note("encode", f"{record['source']}: no boxes, so --alpha has no effect")
+        return record
+
+    return each("encode", jobs, work, json)
+
+
+@app.command(usage="Usage: roilib decode STREAM… OUT [OPTIONS]")
+def decode(
+    *files: File,
+    weights: Path | None = None,
+    device: str = "cpu",
+    json: bool = False,
+    force: bool = False,
+) -> int:
+    """Decode .roic streams to pictures.
+
+    One stream to one file, several or folders of them to a folder; - is standard input or output.
+    The suffix of a file's name chooses the format; all but JPEG keep every pixel.
+
+    Example: `roilib decode street.roic street.png`
+
+    Args:
+        files: streams or folders of them, then the output
+        weights: the weights that the streams were made with; default: the pretrained roi_vbr
+        device: of the computation, as cpu or cuda
+        json: print one JSON object a picture
+        force: overwrite files that roilib did not make
+    """
+    jobs = io.pair(paths(files), io.STREAMS, ".png")
+    if json and jobs[0].out == io.STANDARD:
+        raise ValueError("--json and the output - would both be standard output")
+    inputs = [job.source for job in jobs] + ([weights] if weights else [])
+    io.protect([job.out for job in jobs], inputs, force)
+    streams = {job: io.read_stream(job.source) for job in jobs[:1]}  # refused before torch loads
+    if jobs[0].out != io.STANDARD and jobs[0].out.suffix.lower() not in io.PICTURES:
+        raise ValueError(f"{jobs[0].out}: a picture's name ends in {', '.join(io.PICTURES)}")
+
+    from roilib.apps import transcode
+    from roilib.codecs.roic import load_codec
+
+    codec = load_codec(weights, device)
+
+    def work(job: Job) -> dict:
+        stream, header = streams.pop(job, None) or io.read_stream(job.source)
+        return transcode.decode(job, stream, header, codec)
+
+    return each("decode", jobs, work, json)
+
+
+@app.command(usage="Usage: roilib info STREAM…")
+def info(*files: File) -> int:
+    """Print what .roic streams say of themselves, as JSON.
+
+    Example: `roilib info street.roic`
+
+    Args:
+        files: streams or folders of them; - is standard input
+    """
+    named = paths(files)
+    if not named:
+        raise ValueError("a stream is needed; see roilib info --help")
+    found = io.expand(named, io.STREAMS)
+    described = []
+    for path in found:
+        data, header = io.read_stream(path)
+        described.append(io.describe(header, data))
+    several = len(found) > 1
+    rows = [{"source": io.name_of(p)} | d for p, d in zip(found, described, strict=True)]
+    show(json_format.dumps(rows if several else described[0], indent=1))
+    return 0
+
+
+@app.command(help_flags=[], version_flags=[], usage="Usage: roilib train --name=value …")
+def train(*words: Word) -> int:
+    """Train or test a model: the run that notebooks 03 and 04 start.
+
+    On a machine with several GPUs it starts one process on each. On several machines, start on each
+    `torchrun --nnodes=2 --nproc-per-node=8 --rdzv-endpoint=HOST:PORT -m roilib train --name=value`.
+
+    Example: `roilib train --which=roi_vbr --dataset=kitti --data_root=data/kitti`
+
+    Args:
+        words: the parameters, which `roilib train --help` lists
+    """
+    from roilib.parameters import Parameters, parameter_table
+
+    if {"-h", "--help"} & set(words):
+        show(f"{inspect.getdoc(train).partition('Args:')[0]}{parameter_table()}")
+        return 0
+    parameters = Parameters.parse_arguments(list(words))
+
+    from roilib.engines.distributed import rank
+    from roilib.engines.meters import summary
+    from roilib.engines.train import run
+
+    trained, metrics = run(parameters)
+    if rank() == 0:
+        measured = {part: metrics[part] for part in ("train", "test") if metrics[part]}
+        show(f"{trained.folder}: {summary(measured)}")
+    return 0
+
+
+@app.command(usage="Usage: roilib drive FRAMES [OPTIONS]")
+def drive(
+    frames: Path,
+    /,
+    *,
+    plan: Plan = Plan(),  # noqa: B008 (immutable)
+    boxes: Path | None = None,
+    truth: Path | None = None,
+    count: int | None = None,
+    results: Path = Path("runs/drive"),
+    figures: Path = Path("runs/drive"),
+) -> int:
+    """Send the frames of a drive over a thin link, by our codec and by conventional ones.
+
+    Example: `roilib drive data/drive --mbit 1 --fps 10`
+
+    Args:
+        frames: a folder of pictures in natural order, or a KITTI root
+        boxes: folder of box files that encoders get; default: what the pretrained detector finds
+        truth: folder of box files of the ROI that is measured; default: a KITTI root's labels, or
+            else the boxes that encoders get
+        count: the first so many frames
+        results: folder for the records; default runs/drive
+        figures: folder for figures and films; default runs/drive
+    """
+    from roilib.apps.drive.drive import run
+    from roilib.apps.drive.frames import Drive
+    from roilib.apps.drive.report import text
+    from roilib.visualization.style import set_style
+
+    set_style()
     try:
-        return Header.unpack(data)[0]
+        show(text(*run(Drive(frames, boxes, truth, count), plan, results, figures)))
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"{error.filename or results}: cannot be written ({why})") from None
+    return 0
+
+
+@app.command(usage="Usage: roilib notebook IN OUT [OPTIONS]")
+def notebook(
+    source: Path, executed: Path, /, *, parameters: str = "{}", gpus: int | None = None
+) -> int:
+    """Run a notebook headless, with its parameters checked first.
+
+    Example: `roilib notebook notebooks/04_roi_training.ipynb out.ipynb --parameters '{"N": 64}'`
+
+    Args:
+        source: the notebook
+        executed: where the executed notebook goes
+        parameters: values of its parameters cell, as a JSON object
+        gpus: run on so many GPUs that no other job with this option has taken; default: all
+    """
+    if executed.exists() and source.exists() and executed.samefile(source):
+        raise ValueError(f"{executed}: is an input of this command, and is not overwritten")
+    try:
+        values = json_format.loads(parameters)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"--parameters: not JSON ({error})") from None
 
+    import logging
+    import tempfile
 
-def _read(path: Path) -> bytes:
-    """A stream; of what begins otherwise or is longer than any, only so much that it is refused."""
+    from papermill.exceptions import PapermillExecutionError
+
+    from roilib.utils.notebooks import claim_gpus, execute, gpus_here
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if gpus and (here := gpus_here()):
+        claimed = claim_gpus(gpus, here, Path(tempfile.gettempdir()))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
     try:
-        with path.open("rb") as file:
-            start = file.read(len(MAGIC))
-            return start + (file.read(MAX_BYTES) if start == MAGIC else b"")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+        execute(source, executed, values)
+    except PapermillExecutionError as error:
+        where = f"{source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        return fail("roilib notebook", f"{where}; open {executed} to see it", 1)
+    return 0
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """`replacing`, whose failure is a ValueError that names `path`."""
-    try:
-        with replacing(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from None
+@app.command(usage="Usage: roilib report RESULTS [OPTIONS]")
+def report(
+    results: Path,
+    /,
+    *,
+    figures: Path | None = None,
+    out: Path | None = None,
+    compile_only: bool = False,
+) -> int:
+    """Draw the figures of a results folder and compile the report, in a clone of the repository.
+
+    Example: `roilib report report/results/reference/kitti --out report.pdf`
+
+    Args:
+        results: a folder with notebook 05's tables
+        figures: its figures; default: the folder of the same name in report/figures
+        out: the report; default report/report.pdf
+        compile_only: do not draw the figures again
+    """
+    script = Path(__file__).parent.parent / "report" / "build.py"
+    if not script.is_file():
+        raise ValueError(f"{script}: not here; the report is made in a clone of the repository")
+    spec = importlib.util.spec_from_file_location("build", script)
+    builder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(builder)
+    figures = figures or script.parent / "figures" / results.resolve().name
+    out = out or builder.OUT
+    if not compile_only:
+        builder.draw(results, figures)
+    for warning in builder.build(results, figures, out):
+        note("report", warning)
+    show(str(out))
+    return 0
+
+
+def paths(words: Sequence[Path]) -> list[Path]:
+    """Return the names of files; raises ValueError for a word that can only be an option."""
+    for word in map(str, words):
+        if word.startswith("-") and word != "-":
+            raise ValueError(f"unknown option {word}")
+    return [word.expanduser() for word in words]
+
+
+def each(command: str, jobs: Sequence[Job], work: Callable[[Job], dict], json: bool) -> int:
+    """Do all jobs, say what came of each or of all, and return the exit code.
+
+    A job that fails is said in a line; the others are done all the same.
+    """
+    records, failed = [], 0
+    for job in progress(jobs):
+        try:
+            record = work(job)
+        except ValueError as error:
+            failed += 1
+            fail(f"roilib {command}", error)
+            continue
+        records.append(record)
+        if json:
+            show(json_format.dumps(record))
+    if jobs[0].out != io.STANDARD and not json and records:
+        show(io.summary_line(records))
+    if failed and len(jobs) > 1:
+        note(command, f"{failed} of {len(jobs)} files failed")
+    return 2 if failed else 0
+
+
+def progress(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Iterate over jobs with a progress bar, where there are several and a person looks on."""
+    if len(jobs) == 1:
+        return iter(jobs)
+    from tqdm import tqdm
+
+    return tqdm(jobs, unit="picture", disable=not sys.stderr.isatty())

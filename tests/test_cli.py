@@ -1,5 +1,6 @@
 """The `roilib` command."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from conftest import REPOSITORY, UNTRAINED, street, untrained_codec
 from PIL import Image
 
 from roilib.cli import main
+from roilib.codecs.roic import load_codec
 from roilib.datasets.images import read_picture
+from roilib.utils.pretrained import PRETRAINED_DETECTOR, PRETRAINED_WEIGHTS, pretrained
 
 
 @pytest.fixture
@@ -20,165 +23,343 @@ def picture(tmp_path):
 
 
 @pytest.fixture
-def weights(vbr_run):
-    return ["--weights", str(vbr_run.weights)]
+def pictures(tmp_path):
+    """A folder of three pictures, with a hidden file and a box file of each picture beside it."""
+    folder = tmp_path / "drive"
+    folder.mkdir()
+    for i, name in enumerate(("frame_2", "frame_10", "frame_1")):
+        Image.fromarray(street(i)).save(folder / f"{name}.png")
+        (folder / f"{name}.json").write_text("[[10, 50, 58, 80]]")
+    (folder / "._frame_1.png").write_bytes(b"of macOS")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The pretrained weights, in a file that a command may destroy."""
+    copy = tmp_path_factory.mktemp("weights") / "copy.safetensors"
+    copy.write_bytes(pretrained(PRETRAINED_WEIGHTS).read_bytes())
+    return ["--weights", str(copy)]
+
+
+@pytest.fixture
+def stream(picture, weights, tmp_path):
+    assert main(["encode", str(picture), str(tmp_path / "a.roic"), *weights]) == 0
+    return tmp_path / "a.roic"
+
+
+@pytest.fixture
+def standard(monkeypatch):
+    """`standard(data)` puts bytes on standard input; returns what standard output will hold."""
+
+    def put(data=b""):
+        out = io.TextIOWrapper(io.BytesIO(), write_through=True)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        monkeypatch.setattr(sys, "stdout", out)
+        return out.buffer
+
+    return put
+
+
+def refused(capsys, words, *named, code=2):
+    """Check that a command ends with one line on stderr that names these."""
+    capsys.readouterr()
+    assert main(list(map(str, words))) == code
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 1, shown
+    assert all(str(name) in shown for name in named), shown
+
+
+def decibels(path):
+    error = np.asarray(Image.open(path)).astype(float) - street(0)
+    return -10 * np.log10((error**2).mean() / 255**2)
 
 
 def test_encode_info_decode(picture, weights, tmp_path, capsys):
     boxes, stream, out = tmp_path / "boxes.json", tmp_path / "a.roic", tmp_path / "a.png"
     boxes.write_text("[[10, 50, 58, 80], [120, 40, 132, 70, 0.5]]")
-    assert (
-        main(
-            [
-                "encode",
-                str(picture),
-                str(stream),
-                "--boxes",
-                str(boxes),
-                "--lmbda",
-                "0.03",
-                "--alpha",
-                "0.8",
-                *weights,
-            ]
-        )
-        == 0
-    )
+    options = ["--boxes", str(boxes), "--lmbda", "0.03", "--alpha", "0.8", *weights]
+    assert main(["encode", str(picture), str(stream), *options]) == 0
+    size = stream.stat().st_size
+    said = f"{stream}: {size:,} bytes, {8 * size / (96 * 160):.3f} bpp, 2 boxes\n"
+    assert capsys.readouterr() == (said, "")
     assert main(["info", str(stream)]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["bytes"] == stream.stat().st_size
     assert info["boxes"] == [[10, 50, 58, 80, 1.0], [120, 40, 132, 70, 0.502]]
     assert info["alpha"] == pytest.approx(0.8, abs=1e-4)
     assert main(["decode", str(stream), str(out), *weights]) == 0
-    error = np.asarray(Image.open(out)).astype(float) - street(0)
-    assert -10 * np.log10((error**2).mean() / 255**2) > 20
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "street.png",
-        "boxes.json",
-        "a.roic",
-        "a.png",
-    }
+    assert decibels(out) > 20
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"street.png", "boxes.json", "a.roic", "a.png"}
 
 
-def test_kitti_labels_and_the_detector_give_boxes(picture, weights, tmp_path, tiny_kitti, capsys):
+def test_kitti_labels_and_detectors_give_boxes(picture, weights, tmp_path, tiny_kitti, capsys):
     label = tiny_kitti / "training" / "label_2" / "000000.txt"
-    assert (
-        main(["encode", str(picture), str(tmp_path / "a.roic"), "--boxes", str(label), *weights])
-        == 0
-    )
+    out = tmp_path / "a.roic"
+    assert main(["encode", str(picture), str(out), "--boxes", str(label), *weights]) == 0
+    assert "2 boxes" in capsys.readouterr().out  # DontCare is none
     assert main(["encode", str(picture), str(tmp_path / "b.roic"), "--detect", *weights]) == 0
-    main(["info", str(tmp_path / "a.roic")])
-    assert len(json.loads(capsys.readouterr().out)["boxes"]) == 2  # DontCare is none
+    detector = str(pretrained(PRETRAINED_DETECTOR))
+    options = ["--detector", detector, "--confidence", "0.0001", *weights]
+    assert main(["encode", str(picture), str(tmp_path / "c.roic"), *options]) == 0
+    b, c = (int(line.split()[-2]) for line in capsys.readouterr().out.splitlines())
+    assert b < c  # with less confidence more is found
+
+
+def test_folders_are_coded_and_decoded_in_the_order_of_numbers(pictures, weights, tmp_path, capsys):
+    out, back = tmp_path / "out", tmp_path / "back"
+    options = ["--boxes", str(pictures), *weights]
+    assert main(["encode", str(pictures), str(out), "--json", *options]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    names = ["frame_1", "frame_2", "frame_10"]
+    assert [r["source"] for r in records] == [str(pictures / f"{name}.png") for name in names]
+    assert {path.stem for path in out.iterdir()} == set(names)
+    assert all(len(r["boxes"]) == 1 and r["bytes"] > 20 for r in records)
+    assert main(["decode", str(out), str(back), *weights]) == 0
+    summary = capsys.readouterr().out
+    total = sum(path.stat().st_size for path in out.iterdir())
+    assert summary.startswith(f"{back}: 3 pictures, {total:,} bytes, ")
+    assert {path.name for path in back.iterdir()} == {f"{name}.png" for name in names}
+    assert main(["info", str(out)]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert [d["bytes"] for d in described] == [r["bytes"] for r in records]
+
+
+def test_one_bad_picture_is_named_and_the_others_are_coded(pictures, weights, tmp_path, capsys):
+    (pictures / "frame_2.png").write_bytes((pictures / "frame_2.png").read_bytes()[:900])
+    assert main(["encode", str(pictures), str(tmp_path / "out"), *weights]) == 2
+    shown = capsys.readouterr()
+    bad, summary = shown.err.splitlines()
+    assert bad.startswith(f"roilib encode: {pictures / 'frame_2.png'}: not a readable picture")
+    assert summary == "roilib encode: 1 of 3 files failed"
+    assert "2 pictures" in shown.out
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"frame_1", "frame_10"}
+
+
+def test_standard_input_and_output(picture, weights, standard):
+    out = standard(picture.read_bytes())
+    assert main(["encode", "-", "-", *weights]) == 0
+    stream = out.getvalue()
+    assert stream == load_codec(weights[1]).encode(street(0))
+    out = standard(stream)
+    assert main(["decode", "-", "-", *weights]) == 0
+    assert np.asarray(Image.open(io.BytesIO(out.getvalue()))).shape == (96, 160, 3)
+    out = standard(stream)
+    assert main(["info", "-"]) == 0
+    assert json.loads(out.getvalue())["bytes"] == len(stream)
+
+
+def test_what_is_no_picture_on_standard_input(weights, standard, capsys):
+    standard(b"none")
+    refused(capsys, ["encode", "-", "-", *weights], "standard input: not a readable picture")
+    standard(b"none")
+    refused(capsys, ["decode", "-", "-", *weights], "standard input: not a .roic stream")
+
+
+def test_a_preview_is_what_decodes(picture, weights, tmp_path):
+    names = [str(tmp_path / name) for name in ("a.roic", "preview.png", "a.png")]
+    assert main(["encode", str(picture), names[0], "--preview", names[1], *weights]) == 0
+    assert main(["decode", names[0], names[2], *weights]) == 0
+    assert np.array_equal(Image.open(names[1]), Image.open(names[2]))
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["info", "{tmp}/none.roic"], "none.roic"),
+        (["info"], "a stream is needed"),
         (["info", "{picture}"], "street.png: not a .roic stream"),
         (["decode", "{picture}", "{tmp}/out.png", "{weights}"], "street.png: not a .roic stream"),
         (["encode", "{tmp}/none.png", "{tmp}/a.roic", "{weights}"], "none.png"),
+        (["encode", "{tmp}", "{tmp}/none", "--boxes", "{tmp}/no", "{weights}"], "no: no such file"),
+        (["encode", "{tmp}", "{tmp}/n", "--boxes", "{tmp}", "{weights}"], "no street.txt or"),
+        (["encode", "{picture}"], "an input and an output are needed"),
         (["encode", "{picture}", "{tmp}/a.roic", "--max-bytes", "9", "{weights}"], "max_bytes"),
         (["encode", "{picture}", "{tmp}/a.roic", "--lmbda", "3", "{weights}"], "lmbda"),
-        (
-            ["encode", "{picture}", "{tmp}/no/folder/a.roic", "{weights}"],
-            "a.roic: cannot be written",
-        ),
-        (
-            ["encode", "{picture}", "{tmp}/a.roic", "--boxes", "{tmp}/none.txt", "{weights}"],
-            "none.txt",
-        ),
-        (
-            ["encode", "{picture}", "{tmp}/a.roic", "--weights", "{tmp}/none.safetensors"],
-            "none.safetensors",
-        ),
+        (["encode", "{picture}", "{tmp}/no/a.roic", "{weights}"], "a.roic: cannot be written"),
+        (["encode", "{picture}", "{tmp}/a.roic", "--boxes", "{tmp}/no.txt", "{weights}"], "no.txt"),
+        (["encode", "{picture}", "{tmp}/a.roic", "--weights", "{tmp}/no.safetensors"], "no.safe"),
         (["encode", "{picture}", "{tmp}/a.roic", "--weights", "{tmp}"], "a folder"),
-        (["encode", "{picture}", "{tmp}", "{weights}"], "cannot be written (Is a directory)"),
-        (
-            ["encode", "{picture}", "/dev/null", "{weights}"],
-            "/dev/null: cannot be written (not a regular file)",
-        ),
-        (
-            ["encode", "{picture}", "{tmp}/../{folder}/street.png", "{weights}"],
-            "street.png: is what is to be read",
-        ),
+        (["encode", "{picture}", "/dev/null", "{weights}"], "/dev/null: cannot be written (not a"),
+        (["encode", "{picture}", "{tmp}/a.roic", "--device", "tpu", "{weights}"], "tpu"),
+        (["encode", "-", "{picture}", "{tmp}/out", "{weights}"], "-: only one input"),
+        (["encode", "{picture}", "-", "--json", "{weights}"], "both be standard output"),
+        (["encode", "{tmp}", "{tmp}", "--preview", "p.png", "{weights}", "{picture}"], "p"),
+        (["encode", "{picture}", "{tmp}/a.roic", "--detect", "--boxes", "b.txt"], "exclude each"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
     picture, weights, tmp_path, capsys, arguments, named
 ):
-    places = {"tmp": tmp_path, "picture": picture, "folder": tmp_path.name}
+    places = {"tmp": tmp_path, "picture": picture}
     words = [
         part
         for word in arguments
         for part in (weights if word == "{weights}" else [word.format(**places)])
     ]
-    assert main(words) == 2
-    shown = capsys.readouterr().err
-    assert named in shown
-    assert len(shown.splitlines()) == 1
+    refused(capsys, words, f"roilib {words[0]}: ", named)
     assert [path.name for path in tmp_path.iterdir()] == ["street.png"]
+
+
+def test_no_command_overwrites_what_it_did_not_make(picture, stream, weights, tmp_path, capsys):
+    mine = {
+        "street2.png": picture.read_bytes(),
+        "notes.txt": b"notes",
+        "boxes.json": b"[]",
+        "other.jpg": b"mine",
+    }
+    for name, content in mine.items():
+        (tmp_path / name).write_bytes(content)
+    at = {name: tmp_path / name for name in mine}
+    refused(capsys, ["encode", picture, at["street2.png"], *weights], "street2.png: is a picture's")
+    refused(capsys, ["encode", picture, at["notes.txt"], *weights], "notes.txt: exists", "--force")
+    refused(capsys, ["decode", stream, at["street2.png"], *weights], "street2.png: exists")
+    refused(capsys, ["decode", stream, at["other.jpg"], *weights], "other.jpg: exists")
+    boxes = ["--boxes", at["boxes.json"], "--force"]
+    refused(capsys, ["encode", picture, at["boxes.json"], *boxes, *weights], "is an input")
+    model = weights[1]
+    refused(capsys, ["encode", picture, model, "--force", *weights], "is an input of this command")
+    refused(capsys, ["encode", picture, picture, "--force", *weights], "street.png: is ")
+    refused(capsys, ["encode", picture, tmp_path / "x.roic", "--preview", picture], "is an input")
+    assert {name: path.read_bytes() for name, path in at.items()} == mine
+    assert main(["encode", str(picture), str(at["notes.txt"]), "--force", *weights]) == 0
+    assert at["notes.txt"].read_bytes() == stream.read_bytes()
+
+
+def test_what_it_made_is_written_again(picture, stream, weights, tmp_path):
+    first = stream.read_bytes()
+    assert main(["encode", str(picture), str(stream), "--lmbda", "0.05", *weights]) == 0
+    assert stream.read_bytes() != first
+    out = str(tmp_path / "out.png")
+    for _ in range(2):
+        assert main(["decode", str(stream), out, *weights]) == 0
+
+
+def test_a_second_picture_where_the_output_stands_is_refused(
+    pictures, weights, capsys, monkeypatch
+):
+    """`roilib encode *.png` in a folder of pictures destroyed the last one."""
+    monkeypatch.chdir(pictures)
+    before = {path.name: path.read_bytes() for path in pictures.iterdir()}
+    refused(capsys, ["encode", "frame_1.png", "frame_2.png", *weights], "frame_2.png: is a")
+    words = ["encode", "frame_1.png", "frame_10.png", "frame_2.png", "--force", *weights]
+    refused(capsys, words, "frame_2.png: is a file, but several outputs need a folder")
+    assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
+
+
+def test_two_inputs_never_share_an_output(pictures, weights, tmp_path, capsys):
+    Image.fromarray(street(3)).save(pictures / "frame_1.jpg")
+    words = ["encode", pictures, tmp_path / "out", *weights]
+    refused(capsys, words, "frame_1.", "has the same output as")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--alpha", "0.95"], "--alpha has no effect without --boxes or --detect"),
+        (["--alpha", "0.95", "--boxes", "{tmp}/away.json"], "1 of 1 boxes lie outside it"),
+        (["--lmbda", "0.02", "--max-bytes", "4000"], "--lmbda has no effect with --max-bytes"),
+        (["--confidence", "0.5"], "--confidence has no effect without --detect"),
+    ],
+)
+def test_settings_without_effect_are_said(picture, weights, tmp_path, capsys, options, said):
+    (tmp_path / "away.json").write_text("[[500, 500, 600, 600]]")
+    options = [option.format(tmp=tmp_path) for option in options]
+    assert main(["encode", str(picture), str(tmp_path / "a.roic"), *options, *weights]) == 0
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "ending", [".png", ".bmp", ".tif", ".TIFF", ".ppm", ".webp", ".jpg", ".jpeg"]
 )
-def test_pictures_are_written_as_their_name_says(picture, weights, tmp_path, ending):
-    assert main(["encode", str(picture), str(tmp_path / "a.roic"), *weights]) == 0
+def test_pictures_are_written_as_their_name_says(stream, weights, tmp_path, ending):
     for name in ("a.png", f"b{ending}"):
-        assert main(["decode", str(tmp_path / "a.roic"), str(tmp_path / name), *weights]) == 0
+        assert main(["decode", str(stream), str(tmp_path / name), *weights]) == 0
     exact, written = (read_picture(tmp_path / name).int() for name in ("a.png", f"b{ending}"))
     assert (exact - written).abs().max() <= (24 if ending.startswith(".j") else 0)
     assert (exact - written).abs().float().mean() < 1
 
 
 @pytest.mark.parametrize("name", ["a.psd", "a", "a.roic2"])
-def test_other_names_are_no_pictures(picture, weights, tmp_path, name, capsys):
-    assert main(["encode", str(picture), str(tmp_path / "a.roic"), *weights]) == 0
-    assert main(["decode", str(tmp_path / "a.roic"), str(tmp_path / name), *weights]) == 2
-    assert f"{name}: a picture's name ends in .png, " in capsys.readouterr().err
+def test_other_names_are_no_pictures(stream, weights, tmp_path, name, capsys):
+    words = ["decode", stream, tmp_path / name, *weights]
+    refused(capsys, words, f"{name}: a picture's name ends in .png, ")
     assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ([], "COMMAND"),
-        (["recode"], "recode"),
-        (["info"], "stream"),
+        (["recode"], "decode"),
+        (["--fast"], "--fast"),
         (["encode", "a", "b", "--lmbda", "x"], "--lmbda"),
         (["info", "a", "--fast"], "--fast"),
+        (["encode", "a", "--fast", "b"], "--fast"),
+        (["encode", "a", "b", "--precision", "8"], "--precision"),
+        (["drive"], "FRAMES"),
+        (["report", "none"], "none/records.json: no such file"),
+        (["drive", "a", "--mbit", "fast"], "--mbit"),
+        (["train", "--which=hyperprior", "--lr=1"], "lr"),
+        (["notebook", "a.ipynb", "b.ipynb", "--parameters", "{N: 3}"], "--parameters: not JSON"),
+        (["notebook", "none.ipynb", "b.ipynb"], "none.ipynb: no such notebook"),
     ],
 )
 def test_wrong_words_are_one_line_too(words, named, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    shown = capsys.readouterr().err
-    assert end.value.code == 2
-    assert shown.startswith("roilib")
-    assert named in shown
-    assert len(shown.splitlines()) == 1
+    refused(capsys, words, "roilib", named)
+
+
+@pytest.mark.parametrize(
+    "command", ["encode", "decode", "info", "train", "drive", "report", "notebook"]
+)
+def test_every_command_has_help_with_an_example(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"roilib {command} " in capsys.readouterr().out
+
+
+def test_help_and_version(capsys):
+    assert main(["--help"]) == 0
+    assert "encode: Code pictures as .roic streams." in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out[0].isdigit()
+
+
+def run(*words, **streams):
+    command = [sys.executable, "-m", "roilib", *map(str, words)]
+    return subprocess.run(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, **streams)
 
 
 def test_a_full_disk_behind_info_is_one_line(tmp_path):
     (tmp_path / "a.roic").write_bytes(untrained_codec(**UNTRAINED[0]).encode(street(0)))
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "roilib", "info", str(tmp_path / "a.roic")]
-        done = subprocess.run(
-            command, cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    assert (done.returncode, done.stderr) == (
-        2,
-        "roilib: standard output: cannot be written (No space left on device)\n",
+        done = run("info", tmp_path / "a.roic", stdout=full)
+    said = "roilib info: standard output: cannot be written (No space left on device)\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    (tmp_path / "a.roic").write_bytes(untrained_codec(**UNTRAINED[0]).encode(street(0)))
+    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    reader.wait()
+    done = run("info", tmp_path / "a.roic", stdout=reader.stdin)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_info_loads_nothing_heavy(tmp_path):
+    (tmp_path / "a.roic").write_bytes(untrained_codec(**UNTRAINED[0]).encode(street(0)))
+    code = (
+        "import sys; from roilib.cli import main; "
+        f"main(['info', {str(tmp_path / 'a.roic')!r}]); "
+        "print({'torch', 'PIL', 'pandas', 'av'} & set(sys.modules), file=sys.stderr)"
     )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stderr == "set()\n"
 
 
 def test_it_is_a_module_too(picture):
-    done = subprocess.run(
-        [sys.executable, "-m", "roilib", "info", str(picture)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
+    done = run("info", picture)
     assert done.returncode == 2
-    assert done.stderr.startswith("roilib: ")
+    assert done.stderr.startswith("roilib info: ")

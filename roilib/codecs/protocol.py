@@ -20,15 +20,17 @@ class DoesNotFit(ValueError):
     least_bytes: the size of that smallest stream.
     """
 
-    def __init__(self, max_bytes: int, least_bytes: int):
-        super().__init__(max_bytes, least_bytes)
-        self.max_bytes, self.least_bytes = max_bytes, least_bytes
+    def __init__(
+        self,
+        max_bytes: float,
+        least_bytes: int,
+        reason: str = "the smallest possible size of this picture is",
+    ):
+        super().__init__(max_bytes, least_bytes, reason)
+        self.max_bytes, self.least_bytes, self.reason = max_bytes, least_bytes, reason
 
     def __str__(self) -> str:
-        return (
-            f"max_bytes={self.max_bytes}: the smallest possible size of this picture is "
-            f"{self.least_bytes} bytes"
-        )
+        return f"max_bytes={self.max_bytes}: {self.reason} {self.least_bytes} bytes"
 
 
 class ImageCodec(Protocol):

@@ -8,25 +8,29 @@ import pytest
 from PIL import Image
 
 from roilib.apps.drive import drive, report, senders
+from roilib.apps.drive.frames import Drive, Frame
 from roilib.apps.drive.link import Bucket, constant
+from roilib.apps.drive.plan import Plan
+from roilib.cli import main
 from roilib.metrics import psnr_from_mse, regions, squared_errors
 from roilib.utils import notebooks
 
+NAME = "x264 ultrafast intra"
 MBIT = 0.09  # 1,125 bytes a frame: 0.6 bpp of the small pictures
 
 
 @pytest.fixture(scope="module")
 def sent(tiny_kitti, tmp_path_factory):
-    """The command over the six small pictures with losses, their labels as boxes: (folder, records, times)."""
+    """Send the six small pictures with losses, their labels as boxes: folder, records, times."""
     folder = tmp_path_factory.mktemp("drive")
     labels = str(tiny_kitti / "training" / "label_2")
-    plan = drive.Plan(mbit=MBIT, latency_ms=200, keyint=3, loss=0.2, seed=1)
-    frames = drive.Drive(tiny_kitti, boxes=labels)
+    plan = Plan(mbit=MBIT, latency_ms=200, keyint=3, loss=0.2, seed=1)
+    frames = Drive(tiny_kitti, boxes=labels)
     return folder, *drive.run(frames, plan, folder, folder)
 
 
 def street_of(count):
-    """`count` textured pictures (96, 160, 3) of a scene that moves by two pixels a frame, and a box."""
+    """`count` textured pictures (96, 160, 3) that move by two pixels a frame, and a box."""
     random = np.random.default_rng(0)
     coarse = random.uniform(40, 215, (12, 40, 3)).repeat(8, 0).repeat(8, 1)
     wide = (coarse + random.normal(0, 8, coarse.shape)).clip(0, 255).astype(np.uint8)
@@ -67,7 +71,9 @@ def test_regions_are_better_in_a_live_stream_too(name):
         decibels(
             pictures,
             through(
-                senders.peer(name, Bucket(constant(0.3), 10, 200), qoffset, 20), pictures, boxes
+                senders.conventional_sender(name, Bucket(constant(0.3), 10, 200), qoffset, 20),
+                pictures,
+                boxes,
             )[0],
             boxes[0],
         )
@@ -87,7 +93,10 @@ def test_a_lost_frame_hurts_until_the_next_keyframe_or_itself_alone(codec):
         name = f"{codec} ultrafast {kind}"
         (whole, sizes), (lossy, again) = (
             through(
-                senders.peer(name, Bucket(constant(0.3), 10, 200), -0.2, 6), pictures, boxes, lost
+                senders.conventional_sender(name, Bucket(constant(0.3), 10, 200), -0.2, 6),
+                pictures,
+                boxes,
+                lost,
             )
             for lost in ((), (2,))
         )
@@ -108,7 +117,11 @@ def test_motion_compensation_is_at_work(codec):
     still = [pictures[0]] * 6
     (_, moving), (_, standing) = (
         through(
-            senders.peer(f"{codec} veryfast live", Bucket(constant(3), 10, 200), 0.0, 20), p, boxes
+            senders.conventional_sender(
+                f"{codec} veryfast live", Bucket(constant(3), 10, 200), 0.0, 20
+            ),
+            p,
+            boxes,
         )
         for p in (pictures, still)
     )
@@ -166,8 +179,8 @@ def test_flicker_is_the_change_of_the_error():
     picture = np.full((4, 6, 3), 100, np.uint8)
     roi = np.zeros((4, 6), bool)
     roi[:2] = True
-    frame = drive.Frame("0", picture, np.zeros((0, 4)), roi, None)
-    screen = drive.Screen()
+    frame = Frame("0", picture, np.zeros((0, 4)), roi, None)
+    screen = drive.Receiver(senders.conventional_sender(NAME, Bucket(constant(1), 10, 200), 0, 1))
     assert screen.show(frame, picture + 3)["flicker"] is None  # nothing before it
     still = screen.show(frame, picture + 3)
     assert (still["flicker"], still["psnr"]) == (0, pytest.approx(psnr_from_mse(9, 255)))
@@ -179,8 +192,8 @@ def test_flicker_is_the_change_of_the_error():
 
 def test_what_does_not_fit_is_dropped_and_counted(tiny_kitti):
     labels = str(tiny_kitti / "training" / "label_2")
-    plan = drive.Plan(mbit=0.004, loss=0.0, peers=["x264 veryfast intra"])
-    records, _ = drive.send(drive.Drive(tiny_kitti, boxes=labels, count=2), plan.legs())
+    plan = Plan(mbit=0.004, loss=0.0, codecs=("x264 veryfast intra",))
+    records, _ = drive.send(Drive(tiny_kitti, boxes=labels, count=2), drive.transmissions(plan))
     assert records["dropped"].all()
     assert records["frozen"].all()
     assert (records["bytes"] == 0).all()
@@ -191,9 +204,9 @@ def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
     for i in range(2):
         Image.fromarray(np.full((96, 160, 3), 128, np.uint8)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.json").write_text("[]")
-    plan = drive.Plan(mbit=MBIT, loss=0.0, peers=["x264 ultrafast intra"])
+    plan = Plan(mbit=MBIT, loss=0.0, codecs=("x264 ultrafast intra",))
     records, times = drive.run(
-        drive.Drive(tmp_path, boxes=str(tmp_path)), plan, tmp_path / "made", tmp_path / "made"
+        Drive(tmp_path, boxes=str(tmp_path)), plan, tmp_path / "made", tmp_path / "made"
     )
     exact = records[records["codec"] == "x264 ultrafast intra"]
     assert (exact["bg_sse"] == 0).all()
@@ -209,8 +222,8 @@ def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
 
 
 def test_one_frame_is_a_drive(tiny_kitti, tmp_path):
-    frames = drive.Drive(tiny_kitti, boxes=str(tiny_kitti / "training" / "label_2"), count=1)
-    records, _ = drive.run(frames, drive.Plan(mbit=MBIT, peers=[]), tmp_path, tmp_path)
+    frames = Drive(tiny_kitti, boxes=str(tiny_kitti / "training" / "label_2"), count=1)
+    records, _ = drive.run(frames, Plan(mbit=MBIT, codecs=()), tmp_path, tmp_path)
     assert records[["flicker", "roi_flicker", "bg_flicker"]].isna().all(axis=None)
     assert (tmp_path / "drive.html").exists()
 
@@ -220,21 +233,21 @@ def test_frames_that_do_not_go_together_are_named_before_any_is_coded(tmp_path):
         Image.fromarray(np.zeros((64, side, 3), np.uint8)).save(tmp_path / name)
         (tmp_path / name).with_suffix(".json").write_text("[]")
     with pytest.raises(ValueError, match=r"c\.png: 64x64 pixels, the frames before it have 96x64"):
-        drive.Drive(tmp_path, boxes=str(tmp_path))
+        Drive(tmp_path, boxes=str(tmp_path))
     (tmp_path / "c.png").rename(tmp_path / "old")
     (tmp_path / "b.json").write_text("{}")
     with pytest.raises(ValueError, match=r"b\.json: not a list"):
-        drive.Drive(tmp_path, boxes=str(tmp_path))
+        Drive(tmp_path, boxes=str(tmp_path))
     (tmp_path / "b.png").rename(tmp_path / "a.webp")
     with pytest.raises(ValueError, match=r"a\.webp: a second picture of the name a"):
-        drive.Drive(tmp_path, boxes=str(tmp_path))
+        Drive(tmp_path, boxes=str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["nowhere"], "nowhere: no such folder"),
-        (["KITTI", "--peers", "x266 fast live"], "x266 fast live: a peer is"),
+        (["KITTI", "--codecs", "x266 fast live"], "x266 fast live: a codec of a drive is"),
         (["KITTI", "--mbit", "0"], "a bandwidth is"),
         (["KITTI", "--trace", "none.csv"], "none.csv: no such file"),
         (["KITTI", "--boxes", "KITTI"], "no 000000.txt or 000000.json"),
@@ -245,13 +258,14 @@ def test_frames_that_do_not_go_together_are_named_before_any_is_coded(tmp_path):
         (["KITTI", "--mbit", "1e9"], "a bandwidth is"),
         (["KITTI", "--trace", ""], ".: cannot be read"),
         (["KITTI", "--boxes", ""], "no 000000.txt or 000000.json"),
-        (["KITTI", "--peers", "x264 fast live", "x264 fast live"], "is named twice"),
+        (["KITTI", "--boxes"], "--boxes requires"),
+        (["KITTI", "--codecs", "x264 fast live", "x264 fast live"], "is named twice"),
         (["KITTI", "--results", "/dev/null"], "/dev/null: cannot be written"),
     ],
 )
 def test_bad_options_are_one_line(tiny_kitti, capsys, options, message):
     options = [str(tiny_kitti) if option == "KITTI" else option for option in options]
-    assert drive.main(options) == 2
+    assert main(["drive", *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert message in error[0]

@@ -1,10 +1,11 @@
-"""A thin link, simulated: how many bytes get through until when, what a frame may take of it, and which packets are lost.
+"""A simulated thin link: when bytes get through, what a frame may take, which packets are lost.
 
-    bandwidth (constant or a trace) ──► Link ──► Bucket ──► budget of a frame ──► its delivery: queue, transmission, late or not
-                                                    seeded Loss ──► whether all its packets arrive
+    bandwidth ──► Link ──► Bucket ──► budget of a frame ──► Delivery: queue, transmission, late
+    seed ───────► Loss ──► whether all packets of a frame arrive
 
-Bytes leave in order, as fast as the link takes them; what waits is the bucket's content. Times in seconds from the first frame, sizes in bytes of
-payload: headers below are not counted, nor is the time light takes.
+Bytes leave in order, as fast as the link takes them; the bucket holds what waits. Times are in
+seconds from the first frame. Sizes are in bytes of payload: neither the headers of lower protocols
+nor the time that light takes are counted.
 """
 
 import csv
@@ -18,31 +19,35 @@ import numpy as np
 
 from roilib.utils.files import read_text
 
-BYTES_PER_MBIT, MOST_MBIT = 125_000, 100_000
-PACKET = 1200  # bytes of payload: what fits under the usual 1,500 with room for headers, as video conferences cut
-ROUNDING = 1e-6  # bytes and milliseconds that floating point may be off
+BYTES_PER_MBIT = 125_000
+MOST_MBIT = 100_000
+PACKET = 1200  # bytes of payload; with headers below the usual 1,500, as in video conferences
+ROUNDING = 1e-6  # bytes or milliseconds by which floating point may be off
 
 
 @dataclass(frozen=True)
 class Link:
-    """Bandwidth over time: `rates[i]` bytes a second from `times[i]` seconds on, the last one for ever; made by `constant` or `read_trace`."""
+    """Bandwidth over time: `rates[i]` bytes a second from `times[i]` seconds on.
+
+    The last rate holds for ever. Made by `constant` or `read_trace`.
+    """
 
     times: np.ndarray
     rates: np.ndarray
 
     def rate(self, time: float) -> float:
-        """Bytes a second at `time`."""
+        """Return the bytes a second at `time`."""
         return float(self.rates[np.searchsorted(self.times, time, "right") - 1])
 
     def through(self, start: float, end: float) -> float:
-        """Bytes that get through from `start` to `end`: the rate's integral."""
+        """Return the bytes that get through from `start` to `end`: the rate's integral."""
         edges = np.concatenate(
             [[start], self.times[(self.times > start) & (self.times < end)], [end]]
         )
         return sum(self.rate(a) * (b - a) for a, b in itertools.pairwise(edges))
 
     def finish(self, start: float, size: float) -> float:
-        """When `size` bytes that begin at `start` are through."""
+        """Return when `size` bytes that begin at `start` are through."""
         for edge in self.times[self.times > start]:
             step = self.rate(start) * (edge - start)
             if step >= size:
@@ -52,7 +57,7 @@ class Link:
 
 
 def constant(mbit: float) -> Link:
-    """A link of always `mbit` Mbit/s. Raises ValueError for a bandwidth that is none."""
+    """Make a link of constant `mbit` Mbit/s. Raises ValueError for an impossible bandwidth."""
     if not 0 < mbit <= MOST_MBIT:
         raise ValueError(
             f"a bandwidth is a number of Mbit/s above 0 and at most {MOST_MBIT}, not {mbit}"
@@ -61,7 +66,10 @@ def constant(mbit: float) -> Link:
 
 
 def read_trace(path: str | Path) -> Link:
-    """A link from a CSV file `time_s,mbit_s`: from each time on that bandwidth, from the last one on for ever. Raises ValueError naming the line."""
+    """Read a link from a CSV file `time_s,mbit_s`: the bandwidth from each time on.
+
+    The last one holds for ever. Raises ValueError naming the line.
+    """
     try:
         rows = list(csv.reader(io.StringIO(read_text(Path(path)))))
     except csv.Error as error:
@@ -97,7 +105,11 @@ def _point(row: list[str], where: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Delivery:
-    """When a frame got through, in ms after it was taken: waiting for earlier ones, being sent, both together, and whether that is too long."""
+    """When a frame got through.
+
+    queue_ms: it waited for earlier frames. transmission_ms: it was being sent. delay_ms: both
+    together. late: the delay exceeds the latency.
+    """
 
     queue_ms: float
     transmission_ms: float
@@ -108,39 +120,40 @@ class Delivery:
 class Bucket:
     """What a sender has put on a link and the link has not carried yet.
 
-    It may hold what the link carries in `latency_ms` at the rate of the moment (a sender does not know what comes), so on a constant link nothing
-    that fits is ever late. An encoder that sizes each frame by itself gets one frame interval's share of the link, or the space that is left if
-    that is less: a queue it does not build is delay it does not have.
+    It may hold what the link carries in `latency_ms` at the present rate, since a sender does not
+    know the future. On a constant link nothing that fits is late. An encoder that sizes each frame
+    exactly gets one frame interval's share of the link, or the space that is left if that is less:
+    without a queue there is no delay from it.
     """
 
     def __init__(self, link: Link, fps: float, latency_ms: float):
         if not (0.01 <= fps <= 1000 and math.isfinite(latency_ms) and latency_ms > 0):
             raise ValueError(
-                f"frames a second are 0.01 to 1000 and the latency in ms a number above 0, not {fps} and {latency_ms}"
+                "frames a second are 0.01 to 1000 and the latency in ms a number above 0, "
+                f"not {fps} and {latency_ms}"
             )
-        self.link, self.fps, self.latency_ms, self.free = (
-            link,
-            fps,
-            latency_ms,
-            0.0,
-        )  # free: when all that was sent is through
+        self.link, self.fps, self.latency_ms = link, fps, latency_ms
+        self.free = 0.0  # when all that was sent is through
 
     def queued(self, time: float) -> float:
-        """Bytes still waiting at `time`."""
+        """Return the bytes that still wait at `time`."""
         return self.link.through(time, self.free) if self.free > time else 0.0
 
     def space(self, time: float) -> int:
-        """Bytes that still fit at `time`; negative when the rate has fallen below what waits."""
+        """Return the bytes that still fit at `time`; negative after the rate has fallen."""
         return math.floor(
             self.link.rate(time) * self.latency_ms / 1000 - self.queued(time) + ROUNDING
         )
 
     def share(self, time: float) -> int:
-        """Bytes of a frame taken at `time` whose sender sizes it exactly."""
+        """Return the budget of a frame taken at `time` by a sender that sizes it exactly."""
         return min(self.space(time), math.floor(self.link.rate(time) / self.fps + ROUNDING))
 
     def send(self, time: float, size: int) -> Delivery:
-        """Put a frame of `size` bytes, taken at `time`, behind what waits. Frames come in order of time."""
+        """Put a frame of `size` bytes, taken at `time`, behind what waits.
+
+        Frames come in order of time.
+        """
         begin = max(time, self.free)
         self.free = self.link.finish(begin, size)
         queue, transmission = 1000 * (begin - time), 1000 * (self.free - begin)
@@ -153,9 +166,11 @@ class Bucket:
 
 
 class Loss:
-    """Which packets a link loses: each with `probability`, alone or in bursts of `burst` packets on average (Gilbert's model).
+    """The packets that a link loses, each with `probability`.
 
-    Draws depend on seed, frame and packet number alone, so senders whose frames have as many packets lose the same ones.
+    Losses are independent, or come in bursts of `burst` packets on average (Gilbert's model). They
+    depend on seed, frame and packet number alone: senders whose frames have as many packets lose
+    the same ones.
     """
 
     def __init__(self, probability: float, burst: float | None = None, seed: int = 0):
@@ -165,7 +180,8 @@ class Loss:
             )
         if burst is not None and not (math.isfinite(burst) and burst >= 1 / (1 - probability)):
             raise ValueError(
-                f"packets are lost in bursts of {1 / (1 - probability):g} (each by itself) or more on average, not {burst}"
+                f"packets are lost in bursts of {1 / (1 - probability):g} (independently) or more "
+                f"on average, not {burst}"
             )
         if seed < 0:
             raise ValueError(f"a seed is 0 or more, not {seed}")
@@ -174,7 +190,7 @@ class Loss:
         self.begin = probability * (1 - self.stay) / (1 - probability)
 
     def arrives(self, frame: int, size: int) -> bool:
-        """Whether all packets of a frame of `size` bytes arrive; frames come in order."""
+        """Return whether all packets of a frame of `size` bytes arrive; frames come in order."""
         whole = True
         for draw in np.random.default_rng([self.seed, frame]).random(packets(size)):
             self.losing = bool(draw < (self.stay if self.losing else self.begin))
@@ -183,5 +199,5 @@ class Loss:
 
 
 def packets(size: int) -> int:
-    """Packets of a frame of `size` bytes."""
+    """Return the number of packets of a frame of `size` bytes."""
     return -(-size // PACKET)

@@ -1,4 +1,4 @@
-"""What a drive over a thin link came to: tables, a figure over time, films side by side and a page that shows them."""
+"""Results of a drive: tables, a figure over time, films, and a page that shows them."""
 
 import contextlib
 import html
@@ -21,94 +21,91 @@ from roilib.metrics import pooled_psnr
 from roilib.utils.files import replacing, write_json
 from roilib.visualization.style import save_figure
 
-LINES = {"intra": "--", "live": "-."}  # of the last word of a peer's name; ours is solid
+LINES = {"intra": "--", "live": "-."}  # by the last word of a codec's name; ours is solid
 FILM = {
     "crf": "23",
     "preset": "fast",
-    "x264-params": "cpu-independent=1",
-}  # without the last no two encodes need be the same bytes
+    "x264-params": "cpu-independent=1",  # the same bytes on every machine
+}
+LARGEST_DENOMINATOR = 1001  # of a frame rate, as 30000/1001
 STRIP = 22  # pixels above a film's picture, for its name
-COLUMNS = {
+COLUMNS = {  # of the table without losses: column → heading
     "label": "codec",
     "kilobytes": "kB a frame",
     "over": "over",
     "dropped": "dropped",
     "late": "late",
     "delay_p95": "p95 delay ms",
-}
-COLUMNS |= {
     "roi_psnr": "ROI dB",
     "bg_psnr": "background dB",
     "roi_floor": "ROI floor dB",
     "roi_flicker": "ROI flicker",
     "bg_flicker": "background flicker",
 }
-LOSS_COLUMNS = {
+LOSS_COLUMNS = {  # of the table with losses
     "label": "codec",
     "lost": "frames lost",
     "affected": "frames affected",
     "roi_psnr": "ROI dB",
     "bg_psnr": "background dB",
+    "roi_floor": "ROI floor dB",
+    "bg_floor": "background floor dB",
 }
-LOSS_COLUMNS |= {"roi_floor": "ROI floor dB", "bg_floor": "background floor dB"}
 TIME_COLUMNS = {
     "label": "codec",
     "encode_p50": "encode ms, median",
     "encode_p95": "encode ms, p95",
     "decode_p50": "decode ms, median",
+    "decode_p95": "decode ms, p95",
 }
-TIME_COLUMNS |= {"decode_p95": "decode ms, p95"}
+TITLES = {"whole": "No packet lost", "lossy": "Packets lost"}
+STYLE = (
+    "body{font-family:sans-serif;max-width:1300px;margin:auto}"
+    "video,img{width:100%}td,th{padding:2px 8px;text-align:right}"
+)
 
 
 def summary(frames: pd.DataFrame) -> pd.DataFrame:
-    """One row a codec and network; frames: the records of `drive.send`.
+    """Return one row for each codec and network; frames: the records of `drive.send`.
 
-    PSNRs (dB) are pooled over the pixels of all frames as they were shown, floors are the least of a frame; kilobytes (1,000 bytes) and flicker
-    (grey levels) are means over frames; over, dropped, late, lost and affected count frames: larger than their budget, not sent, through after the
-    latency, with a lost packet, and shown otherwise than without losses. delay_p95: ms on the link, of the frames that were sent.
+    PSNRs (dB) are pooled over the pixels of all frames as they were shown; floors are the least of
+    a frame. kilobytes (1,000 bytes) and flicker (grey levels) are means over frames. Frames are
+    counted that are over (larger than their budget), dropped (not sent), late (through after the
+    latency), lost (a packet is missing) and affected (shown otherwise than without losses).
+    delay_p95: the 95th percentile of the ms on the link, of the frames that were sent.
     """
     rows = []
     for (codec, network), group in frames.groupby(["codec", "network"], sort=False):
-        counts = {
-            name: int(group[name].sum()) for name in ("over", "dropped", "late", "lost", "affected")
-        }
-        means = {"kilobytes": group["bytes"].mean() / 1000} | {
-            f"{part}flicker": group[f"{part}flicker"].mean() for part in ("roi_", "bg_")
-        }
-        floors = {f"{part}floor": group[f"{part}psnr"].min() for part in ("roi_", "bg_")}
-        psnrs = {
-            f"{part}psnr": pooled_psnr(group.to_dict("records"), part) for part in ("roi_", "bg_")
-        }
-        delay = {"delay_p95": group["delay_ms"].quantile(0.95)}
-        rows.append(
-            {"label": codec, "network": network, "frames": len(group)}
-            | means
-            | counts
-            | delay
-            | psnrs
-            | floors
-        )
+        records = group.to_dict("records")
+        row = {"label": codec, "network": network, "frames": len(group)}
+        row["kilobytes"] = group["bytes"].mean() / 1000
+        row |= {f"{part}_flicker": group[f"{part}_flicker"].mean() for part in ("roi", "bg")}
+        counted = ("over", "dropped", "late", "lost", "affected")
+        row |= {name: int(group[name].sum()) for name in counted}
+        row["delay_p95"] = group["delay_ms"].quantile(0.95)
+        row |= {f"{part}_psnr": pooled_psnr(records, f"{part}_") for part in ("roi", "bg")}
+        row |= {f"{part}_floor": group[f"{part}_psnr"].min() for part in ("roi", "bg")}
+        rows.append(row)
     return table_of(rows)
 
 
 def time_summary(times: pd.DataFrame) -> pd.DataFrame:
-    """Median and 95th percentile of each codec's encode and decode ms; an intra peer's encode is its whole search for what fits."""
+    """Return the median and 95th percentile of each codec's encode and decode ms.
+
+    The encode time of a conventional intra codec is that of its whole search for what fits.
+    """
     rows = []
     for codec, group in times.groupby("codec", sort=False):
-        kinds = (
-            (kind, name, q)
-            for kind in ("encode", "decode")
-            for name, q in (("p50", 0.5), ("p95", 0.95))
-        )
-        rows.append(
-            {"label": codec}
-            | {f"{kind}_{name}": group[f"{kind}_ms"].quantile(q) for kind, name, q in kinds}
-        )
+        row = {"label": codec}
+        for kind in ("encode", "decode"):
+            for name, q in (("p50", 0.5), ("p95", 0.95)):
+                row[f"{kind}_{name}"] = group[f"{kind}_ms"].quantile(q)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def text(frames: pd.DataFrame, times: pd.DataFrame) -> str:
-    """The summaries as Markdown."""
+    """Return the summaries as Markdown."""
     table = summary(frames)
     parts = [markdown(table[table["network"] == "whole"], COLUMNS)]
     if "lossy" in set(table["network"]):
@@ -117,7 +114,10 @@ def text(frames: pd.DataFrame, times: pd.DataFrame) -> str:
 
 
 def over_time(frames: pd.DataFrame, latency_ms: float, network: str = "whole") -> Figure:
-    """Bytes against the budget, delay on the link, ROI and background PSNR of every codec over time; with losses PSNRs alone, lost frames marked."""
+    """Draw every codec over time: bytes and their budget, delay, ROI and background PSNR.
+
+    With losses the PSNRs alone are drawn, and lost frames are marked.
+    """
     chosen = frames[frames["network"] == network]
     panels = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)"}
     if network == "whole":
@@ -127,8 +127,8 @@ def over_time(frames: pd.DataFrame, latency_ms: float, network: str = "whole") -
     )
     for ax, (name, label) in zip(axes, panels.items(), strict=True):
         for i, (codec, rows) in enumerate(chosen.groupby("codec", sort=False)):
-            name_of_codec, _, kind = codec.rpartition(" ")
-            colour, _ = look(name_of_codec or codec)
+            plain_name, _, kind = codec.rpartition(" ")
+            colour, _ = look(plain_name or codec)
             ax.plot(
                 rows["time"],
                 rows[name],
@@ -153,7 +153,10 @@ def over_time(frames: pd.DataFrame, latency_ms: float, network: str = "whole") -
 
 
 class Film:
-    """An MP4 of pictures one under the other: the original and what was shown of `names`, over one `network`. Appears when it is complete."""
+    """An MP4 of the original and what receivers on `network` showed of the codecs `names`.
+
+    The pictures stand one under the other. The file appears when it is complete.
+    """
 
     def __init__(self, path: Path, network: str, names: list[str], fps: float):
         self.path, self.network, self.names = path, network, names
@@ -162,17 +165,16 @@ class Film:
             str(self.temporary), "w", format="mp4", options={"movflags": "faststart"}
         )
         self.stream = self.container.add_stream(
-            "libx264", rate=Fraction(fps).limit_denominator(1001), options=FILM
+            "libx264", rate=Fraction(fps).limit_denominator(LARGEST_DENOMINATOR), options=FILM
         )
         self.stream.pix_fmt = "yuv420p"
 
     def add(self, original: np.ndarray, shown: dict[str, np.ndarray]) -> None:
-        """One more frame; shown: codec → picture."""
+        """Add a frame; shown: codec → picture."""
         rows = [_named(original, "original"), *(_named(shown[name], name) for name in self.names)]
         stack = np.concatenate(rows)
-        stack = np.pad(
-            stack, ((0, stack.shape[0] % 2), (0, stack.shape[1] % 2), (0, 0)), "edge"
-        )  # 4:2:0 has even sides
+        height, width = stack.shape[:2]  # 4:2:0 has even sides
+        stack = np.pad(stack, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
         frame = av.VideoFrame.from_ndarray(stack, "rgb24")
         frame = frame.reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
@@ -203,14 +205,14 @@ def _named(picture: np.ndarray, name: str) -> np.ndarray:
 def films(
     folder: str | Path, codecs: list[str], networks: list[str], fps: float
 ) -> Iterator[list[Film]]:
-    """Films `drive_NETWORK.mp4` of the original, our codec and the first live peer (or else the first peer), one a network."""
+    """Make a film `drive_NETWORK.mp4` for each network: the original, our codec and another one.
+
+    The other one is the first live encoder, or else the first conventional codec.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     names = [codecs[0], *sorted(codecs[1:], key=lambda name: not name.endswith("live"))[:1]]
-    made, complete = (
-        [Film(folder / f"drive_{network}.mp4", network, names, fps) for network in networks],
-        False,
-    )
+    made = [Film(folder / f"drive_{network}.mp4", network, names, fps) for network in networks]
+    complete = False
     with contextlib.ExitStack() as closing:
         for film in made:
             closing.callback(lambda film=film: film.close(complete))
@@ -225,15 +227,13 @@ def write(
     times: pd.DataFrame,
     provenance: dict,
 ) -> None:
-    """Records, times, summary and provenance to `results` as drive….csv and .json; figures and a page beside the films to `figures`."""
+    """Write records, times, summary and provenance to `results` as drive….csv and .json.
+
+    Figures and a page go beside the films to `figures`. Both folders exist.
+    """
     results, figures = Path(results), Path(figures)
-    for folder in (results, figures):
-        folder.mkdir(parents=True, exist_ok=True)
-    for name, table in {
-        "drive_frames": frames,
-        "drive_times": times,
-        "drive": summary(frames),
-    }.items():
+    tables = {"drive_frames": frames, "drive_times": times, "drive": summary(frames)}
+    for name, table in tables.items():
         _write_text(results / f"{name}.csv", table.to_csv(index=False))
     write_json(results / "drive_provenance.json", provenance)
     networks = list(frames["network"].unique())
@@ -245,23 +245,20 @@ def write(
 
 
 def _page(frames: pd.DataFrame, networks: list[str]) -> str:
-    titles = {"whole": "No packet lost", "lossy": "Packets lost"}
     parts = [
-        '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>A drive over a thin link</title>'
+        '<!DOCTYPE html><html lang="en"><meta charset="utf-8">',
+        f"<title>A drive over a thin link</title><style>{STYLE}</style>",
     ]
-    parts.append(
-        "<style>body{font-family:sans-serif;max-width:1300px;margin:auto}video,img{width:100%}td,th{padding:2px 8px;text-align:right}</style>"
-    )
     table = summary(frames)
     for network in networks:
         columns = COLUMNS if network == "whole" else LOSS_COLUMNS
         rows = table[table["network"] == network][list(columns)].rename(columns=columns)
-        parts.append(
-            f"<h2>{html.escape(titles[network])}</h2>{rows.to_html(index=False, float_format='{:.2f}'.format, na_rep='–', border=0)}"
-        )
-        parts.append(
-            f'<video controls loop muted src="drive_{network}.mp4"></video><img src="drive_{network}.png" alt="the same over time">'
-        )
+        shown = rows.to_html(index=False, float_format="{:.2f}".format, na_rep="–", border=0)
+        parts += [
+            f"<h2>{html.escape(TITLES[network])}</h2>{shown}",
+            f'<video controls loop muted src="drive_{network}.mp4"></video>',
+            f'<img src="drive_{network}.png" alt="the same over time">',
+        ]
     return "\n".join(parts) + "\n"
 
 

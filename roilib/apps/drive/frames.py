@@ -1,0 +1,90 @@
+"""The frames of a drive: pictures, the boxes that encoders get, and the ROI that is measured."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from roilib.apps.files import files_in
+from roilib.apps.transcode import box_file
+from roilib.datasets.boxes import read_boxes
+from roilib.datasets.images import PICTURE_SUFFIXES, picture_size, read_picture
+from roilib.models.detector import HookedDetector
+from roilib.roi import roi_mask
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame of a drive.
+
+    image: uint8 (H, W, 3). boxes: (K, ≥4), what encoders get. roi: bool (H, W), of the true boxes.
+    detect_ms: the time that the detector took; None where boxes come from files.
+    """
+
+    id: str
+    image: np.ndarray
+    boxes: np.ndarray
+    roi: np.ndarray
+    detect_ms: float | None
+
+
+class Drive:
+    """The frames of a folder in natural order of their names, or of a KITTI root with its labels.
+
+    boxes: a folder of box files that encoders get, named as the pictures; None: what the pretrained
+    detector finds. truth: such a folder for the ROI that is measured; None: the root's labels, or
+    else the boxes that encoders get. count: the first so many frames.
+
+    Raises ValueError naming the folder or file that is wrong, before anything is coded.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        boxes: str | Path | None = None,
+        truth: str | Path | None = None,
+        count: int | None = None,
+    ):
+        folder = Path(folder)
+        if (folder / "training" / "image_2").is_dir():
+            labels, folder = folder / "training" / "label_2", folder / "training" / "image_2"
+            truth = labels if truth is None and labels.is_dir() else truth
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+        if count is not None and count < 1:
+            raise ValueError(f"a drive has 1 frame or more, not {count}")
+        self.pictures = files_in(folder, PICTURE_SUFFIXES)[:count]
+        self._check_sizes()
+        self.boxes, self.truth = (
+            None if f is None else [read_boxes(box_file(Path(f), path)) for path in self.pictures]
+            for f in (boxes, truth)
+        )
+        self.detector = HookedDetector() if boxes is None else None
+
+    def _check_sizes(self) -> None:
+        """Raise ValueError for a picture of another size or a name that is there already."""
+        first, *others = map(picture_size, self.pictures)
+        names = {self.pictures[0].stem}
+        for path, (height, width) in zip(self.pictures[1:], others, strict=True):
+            if (height, width) != first:
+                raise ValueError(
+                    f"{path}: {width}x{height} pixels, the frames before it have "
+                    f"{first[1]}x{first[0]}"
+                )
+            if path.stem in names:
+                raise ValueError(f"{path}: a second picture of the name {path.stem}")
+            names.add(path.stem)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for i, path in enumerate(self.pictures):
+            image = read_picture(path).permute(1, 2, 0).numpy()
+            start = time.perf_counter()
+            boxes = self.boxes[i] if self.boxes else self.detector.regions(image)
+            detect_ms = None if self.boxes else 1000 * (time.perf_counter() - start)
+            roi = roi_mask(self.truth[i] if self.truth else boxes, *image.shape[:2])
+            yield Frame(path.stem, image, boxes, roi, detect_ms)

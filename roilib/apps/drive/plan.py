@@ -1,0 +1,44 @@
+"""What a drive is sent over, by which codecs, and with which settings."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+
+CODECS = ("x265 medium intra", "x264 medium intra", "x265 veryfast live", "x264 veryfast live")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a drive, which are also options of `roilib drive`.
+
+    Args:
+        mbit: bandwidth in Mbit/s; default 1
+        trace: CSV file time_s,mbit_s of a bandwidth that changes, instead of --mbit
+        fps: frames a second; default 10
+        latency_ms: longest delay of a frame on the link, which limits what may wait; default 200
+        alpha: our ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
+            default 0.9
+        qoffset: ROI strength of conventional codecs: quantiser offset from -1, the whole range,
+            to 0, none; default -0.2
+        keyint: frames from keyframe to keyframe of a live encoder; default 20
+        loss: probability that a packet is lost; 0: no second receiver; default 0.01
+        burst: packets lost in a row on average; default: losses are independent
+        seed: of the losses; default 0
+        weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
+        codecs: conventional codecs, as 'x265 medium intra' or 'x264 veryfast live'
+    """
+
+    mbit: float = 1.0
+    trace: str | None = None
+    fps: float = 10.0
+    latency_ms: float = 200.0
+    alpha: float = 0.9
+    qoffset: float = -0.2
+    keyint: int = 20
+    loss: float = 0.01
+    burst: float | None = None
+    seed: int = 0
+    weights: str | None = None
+    codecs: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = CODECS

@@ -1,0 +1,188 @@
+"""Which file a command reads, which it writes, and which files it must not overwrite.
+
+    a.png a.roic             one file to one file
+    a.png b.png FOLDER out   several files, or folders of them, into the folder `out`
+    - -                      standard input to standard output
+
+A command overwrites only what this package made: a .roic stream, or a PNG that says so in its
+Software field. `--force` overwrites other files too, but never an input of the same command.
+"""
+
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from roilib.codecs.container import MAGIC, MAX_BYTES, Header
+from roilib.utils.files import replacing
+
+STANDARD = Path("-")  # standard input or output
+STREAMS = (".roic",)
+JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+PICTURES = {  # what `decode` writes: suffix → Pillow's options
+    ".png": {"format": "PNG"},
+    ".bmp": {"format": "BMP"},
+    ".tif": {"format": "TIFF"},
+    ".tiff": {"format": "TIFF"},
+    ".ppm": {"format": "PPM"},
+    ".webp": {"format": "WEBP", "lossless": True},
+    ".jpg": JPEG,
+    ".jpeg": JPEG,
+}
+SOFTWARE = "roilib"  # of the PNG files that this package writes
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_MARK = b"tEXtSoftware\0" + SOFTWARE.encode()
+PNG_HEAD_BYTES = 512  # of a PNG; Pillow writes text before the pixels
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to make of another; in_folder: the folder of `out` is to be made first."""
+
+    source: Path
+    out: Path
+    in_folder: bool = False
+
+    def write(self, data: bytes) -> None:
+        """Write the output. Raises ValueError naming it when it cannot be written."""
+        if self.in_folder:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.out, data)
+
+
+def natural_order(path: Path) -> list[tuple[int, int, str]]:
+    """Return a sort key of file names that compares the numbers in them by value."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """List a folder's files with these suffixes in natural order; hidden files are left out.
+
+    Raises ValueError where there is none.
+    """
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    ]
+    if not found:
+        raise ValueError(f"{folder}: no files ending in {', '.join(suffixes)} here")
+    return sorted(found, key=natural_order)
+
+
+def pair(words: Sequence[Path], suffixes: Collection[str], made: str) -> list[Job]:
+    """Return a Job for each input that `words` name; the last word is the output.
+
+    suffixes: of the files that are taken from folders; made: the suffix of outputs in a folder.
+    Raises ValueError where no output is named, and for two inputs with the same output.
+    """
+    if len(words) < 2:
+        raise ValueError("an input and an output are needed, in this order")
+    *named, out = words
+    sources = expand(named, suffixes)
+    if len(named) == 1 and not named[0].is_dir() and not out.is_dir():
+        return [Job(sources[0], out)]
+    if out == STANDARD or STANDARD in sources:
+        raise ValueError("-: only one input can be coded from standard input or to standard output")
+    if out.suffix and not out.is_dir():
+        kind = "is a file" if out.exists() else "is the name of a file"
+        raise ValueError(f"{out}: {kind}, but several outputs need a folder")
+    jobs: dict[Path, Job] = {}
+    for source in sources:
+        job = Job(source, out / f"{source.stem}{made}", in_folder=True)
+        if job.out in jobs:
+            raise ValueError(f"{source}: has the same output as {jobs[job.out].source}, {job.out}")
+        jobs[job.out] = job
+    return list(jobs.values())
+
+
+def expand(named: Iterable[Path], suffixes: Collection[str]) -> list[Path]:
+    """Return the files named, with those in a folder in its place."""
+    return [file for p in named for file in (files_in(p, suffixes) if p.is_dir() else [p])]
+
+
+def protect(outputs: Iterable[Path], inputs: Iterable[Path], force: bool = False) -> None:
+    """Raise ValueError for an output that would overwrite an input, or a file made by others."""
+    inputs = [path for path in inputs if path != STANDARD and path.exists()]
+    for out in outputs:
+        if out == STANDARD or not out.exists():
+            continue
+        if any(out.samefile(path) for path in inputs):
+            raise ValueError(f"{out}: is an input of this command, and is not overwritten")
+        if out.is_dir():
+            raise ValueError(f"{out}: cannot be written (Is a directory)")
+        if out.is_file() and not force and not made_here(out):
+            raise ValueError(f"{out}: exists, and roilib did not make it; --force overwrites it")
+
+
+def made_here(path: Path) -> bool:
+    """Return whether this package made a file: a stream, or a PNG that says so."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(PNG_HEAD_BYTES)
+    except OSError:
+        return False
+    return head.startswith(MAGIC) or (head.startswith(PNG_START) and PNG_MARK in head)
+
+
+def name_of(path: Path) -> str:
+    """Return what messages call an input."""
+    return "standard input" if path == STANDARD else str(path)
+
+
+def read_stream(path: Path) -> tuple[bytes, Header]:
+    """Read a stream and its header. Raises ValueError naming the file.
+
+    Of a file that begins otherwise, or is longer than any stream, only a part is read.
+    """
+    try:
+        with sys.stdin.buffer if path == STANDARD else path.open("rb") as file:
+            start = file.read(len(MAGIC))
+            data = start + (file.read(MAX_BYTES) if start == MAGIC else b"")
+    except OSError as error:
+        raise ValueError(f"{name_of(path)}: {error.strerror}") from None
+    try:
+        return data, Header.unpack(data)[0]
+    except ValueError as error:
+        raise ValueError(f"{name_of(path)}: {error}") from None
+
+
+def describe(header: Header, data: bytes) -> dict:
+    """Return what a stream says of itself, with its size."""
+    bpp = 8 * len(data) / (header.height * header.width)
+    return header.describe() | {"bytes": len(data), "bpp": round(bpp, 5)}
+
+
+def summary_line(records: Sequence[dict]) -> str:
+    """Return one line on what coding files came to; records: of `describe`, with source and out."""
+    total, boxes = sum(r["bytes"] for r in records), sum(len(r["boxes"]) for r in records)
+    pixels = sum(r["height"] * r["width"] for r in records)
+    size = f"{total:,} bytes, {8 * total / pixels:.3f} bpp, {boxes} box{'' if boxes == 1 else 'es'}"
+    if len(records) == 1:
+        return f"{records[0]['out']}: {size}"
+    seconds = sum(r["seconds"] for r in records)
+    each = f"{seconds:.1f} s, {seconds / len(records):.2f} s each"
+    return f"{Path(records[0]['out']).parent}: {len(records)} pictures, {size}, {each}"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """`replacing`, whose failure is a ValueError that names `path`."""
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, or standard output. Raises ValueError naming a file that cannot be written."""
+    if path == STANDARD:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    with writing(path) as temporary:
+        temporary.write_bytes(data)

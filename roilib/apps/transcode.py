@@ -1,0 +1,121 @@
+"""One picture to a `.roic` file and back: what `roilib encode` and `roilib decode` do to each file.
+
+Job ──► picture ──► boxes: a file's, a detector's or none ──► codec ──► stream ──► file
+Job ──► stream ──► codec ──► picture ──► file
+"""
+
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from roilib.apps.files import PICTURES, SOFTWARE, STANDARD, Job, describe, name_of, write_bytes
+from roilib.codecs import roic
+from roilib.codecs.container import Header
+from roilib.codecs.roic import Codec
+from roilib.datasets.boxes import read_boxes
+from roilib.datasets.images import read_picture
+from roilib.models.detector import HookedDetector
+
+Regions = Callable[[Path, np.ndarray], Sequence]  # picture's file and pixels → its boxes
+
+
+def regions_of(
+    pictures: Sequence[Path],
+    boxes: Path | None,
+    detect: bool,
+    detector: Path | None,
+    confidence: float | None,
+) -> Regions:
+    """Return what gives each picture's boxes: files, a detector, or nothing.
+
+    boxes: a box file of one picture, or a folder of box files named as the pictures. detector: a
+    YOLOv8 file; None with `detect`: the pretrained one. Raises ValueError naming what is missing.
+    """
+    if boxes and not boxes.is_dir():
+        if not boxes.is_file():
+            raise ValueError(f"{boxes}: no such file")
+        if len(pictures) > 1:
+            raise ValueError(f"{boxes}: not a folder, as {len(pictures)} pictures need")
+        return lambda path, image: read_boxes(boxes)
+    if boxes:
+        files = {picture: box_file(boxes, picture) for picture in pictures}
+        return lambda path, image: read_boxes(files[path])
+    if detect or detector:
+        options = {} if confidence is None else {"confidence": confidence}
+        found_by = HookedDetector(detector)
+        return lambda path, image: found_by.regions(image, **options)
+    return lambda path, image: ()
+
+
+def box_file(folder: Path, picture: Path) -> Path:
+    """Return a picture's box file in `folder`, .txt or .json. Raises ValueError if it has none."""
+    for suffix in (".txt", ".json"):
+        if (path := folder / f"{picture.stem}{suffix}").is_file():
+            return path
+    raise ValueError(f"{folder}: no {picture.stem}.txt or {picture.stem}.json for {picture}")
+
+
+def read(path: Path) -> np.ndarray:
+    """Read a picture, or standard input, as uint8 (H, W, 3). Raises ValueError naming it."""
+    try:
+        file = io.BytesIO(sys.stdin.buffer.read()) if path == STANDARD else path
+        return read_picture(file).permute(1, 2, 0).contiguous().numpy()
+    except ValueError:
+        if path != STANDARD:
+            raise
+        raise ValueError("standard input: not a readable picture") from None
+
+
+def picture_bytes(path: Path, image: np.ndarray) -> bytes:
+    """Return a picture in the format that the name of its file says; PNG for standard output."""
+    options = PICTURES[".png" if path == STANDARD else path.suffix.lower()]
+    if options["format"] == "PNG":
+        mark = PngInfo()
+        mark.add_text("Software", SOFTWARE)
+        options = options | {"pnginfo": mark}
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, **options)
+    return file.getvalue()
+
+
+def encode(job: Job, codec: Codec, regions: Regions, setting: dict, preview: Path | None) -> dict:
+    """Code a picture file, and return what it came to. Raises ValueError naming the file.
+
+    setting: lmbda, alpha and max_bytes; preview: a picture file to write of what is decoded.
+    """
+    image = read(job.source)
+    boxes = regions(job.source, image)
+    start = time.perf_counter()
+    try:
+        stream = roic.encode(image, boxes, model=codec, **setting)
+    except ValueError as error:
+        raise ValueError(f"{name_of(job.source)}: {error}") from None
+    seconds = time.perf_counter() - start
+    job.write(stream)
+    if preview:
+        write_bytes(preview, picture_bytes(preview, codec.decode(stream)))
+    record = _record(job, Header.unpack(stream)[0], stream, seconds)
+    return record | {"boxes_given": len(boxes)}
+
+
+def decode(job: Job, stream: bytes, header: Header, codec: Codec) -> dict:
+    """Decode a stream to a file, and return what it came to. Raises ValueError naming the file."""
+    start = time.perf_counter()
+    try:
+        image = codec.decode(stream)
+    except ValueError as error:
+        raise ValueError(f"{name_of(job.source)}: {error}") from None
+    seconds = time.perf_counter() - start
+    job.write(picture_bytes(job.out, image))
+    return _record(job, header, stream, seconds)
+
+
+def _record(job: Job, header: Header, stream: bytes, seconds: float) -> dict:
+    about = {"source": name_of(job.source), "out": str(job.out), "seconds": round(seconds, 3)}
+    return about | describe(header, stream)
