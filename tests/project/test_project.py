@@ -88,8 +88,11 @@ def test_a_profiles_mistakes_are_named():
         expand_sweep({"parameters": content["parameters"]})
 
 
-@pytest.mark.parametrize("name", PROFILES)
-def test_the_dag_holds_one_job_a_run(name, tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    ["sample", *(pytest.param(p, marks=pytest.mark.slow) for p in PROFILES if p != "sample")],
+)
+def test_the_dag_holds_one_job_a_run(name):
     command = [
         "snakemake",
         "--snakefile",
@@ -158,9 +161,17 @@ def run_all(folder, *words):
     ("change", "reason"),
     [
         ({"parameters": {"dataset": "sample", "batchsize": 4}}, "batchsize: Extra inputs"),
-        ({"parameters": {"data_root": 2011}}, "data_root: Input should be a valid string"),
-        ({"evaluate": {"codecs": "nonsense"}}, "params/codecs/nonsense.yaml"),
-        ("parameters: [", "while parsing"),
+        pytest.param(
+            {"parameters": {"data_root": 2011}},
+            "data_root: Input should be a valid string",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"evaluate": {"codecs": "nonsense"}},
+            "params/codecs/nonsense.yaml",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("parameters: [", "while parsing", marks=pytest.mark.slow),
     ],
 )
 def test_run_all_says_what_is_wrong_with_a_profile(installed_copy, change, reason):
@@ -173,6 +184,7 @@ def test_run_all_says_what_is_wrong_with_a_profile(installed_copy, change, reaso
     assert reason in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2011_09_26", "kitti #2", "a: b", "über"])
 def test_run_all_passes_the_data_root_as_it_is(installed_copy, name):
     (installed_copy / name).mkdir()
@@ -182,6 +194,7 @@ def test_run_all_passes_the_data_root_as_it_is(installed_copy, name):
     assert set(re.findall(r'"data_root": ("[^"]*")', said)) == {json.dumps(name)}
 
 
+@pytest.mark.slow
 def test_run_all_says_what_it_does_in_a_line_a_step(installed_copy):
     code, said, _ = run_all(installed_copy, "--", "-n")
     assert code == 0
