@@ -69,7 +69,7 @@ def training_notebook(wildcards):
     return f"notebooks/{'03_baseline_training' if baseline else '04_roi_training'}.ipynb"
 
 
-RUN = "python -m roilib.utils.notebooks {input.notebook:q} {log:q} --parameters {params.values:q}"
+RUN = "python -m roilib notebook {input.notebook:q} {log:q} --parameters {params.values:q}"
 
 
 wildcard_constraints:
