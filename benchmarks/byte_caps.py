@@ -39,7 +39,12 @@ def capped(codec: Codec, data: RoiDataset, max_bytes: int) -> list[dict]:
             continue
         best = Header.unpack(stream)[0].lmbda == roi.Q_MAX
         rows.append(
-            {"frame": frame, "bytes": len(stream), "passes": codec.passes, "at_best_quality": best}
+            {
+                "frame": frame,
+                "bytes": len(stream),
+                "passes": codec.attempts,
+                "at_best_quality": best,
+            }
         )
     return rows
 

@@ -27,8 +27,8 @@ from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.images import read_picture
 from roilib.evaluation.evaluate import now
-from roilib.models import roi_vbr
 from roilib.models.detector import HookedDetector, pad
+from roilib.models.roi_vbr import RoiVbr
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin
 
@@ -59,8 +59,8 @@ def seconds(call: Callable) -> tuple[float, object]:
 
 
 @contextmanager
-def stage_times() -> Iterator[dict[str, float]]:
-    """Yield the seconds spent in each of roi_vbr's stages."""
+def stage_times(model: RoiVbr) -> Iterator[dict[str, float]]:
+    """Yield the seconds spent in each stage of a model."""
     spent: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -69,11 +69,11 @@ def stage_times() -> Iterator[dict[str, float]]:
         yield
         spent[STAGES[name]] += now() - start
 
-    marking, roi_vbr.record_function = roi_vbr.record_function, stage
+    marking, model.stage = model.stage, stage
     try:
         yield spent
     finally:
-        roi_vbr.record_function = marking
+        model.stage = marking
 
 
 def ours(
@@ -85,9 +85,9 @@ def ours(
     """
     device = codec.device.type
     look, found = seconds(lambda: detector.regions(frame))
-    with stage_times() as encoding:
+    with stage_times(codec.model) as encoding:
         encode, stream = seconds(lambda: codec.encode(frame, BOXES, **knobs))
-    with stage_times() as decoding:
+    with stage_times(codec.model) as decoding:
         decode, _ = seconds(lambda: codec.decode(stream))
     for operation, total, stages in (("encode", encode, encoding), ("decode", decode, decoding)):
         for stage, spent in {

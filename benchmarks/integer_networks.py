@@ -28,7 +28,7 @@ LMBDAS = (0.0004, 0.0015, 0.006, 0.024, 0.06, 0.12)
 @torch.no_grad()
 def float_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float, np.ndarray]:
     """Return bits and picture of the float networks."""
-    output = codec.model(*codec._inputs(image, *codec._knobs(image, (), lmbda, 0.5)))
+    output = codec.model(*codec.inputs(image, lmbda=lmbda, alpha=0.5))
     x_hat = (
         output["x_hat"][0, :, : image.shape[0], : image.shape[1]]
         .clamp(0, 1)
@@ -55,7 +55,7 @@ def real_picture(codec: Codec, image: np.ndarray, lmbda: float) -> tuple[float, 
 @torch.no_grad()
 def coder_loss(codec: Codec, image: np.ndarray, lmbda: float) -> float:
     """Return how many more bits the payload has than its tables promise, as a share."""
-    x, q = codec._inputs(image, *codec._knobs(image, (), lmbda, 0.5))
+    x, q = codec.inputs(image, lmbda=lmbda, alpha=0.5)
     return (
         payload_bits(codec.encode(image, lmbda=lmbda, alpha=0.5))
         / (8 * codec.model.size(codec.model.analysis(x), q))

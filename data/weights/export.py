@@ -17,8 +17,7 @@ import torch
 from roilib.datasets.dataset import load_splits
 from roilib.engines.checkpoints import Checkpoints
 from roilib.engines.trainer import make_tables
-from roilib.models.build import build_model
-from roilib.models.weights import picture_hash, save_weights
+from roilib.models.weights import build_model, picture_hash, save_weights
 from roilib.parameters import Parameters
 
 

@@ -28,11 +28,9 @@ from roilib.engines.meters import Health, Means
 from roilib.engines.optimizers import make_optimizer
 from roilib.entropy_models.noise import QuantisationNoise
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
-from roilib.models.build import build_model
 from roilib.models.detector import HookedDetector
-from roilib.models.hyperprior import HyperpriorWithObjFeatures, keep_entropy_models_in_fp32
 from roilib.models.roi_vbr import RoiVbr
-from roilib.models.weights import load_weights
+from roilib.models.weights import build_model, load_weights
 from roilib.parameters import Parameters
 from roilib.utils.device import peak_memory_mb
 
@@ -117,8 +115,7 @@ def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> 
     """A session at step 0, with the weights of `model_load_file` where given."""
     fabric = fabric or make_fabric(p)
     fabric.seed_everything(p.seed, verbose=False)
-    codec = keep_entropy_models_in_fp32(build_model(p))
-    codec.to(fabric.device, memory_format=torch.channels_last)
+    codec = build_model(p).to(fabric.device, memory_format=torch.channels_last)
     if p.model_load_file is not None:
         load_weights(p.model_load_file, codec, p)
     noise = QuantisationNoise(codec, p.seed)
@@ -233,18 +230,18 @@ def forward(
     x = to_device(batch["x"]).float() / 255
     x = x.contiguous(memory_format=torch.channels_last)
     roi_mask = to_device(batch["roi_mask"]) if p.uses_objects else None
-    inputs, more = (x,), {}
-    if isinstance(session.codec, RoiVbr):
+    q, more = None, {}
+    if session.codec.variable_rate:
         maps = knobs(p, batch["boxes"], x.shape[-1], places, session.step if training else None)
         q, more["lmbda_map"], roi_mask = (to_device(v) for v in maps)
-        inputs = (x, q)
-    elif isinstance(session.codec, HyperpriorWithObjFeatures):
-        features = None
-        if session.detector:
-            with session.fabric.autocast():
-                seen = to_device(batch["detector_x"]).float() / 255
-                features = session.detector.codec_features(seen)
-        inputs = (x, features, roi_mask)
+
+    def features() -> list[Tensor]:
+        with session.fabric.autocast():
+            return session.detector.codec_features(to_device(batch["detector_x"]).float() / 255)
+
+    inputs = session.codec.inputs(
+        x, quality=lambda: q, roi_mask=lambda: roi_mask, features=features
+    )
     if training or not session.ema:
         return session.model(*inputs) | more, x, roi_mask
     with session.fabric.autocast():

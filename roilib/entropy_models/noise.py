@@ -1,72 +1,83 @@
-"""The noise that stands for quantisation in training, keyed by seed, step and sample.
+"""Entropy models for training: fp32 under autocast, and noise keyed by seed, step and sample.
 
-CompressAI's entropy models draw it from the global random state, where it depends on how many pictures a process codes and on
-everything drawn before. Here picture i of a step's global batch always gets the same noise: on one process or on many, and after a resume.
+CompressAI's entropy models draw the noise that stands for quantisation from the global random
+state. There it depends on the pictures a process codes and on everything drawn before. Here
+picture i of a step's global batch always gets the same noise, on one process or on many, and after
+a resume.
 """
 
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
-from compressai.entropy_models import EntropyBottleneck, EntropyModel
+from compressai.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
 from compressai.models import CompressionModel
 from torch import Tensor
 
 
+class KeyedEntropyModel(EntropyModel):
+    """An entropy model that always computes in fp32, because bf16 likelihoods are useless.
+
+    noise: returns the training noise for a tensor; None: CompressAI's own noise.
+    """
+
+    noise: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, *tensors: Tensor, **options) -> tuple[Tensor, Tensor]:
+        """Return the quantised latent and its likelihoods, as CompressAI does."""
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return super().forward(*(t.float() for t in tensors), **options)
+
+    @torch.compiler.disable
+    def quantize(self, inputs: Tensor, mode: str, means: Tensor | None = None) -> Tensor:
+        """Add noise, or round, as CompressAI's `quantize`."""
+        if mode != "noise" or self.noise is None:
+            return super().quantize(inputs, mode, means)
+        return inputs + self.noise(inputs)
+
+
+class KeyedBottleneck(KeyedEntropyModel, EntropyBottleneck):
+    """CompressAI's EntropyBottleneck, which models z."""
+
+
+class KeyedGaussian(KeyedEntropyModel, GaussianConditional):
+    """CompressAI's GaussianConditional, which models y."""
+
+
 def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
-    """A random source that depends on `key` alone."""
+    """Return a random source that depends on `key` alone."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 class QuantisationNoise:
-    """Uniform noise in [-0.5, 0.5) for every entropy model of `model`, which it changes in place.
+    """Uniform noise in [-0.5, 0.5) for every entropy model of `model`.
 
-    Call `at(step, samples)` before each training forward: samples are the pictures' places in the step's global batch.
+    Call `at(step, samples)` before each training forward: samples are the pictures' places in the
+    step's global batch.
     """
 
     def __init__(self, model: CompressionModel, seed: int):
         self.seed, self.step, self.samples, self.calls = seed, 0, [], Counter()
         for name, module in model.named_modules():
-            if isinstance(module, EntropyModel):
-                module.quantize = functools.partial(self._quantize, module, name)
+            if isinstance(module, KeyedEntropyModel):
+                by_channel = isinstance(module, EntropyBottleneck)
+                module.noise = functools.partial(self._noise, name, by_channel)
 
     def at(self, step: int, samples: Iterable[int]) -> None:
-        """The next forward is of these samples."""
+        """Say that the next forward codes these samples."""
         self.step, self.samples, self.calls = step, list(samples), Counter()
 
-    @torch.compiler.disable
-    def _quantize(
-        self,
-        module: EntropyModel,
-        name: str,
-        inputs: Tensor,
-        mode: str,
-        means: Tensor | None = None,
-    ) -> Tensor:
-        if mode != "noise":
-            return type(module).quantize(module, inputs, mode, means)
-        return inputs + self._noise(
-            name, inputs, channels_first=isinstance(module, EntropyBottleneck)
-        )
-
-    def _noise(self, name: str, like: Tensor, channels_first: bool) -> Tensor:
-        """Noise for (B, C, H, W), or for the (C, 1, B·H·W) that an EntropyBottleneck makes of it."""
-        shape = (
-            (len(like), like.numel() // len(like) // len(self.samples))
-            if channels_first
-            else like.shape[1:]
-        )
-        self.calls[name] += 1  # a model may ask one entropy model several times
+    def _noise(self, name: str, by_channel: bool, like: Tensor) -> Tensor:
+        """Return noise for (B, C, H, W), or for the (C, 1, B·H·W) of an EntropyBottleneck."""
+        shape = like.shape[1:]
+        if by_channel:
+            shape = (len(like), like.numel() // len(like) // len(self.samples))
+        self.calls[name] += 1  # a model may use one entropy model several times
         noise = torch.empty(len(self.samples), *shape, dtype=like.dtype, device=like.device)
         for part, sample in zip(noise, self.samples, strict=True):
-            part.uniform_(
-                -0.5,
-                0.5,
-                generator=generator(
-                    like.device, self.seed, self.step, sample, name, self.calls[name]
-                ),
-            )
-        return noise.transpose(0, 1).reshape(like.shape) if channels_first else noise
+            key = self.seed, self.step, sample, name, self.calls[name]
+            part.uniform_(-0.5, 0.5, generator=generator(like.device, *key))
+        return noise.transpose(0, 1).reshape(like.shape) if by_channel else noise

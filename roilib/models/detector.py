@@ -2,9 +2,10 @@
 
     frame ──► pad to stride 32 ──► 0 ─ 1 ─ … ─ 15 ─ … ─ 18 ─ … ─ 21 ─ Detect ──► detections
                                    │   │        │       │       │      │
-                                   └───┴────────┴───────┴───────┴──────┴──► features (one entry a module)
+                                   └───┴────────┴───────┴───────┴──────┴──► features
 
-The codec uses layers 15, 18 and 21, the neck's outputs at strides 8, 16 and 32 with 64, 128 and 256 channels.
+`features` has one entry a module. The codec uses layers 15, 18 and 21, the neck's outputs at
+strides 8, 16 and 32 with 64, 128 and 256 channels.
 """
 
 import math
@@ -22,17 +23,21 @@ from ultralytics.utils.nms import non_max_suppression
 from roilib.roi import MAX_BOXES
 from roilib.utils.pretrained import PRETRAINED_DETECTOR, is_pretrained, pretrained
 
-CODEC_LAYERS, CODEC_CHANNELS, CODEC_STRIDES = (15, 18, 21), (64, 128, 256), (8, 16, 32)
-checks.AUTOINSTALL = False  # it would run pip for whatever module a weights file names
-STRIDE, GREY = 32, 114 / 255  # Ultralytics pads with this grey
+CODEC_LAYERS = (15, 18, 21)  # numbers of the modules whose outputs the codec uses
+CODEC_CHANNELS = (64, 128, 256)  # of these outputs
+CODEC_STRIDES = (8, 16, 32)  # pixels
+STRIDE = 32  # sides of the detector's input must be multiples of this
+GREY = 114 / 255  # Ultralytics pads with this grey
+checks.AUTOINSTALL = False  # or Ultralytics runs pip for any module that a weights file names
 
 
 def open_yolo(weights: Path) -> YOLO:
-    """An Ultralytics `.pt` as its own class; the one way in for such files. Raises ValueError naming the file.
+    """Open an Ultralytics `.pt`. All code opens such files through this function.
 
-    They hold pickled objects, which can run code: of any but the shipped one a warning says so.
+    They hold pickled objects, which can run code: a warning says so of any but the pretrained one.
+    Raises ValueError naming the file.
     """
-    if weights.suffix != ".pt":  # Ultralytics would take it for an exported or an empty model
+    if weights.suffix != ".pt":  # Ultralytics would make an exported or an empty model of it
         raise ValueError(f"{weights}: not an Ultralytics .pt file")
     try:
         known = is_pretrained(weights)
@@ -42,7 +47,8 @@ def open_yolo(weights: Path) -> YOLO:
         ) from None
     if not known:
         warnings.warn(
-            f"{weights}: not the shipped detector, and an Ultralytics .pt can run code when it is loaded: use only a file you trust",
+            f"{weights}: not the pretrained detector, and an Ultralytics .pt can run code when it "
+            "is loaded: use only a file you trust",
             stacklevel=2,
         )
     try:
@@ -55,39 +61,43 @@ def open_yolo(weights: Path) -> YOLO:
 
 
 def load_yolo(weights: Path) -> nn.Module:
-    """Ultralytics' DetectionModel in fp32, frozen and in eval mode. Raises ValueError naming the file, and warns, as `open_yolo`."""
+    """Return Ultralytics' DetectionModel in fp32, frozen and in eval mode.
+
+    Warns and raises ValueError as `open_yolo`.
+    """
     return open_yolo(weights).model.float().eval().requires_grad_(False)
 
 
 class HookedDetector(nn.Module):
-    """A frozen YOLOv8 whose every module's output is kept for the length of one call.
+    """A frozen YOLOv8 that returns the output of every module.
 
-    `detector(x)` with x (B, 3, H, W) in [0, 1], sides multiples of 32, returns (features, detections): a list with one entry a module of
-    the Sequential, and Detect's decoded output (B, 4 + classes, anchors). Nothing is held between calls.
+    `detector(x)` with x (B, 3, H, W) in [0, 1], sides multiples of 32, returns (features,
+    detections): a list with one entry a module of the Sequential, and Detect's decoded output
+    (B, 4 + classes, anchors). Nothing is held between calls.
     """
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
         self.weights = Path(weights or pretrained(PRETRAINED_DETECTOR))
-        self.yolo = load_yolo(self.weights).to(
-            memory_format=torch.channels_last
-        )  # an eighth faster on a CPU
-        outputs: list = []  # the hooks know this list, not self, so that dropping the detector frees it at once
-        self._outputs = outputs
+        # Channels last is an eighth faster on a CPU.
+        self.yolo = load_yolo(self.weights).to(memory_format=torch.channels_last)
+        # The hooks hold this list, not self, so that dropping the detector frees it at once.
+        self._outputs = outputs = []
         for module in self.yolo.model:
             module.register_forward_hook(lambda module, args, output: outputs.append(output))
 
     @property
     def names(self) -> dict[int, str]:
-        """Class names by id."""
+        """The class names by id."""
         return self.yolo.names
 
     def train(self, mode: bool = True) -> "HookedDetector":
-        """Stays in eval mode: the detector is frozen."""
+        """Stay in eval mode: the detector is frozen."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> tuple[list, Tensor]:
+        """Return features and detections of x (B, 3, H, W)."""
         self._outputs.clear()
         try:
             detections = self.yolo(x)[0]
@@ -96,7 +106,11 @@ class HookedDetector(nn.Module):
             self._outputs.clear()
 
     def codec_features(self, x: Tensor) -> list[Tensor]:
-        """Outputs of layers 15, 18, 21 for x (B, 3, H, W) of any size: (B, C, ceil(H/s), ceil(W/s)), C = 64, 128, 256, s = 8, 16, 32."""
+        """Return the outputs of layers 15, 18 and 21 for x (B, 3, H, W) of any size.
+
+        (B, C, ceil(H/s), ceil(W/s)) with C = 64, 128, 256 and s = 8, 16, 32. Raises ValueError for
+        a detector that is not a YOLOv8n.
+        """
         features, _ = self(pad(x, STRIDE, value=GREY))
         channels = tuple(
             features[i].shape[1]
@@ -105,7 +119,8 @@ class HookedDetector(nn.Module):
         )
         if channels != CODEC_CHANNELS:
             raise ValueError(
-                f"{self.weights}: layers {CODEC_LAYERS} have {channels} channels, the codec needs YOLOv8n's {CODEC_CHANNELS}"
+                f"{self.weights}: layers {CODEC_LAYERS} have {channels} channels, the codec needs "
+                f"YOLOv8n's {CODEC_CHANNELS}"
             )
         height, width = x.shape[-2:]
         chosen = zip(CODEC_LAYERS, CODEC_STRIDES, strict=True)
@@ -115,7 +130,10 @@ class HookedDetector(nn.Module):
         ]
 
     def detect(self, x: Tensor, confidence: float = 0.25, iou: float = 0.7) -> list[Tensor]:
-        """Detections of x (B, 3, H, W) in [0, 1], any size: per picture (K, 6) of x0, y0, x1, y1, confidence, class; cut to the picture."""
+        """Return the detections of x (B, 3, H, W) in [0, 1], any size.
+
+        One (K, 6) a picture: x0, y0, x1, y1, clipped to the picture, confidence, class.
+        """
         _, detections = self(pad(x, STRIDE, value=GREY))
         found = non_max_suppression(detections, confidence, iou)
         height, width = x.shape[-2:]
@@ -125,30 +143,29 @@ class HookedDetector(nn.Module):
         return found
 
     def regions(self, image: np.ndarray) -> np.ndarray:
-        """Boxes (K, 4) of what is found in a picture, uint8 (H, W, 3), the most confident first; at most as many as a stream holds."""
-        x = (
-            torch.from_numpy(image)
-            .to(next(self.parameters()).device)
-            .permute(2, 0, 1)[None]
-            .float()
-            / 255
-        )
-        found = self.detect(x)[0][:MAX_BOXES, :4]
+        """Return the boxes (K, 4) of what is found in a picture, uint8 (H, W, 3).
+
+        The most confident first; at most as many as a stream holds.
+        """
+        x = torch.from_numpy(image).to(next(self.parameters()).device)
+        found = self.detect(x.permute(2, 0, 1)[None].float() / 255)[0][:MAX_BOXES, :4]
         return found[(found[:, 2:] > found[:, :2]).all(1)].cpu().numpy()
 
 
 def pad(x: Tensor, stride: int, value: float | None = None) -> Tensor:
-    """x (B, C, H, W) padded at its right and bottom to multiples of `stride`, with `value` or by repeating its edge."""
-    right, bottom = (-x.shape[-1] % stride, -x.shape[-2] % stride)
-    return (
-        F.pad(x, (0, right, 0, bottom), "replicate")
-        if value is None
-        else F.pad(x, (0, right, 0, bottom), value=value)
-    )
+    """Pad x (B, C, H, W) at its right and bottom to multiples of `stride`.
+
+    value: what to pad with; None: repeat the edge.
+    """
+    sides = 0, -x.shape[-1] % stride, 0, -x.shape[-2] % stride
+    return F.pad(x, sides, "replicate") if value is None else F.pad(x, sides, value=value)
 
 
 def frame_features(detector: HookedDetector, frame: Tensor, size: tuple[int, int]) -> list[Tensor]:
-    """The detector's features of a frame (B, 3, H, W), continued by repetition to the codec's padded `size` (a multiple of 64)."""
+    """Return the detector's features of a frame (B, 3, H, W), for the codec's padded input.
+
+    size: of that input, multiples of 64. The features repeat their edges to fill it.
+    """
     features = detector.codec_features(frame)
     sizes = [(size[0] // s, size[1] // s) for s in CODEC_STRIDES]
     return [

@@ -1,22 +1,156 @@
-"""Image codecs, all CompressAI `CompressionModel`s: the scale hyperprior and the paper's extension by detector features.
+"""The scale hyperprior, and the paper's extension of it by the features of a detector.
 
-`hyperprior` is CompressAI's `ScaleHyperprior` (Ballé et al. 2018) as it is. `build_model` makes a model from parameters.
+Both are coded by roilib.entropy_models.range_coder with CompressAI's probability tables. Float
+networks choose the tables (`build_indexes`), so these models code in fp32, and a machine whose
+float networks compute differently may refuse a stream.
 """
 
-import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from compressai.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
 from compressai.layers import GDN
-from compressai.models import CompressionModel
+from compressai.models import CompressionModel, ScaleHyperprior
 from compressai.models.google import get_scale_table
 from compressai.models.utils import conv, deconv
 from torch import Tensor, nn
 
-from roilib.models import rans
+from roilib.entropy_models.noise import KeyedBottleneck, KeyedGaussian
+from roilib.entropy_models.range_coder import (
+    Decoder,
+    Encoder,
+    Tables,
+    get_unbounded,
+    put_unbounded,
+    tables_of,
+)
 from roilib.models.detector import CODEC_CHANNELS, CODEC_STRIDES
+
+SCALE_COUNT = 256  # with CompressAI's 64 scales, bytes exceed the estimate by up to 4 %
+
+
+class RangeCoded(CompressionModel):
+    """What the two scale hyperpriors share: symbols to strings and back.
+
+    A child has `g_s`, a `gaussian_conditional` for y, `bottlenecks` for the hyper-latents,
+    `latents` and `scales`. Call `update_tables` before coding.
+    """
+
+    variable_rate = False  # lmbda and alpha are those of the training
+    portable = False  # float networks decide probabilities: no bf16
+    stream_version = 2  # of the `.roic` container; version 1 was CompressAI's own coder
+
+    def tables(self) -> tuple[Tables, ...]:
+        """Return the probability tables of the latents: y, z (and w)."""
+        models = (self.gaussian_conditional, *self.bottlenecks)
+        return tuple(tables_of(model, escape=True) for model in models)
+
+    @torch.no_grad()
+    def compress(self, x: Tensor, *conditions) -> dict:
+        """Code one picture: x (1, 3, H, W); conditions: the other arguments of `forward`.
+
+        Returns `strings`, one [bytes] a latent: y, z (and w); the `shape` of z; and `symbols`,
+        one int32 (C, h, w) a latent.
+        """
+        y, *hyper = self.latents(x, *conditions)
+        symbols = [
+            _symbols(latent - _medians(bottleneck))
+            for latent, bottleneck in zip(hyper, self.bottlenecks, strict=True)
+        ]
+        symbols = [_symbols(y), *symbols]
+        indices = [self._y_indices(symbols[1:]), *map(_channel_indices, symbols[1:])]
+        strings = []
+        for values, own, tables in zip(symbols, indices, self.tables(), strict=True):
+            coder = Encoder()
+            put_unbounded(coder, values.ravel(), own.ravel(), tables)
+            strings.append([coder.data()])
+        return {"strings": strings, "shape": symbols[1].shape[1:], "symbols": symbols}
+
+    @torch.no_grad()
+    def decode_symbols(
+        self, strings: list[list[bytes]], shape: tuple[int, int], q: None = None
+    ) -> tuple[list[np.ndarray], Tensor]:
+        """Return the symbols that `compress` wrote, and y_hat (1, C, h, w).
+
+        Raises ValueError for strings that no encoder wrote. q: only roi_vbr has quality indices.
+        """
+        y_tables, *hyper_tables = self.tables()
+        hyper = []
+        for bottleneck, (string,), tables in zip(
+            self.bottlenecks, strings[1:], hyper_tables, strict=True
+        ):
+            indices = _channel_indices(np.empty((bottleneck.channels, *shape), np.uint8))
+            symbols = get_unbounded(Decoder(string), indices.ravel(), tables)
+            hyper.append(symbols.reshape(indices.shape))
+        indices = self._y_indices(hyper)
+        y = get_unbounded(Decoder(strings[0][0]), indices.ravel(), y_tables).reshape(indices.shape)
+        return [y, *hyper], self._tensor(y)
+
+    def reconstruct(self, y_hat: Tensor, q: None = None) -> Tensor:
+        """Return x_hat (1, 3, H, W) in [0, 1] of the y_hat that `decode_symbols` returns."""
+        return self.g_s(y_hat).clamp_(0, 1)
+
+    @torch.no_grad()
+    def decompress(self, strings: list[list[bytes]], shape: tuple[int, int]) -> dict:
+        """Return `x_hat` (1, 3, H, W) in [0, 1] from what `compress` returned."""
+        return {"x_hat": self.reconstruct(self.decode_symbols(strings, shape)[1])}
+
+    def _y_indices(self, hyper: list[np.ndarray]) -> np.ndarray:
+        """Return the table index of each symbol of y, from the hyper-latents' symbols."""
+        hats = [
+            self._tensor(symbols) + _medians(bottleneck)
+            for symbols, bottleneck in zip(hyper, self.bottlenecks, strict=True)
+        ]
+        indices = self.gaussian_conditional.build_indexes(self.scales(*hats))
+        return indices[0].cpu().numpy().astype(np.uint16)
+
+    def _tensor(self, symbols: np.ndarray) -> Tensor:
+        """Return symbols (C, h, w) as a batch of one, where and what the weights are."""
+        return torch.from_numpy(symbols)[None].to(self.bottlenecks[0].quantiles)
+
+
+class Hyperprior(RangeCoded, ScaleHyperprior):
+    """CompressAI's `ScaleHyperprior`, our baseline: the same transforms and the same `forward`.
+
+        x ──► g_a ──► y ─┬─► |·| ─ h_a ─► z ─ Q · EB ─► h_s ─► scales_hat
+                         └─► Q ────────────── GC ◄──────────────────┘
+        x_hat ◄── g_s ◄──────┘
+
+    Args:
+        N, M: channels of the transforms, channels of the latent.
+    Source: Ballé et al., "Variational image compression with a scale hyperprior" (ICLR 2018).
+    """
+
+    def __init__(self, N: int = 128, M: int = 192):
+        super().__init__(N, M)
+        with torch.random.fork_rng(devices=[]):  # other initial weights stay what they were
+            bottleneck = KeyedBottleneck(N)
+        bottleneck.load_state_dict(self.entropy_bottleneck.state_dict())
+        self.entropy_bottleneck, self.gaussian_conditional = bottleneck, KeyedGaussian(None)
+
+    @property
+    def bottlenecks(self) -> tuple[KeyedBottleneck, ...]:
+        """The entropy models of the hyper-latents."""
+        return (self.entropy_bottleneck,)
+
+    def inputs(self, x: Tensor, quality: Callable, roi_mask: Callable, features: Callable) -> tuple:
+        """Return the arguments of `forward` and `compress`; every model has this method.
+
+        x (B, 3, H, W): the padded picture. The others are called by the models that need them:
+        quality() → indices (B, 1, H/16, W/16); roi_mask() → (B, 1, H, W) in [0, 1]; features() →
+        the detector's `codec_features`, for x.
+        """
+        return (x,)
+
+    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y (B, M, H/16, W/16) and z (B, N, H/64, W/64)."""
+        y = self.g_a(x)
+        return y, self.h_a(y.abs())
+
+    def scales(self, z_hat: Tensor) -> Tensor:
+        """Return scales_hat (B, M, H/16, W/16) of y."""
+        return self.h_s(z_hat)
 
 
 class Projection(nn.Module):
@@ -27,27 +161,28 @@ class Projection(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, hook: Tensor, size: torch.Size) -> Tensor:
-        """hook (B, in, h, w) → (B, out, *size)."""
+        """Project hook (B, in, h, w) to (B, out, *size)."""
         return F.interpolate(self.conv(hook), size, mode="bilinear", align_corners=False)
 
 
-class HyperpriorWithObjFeatures(CompressionModel):
-    """Scale hyperprior whose encoder also sees a detector's features, with one hyperprior for the image and one for the objects.
+class HyperpriorWithObjFeatures(RangeCoded):
+    """Scale hyperprior whose encoder sees a detector's features; one hyperprior is for objects.
 
-                 hook 15     hook 18    hook 21          hooks 15, 18, 21
-                    ▼           ▼          ▼                    ▼
-        x ──►─ cat ─┴─g_a.0─ cat┴─g_a.2─cat┴─g_a.4─g_a.6─┬─►─ cat ─ |·| ─ h_a_obj ─►─ w ─ Q · EB ─ h_s_obj ─►─┐
-                                                       y │                                                  ├─ scales_hat
-                                                         ├─►─ |·| ─ h_a_image ───►─── z ─ Q · EB ─ h_s_image ►┘     │
-                                                         ▼                                                         ▼
-        x_hat ──◄─────────────── g_s ──────────◄──────── Q ─────────────────────────◄──────────────────────────── GC
+             hook 15      hook 18     hook 21          hooks 15, 18, 21
+                ▼            ▼           ▼                    ▼
+        x ─ cat ┴─g_a.0─ cat ┴─g_a.2─cat ┴─g_a.4─g_a.6─┬─►─ cat ─ |·| ─ h_a_obj ─► w ─ Q · EB ─┐
+                                                       │                                 h_s_obj
+                                                     y ├─►─ |·| ─ h_a_image ─► z ─ Q · EB ─┐   │
+                                                       │                          h_s_image│   │
+                                                       ▼                        scales_hat ▼   ▼
+        x_hat ──◄───────────── g_s ────────◄────────── Q ─────────────────────── GC ──◄────┴───┘
 
     y has 2M channels; each hyperprior gives the scales of M of them. The decoder needs no detector.
 
     Args:
         N, M: channels of the transforms, half the channels of the latent.
-        zero_hooks: features replaced by zeros (a model of the same size that sees no objects).
-        mask_hooks: features replaced by the ROI mask.
+        zero_hooks: replace features by zeros (a model of the same size that sees no objects).
+        mask_hooks: replace features by the ROI mask.
     Source: Gorriz Viudez, "ROI-Aware Neural Image Compression for Teleoperation".
     """
 
@@ -81,45 +216,53 @@ class HyperpriorWithObjFeatures(CompressionModel):
         self.h_a_hooks = nn.ModuleList(
             [Projection(c15, 128), Projection(c18, 256), Projection(c21, 512)]
         )
-        self.h_a_image, self.h_a_obj = (
-            hyper_analysis(2 * M, N),
-            hyper_analysis(2 * M + 128 + 256 + 512, N),
-        )
+        self.h_a_image = hyper_analysis(2 * M, N)
+        self.h_a_obj = hyper_analysis(2 * M + 128 + 256 + 512, N)
         self.h_s_image, self.h_s_obj = hyper_synthesis(N, M), hyper_synthesis(N, M)
-        self.entropy_bottleneck_image, self.entropy_bottleneck_obj = (
-            EntropyBottleneck(N),
-            EntropyBottleneck(N),
-        )
-        self.gaussian_conditional = GaussianConditional(None)
+        self.entropy_bottleneck_image = KeyedBottleneck(N)
+        self.entropy_bottleneck_obj = KeyedBottleneck(N)
+        self.gaussian_conditional = KeyedGaussian(None)
 
     @property
     def downsampling_factor(self) -> int:
         """Sides of x must be multiples of this."""
         return 64
 
+    @property
+    def bottlenecks(self) -> tuple[KeyedBottleneck, ...]:
+        """The entropy models of the hyper-latents, z and w."""
+        return self.entropy_bottleneck_image, self.entropy_bottleneck_obj
+
+    def inputs(self, x: Tensor, quality: Callable, roi_mask: Callable, features: Callable) -> tuple:
+        """Return the arguments of `forward` and `compress`; see `Hyperprior.inputs`."""
+        return x, None if self.zero_hooks or self.mask_hooks else features(), roi_mask()
+
     def hooks(
         self, x: Tensor, features: list[Tensor] | None, roi_mask: Tensor | None
     ) -> list[Tensor]:
-        """What the projections see: the features, zeros, or the ROI's share of each feature cell in every channel."""
+        """Return what the projections see: the features, zeros, or the mask in every channel.
+
+        The mask becomes the ROI's share of each feature cell.
+        """
         sizes = [(x.shape[-2] // s, x.shape[-1] // s) for s in CODEC_STRIDES]
+        shapes = list(zip(CODEC_CHANNELS, sizes, strict=True))
         if self.zero_hooks:
-            return [
-                x.new_zeros(len(x), c, *size) for c, size in zip(CODEC_CHANNELS, sizes, strict=True)
-            ]
+            return [x.new_zeros(len(x), c, *size) for c, size in shapes]
         if self.mask_hooks:
             if roi_mask is None:
                 raise ValueError("this model was built with mask_hooks: it needs roi_mask")
             return [
-                F.adaptive_avg_pool2d(roi_mask, size).expand(-1, c, -1, -1)
-                for c, size in zip(CODEC_CHANNELS, sizes, strict=True)
+                F.adaptive_avg_pool2d(roi_mask, size).expand(-1, c, -1, -1) for c, size in shapes
             ]
         if features is None:
             raise ValueError("this model needs the detector's features of layers 15, 18 and 21")
         return features
 
-    def analysis(self, x: Tensor, hooks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, 3, H, W), H and W multiples of 64 → y (B, 2M, H/16, W/16), z and w (B, N, H/64, W/64)."""
-        y = x
+    def latents(
+        self, x: Tensor, features: list[Tensor] | None = None, roi_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return y (B, 2M, H/16, W/16), z and w (B, N, H/64, W/64) of x, as `forward` takes it."""
+        hooks, y = self.hooks(x, features, roi_mask), x
         for i, (projection, hook) in enumerate(zip(self.g_a_hooks, hooks, strict=True)):
             y = self.g_a[2 * i : 2 * i + 2](torch.cat([y, projection(hook, y.shape[-2:])], 1))
         y = self.g_a[6](y)
@@ -130,14 +273,18 @@ class HyperpriorWithObjFeatures(CompressionModel):
         return y, self.h_a_image(y.abs()), self.h_a_obj(torch.cat([y, *objects], 1).abs())
 
     def scales(self, z_hat: Tensor, w_hat: Tensor) -> Tensor:
-        """scales_hat (B, 2M, H/16, W/16) of y."""
+        """Return scales_hat (B, 2M, H/16, W/16) of y."""
         return torch.cat([self.h_s_image(z_hat), self.h_s_obj(w_hat)], 1)
 
     def forward(
         self, x: Tensor, features: list[Tensor] | None = None, roi_mask: Tensor | None = None
     ) -> dict:
-        """x (B, 3, H, W) in [0, 1], sides multiples of 64; features: the detector's `codec_features`; roi_mask: (B, 1, H, W)."""
-        y, z, w = self.analysis(x, self.hooks(x, features, roi_mask))
+        """Code and decode pictures, with noise or rounding for the entropy coder.
+
+        x (B, 3, H, W) in [0, 1], sides multiples of 64; features: the detector's `codec_features`;
+        roi_mask: (B, 1, H, W). Returns `x_hat` and `likelihoods` of y, z and w.
+        """
+        y, z, w = self.latents(x, features, roi_mask)
         z_hat, z_likelihoods = self.entropy_bottleneck_image(z)
         w_hat, w_likelihoods = self.entropy_bottleneck_obj(w)
         y_hat, y_likelihoods = self.gaussian_conditional(y, self.scales(z_hat, w_hat))
@@ -146,99 +293,9 @@ class HyperpriorWithObjFeatures(CompressionModel):
             "likelihoods": {"y": y_likelihoods, "z": z_likelihoods, "w": w_likelihoods},
         }
 
-    def compress(
-        self, x: Tensor, features: list[Tensor] | None = None, roi_mask: Tensor | None = None
-    ) -> dict:
-        """`strings` [y, z, w], each a list with one bytes a picture, and the `shape` of z and w. Call `update()` before."""
-        y, z, w = self.analysis(x, self.hooks(x, features, roi_mask))
-        z_strings, w_strings = (
-            self.entropy_bottleneck_image.compress(z),
-            self.entropy_bottleneck_obj.compress(w),
-        )
-        indexes = self._indexes(z_strings, w_strings, z.shape[-2:])
-        return {
-            "strings": [self.gaussian_conditional.compress(y, indexes), z_strings, w_strings],
-            "shape": z.shape[-2:],
-        }
-
-    def decompress(self, strings: list[list[bytes]], shape: tuple[int, int]) -> dict:
-        """`x_hat` (B, 3, H, W) in [0, 1] from what `compress` returned."""
-        return {"x_hat": self.g_s(decode_latents(self, strings, shape)[1]).clamp_(0, 1)}
-
-    def _indexes(
-        self, z_strings: list[bytes], w_strings: list[bytes], shape: tuple[int, int]
-    ) -> Tensor:
-        z_hat = self.entropy_bottleneck_image.decompress(z_strings, shape)
-        w_hat = self.entropy_bottleneck_obj.decompress(w_strings, shape)
-        return self.gaussian_conditional.build_indexes(self.scales(z_hat, w_hat))
-
-    @classmethod
-    def from_state_dict(
-        cls, state_dict: dict, zero_hooks: bool = False, mask_hooks: bool = False
-    ) -> "HyperpriorWithObjFeatures":
-        """A model of the sizes in `state_dict`, with its weights."""
-        model = cls(
-            state_dict["g_a.0.weight"].size(0),
-            state_dict["g_a.6.weight"].size(0) // 2,
-            zero_hooks,
-            mask_hooks,
-        )
-        model.load_state_dict(state_dict)
-        return model
-
-
-@torch.no_grad()
-def decode_latents(
-    model: CompressionModel, strings: list[list[bytes]], shape: tuple[int, int]
-) -> tuple[list[np.ndarray], Tensor]:
-    """What a scale hyperprior (the baseline or the extended one) reads before its synthesis: the symbols of each latent, and y_hat.
-
-    Raises ValueError for strings that its encoder did not write.
-    """
-    if isinstance(model, HyperpriorWithObjFeatures):
-        bottlenecks, scales = (
-            (model.entropy_bottleneck_image, model.entropy_bottleneck_obj),
-            model.scales,
-        )
-    else:
-        bottlenecks, scales = (model.entropy_bottleneck,), model.h_s
-    hyper, hyper_hat = [], []
-    for bottleneck, own in zip(bottlenecks, strings[1:], strict=True):
-        channels = np.arange(bottleneck.channels)[:, None, None]
-        hyper.append(
-            _read_symbols(
-                bottleneck, own, np.broadcast_to(channels, (len(own), bottleneck.channels, *shape))
-            )
-        )
-        medians = bottleneck.quantiles[:, 0, 1, None, None]
-        hyper_hat.append(torch.from_numpy(hyper[-1]).to(medians) + medians)
-    y = _read_symbols(
-        model.gaussian_conditional,
-        strings[0],
-        model.gaussian_conditional.build_indexes(scales(*hyper_hat)).cpu().numpy(),
-    )
-    return [y, *hyper], torch.from_numpy(y).to(hyper_hat[0])
-
-
-def _read_symbols(
-    entropy_model: EntropyModel, strings: list[bytes], indexes: np.ndarray
-) -> np.ndarray:
-    """Symbols int32 (B, C, h, w) of one string a picture; indexes: the table of each."""
-    values = (
-        v.cpu().numpy()
-        for v in (entropy_model._quantized_cdf, entropy_model._cdf_length, entropy_model._offset)
-    )
-    tables = rans.Tables(*values)
-    return np.stack(
-        [
-            tables.read(s, own.ravel()).reshape(own.shape)
-            for s, own in zip(strings, indexes, strict=True)
-        ]
-    )
-
 
 def hyper_analysis(channels: int, N: int) -> nn.Sequential:
-    """The scale hyperprior's h_a: `channels` at y's size → N at a quarter of it."""
+    """Make the scale hyperprior's h_a: `channels` at y's size → N at a quarter of it."""
     return nn.Sequential(
         conv(channels, N, 3, 1),
         nn.ReLU(inplace=True),
@@ -249,7 +306,7 @@ def hyper_analysis(channels: int, N: int) -> nn.Sequential:
 
 
 def hyper_synthesis(N: int, channels: int) -> nn.Sequential:
-    """The scale hyperprior's h_s: N at z's size → `channels` at four times it."""
+    """Make the scale hyperprior's h_s: N at z's size → `channels` at four times it."""
     return nn.Sequential(
         deconv(N, N),
         nn.ReLU(inplace=True),
@@ -260,22 +317,22 @@ def hyper_synthesis(N: int, channels: int) -> nn.Sequential:
     )
 
 
-def keep_entropy_models_in_fp32(model: CompressionModel) -> CompressionModel:
-    """Make the model's entropy models compute in fp32 under autocast too: bf16 likelihoods are useless. In place."""
-    for module in model.modules():
-        if isinstance(module, EntropyModel):
-            module.forward = functools.partial(_in_fp32, module.forward)
-    return model
-
-
-def _in_fp32(forward, *tensors: Tensor, **options):
-    with torch.autocast(tensors[0].device.type, enabled=False):
-        return forward(*(t.float() for t in tensors), **options)
-
-
-SCALE_LEVELS = 256  # with CompressAI's 64 real bytes exceed the estimate by up to 4 %
-
-
 def update_tables(model: CompressionModel) -> None:
-    """Make the model's CDF tables for real coding, with a finer table of scales than CompressAI's own."""
-    model.update(get_scale_table(levels=SCALE_LEVELS), force=True)
+    """Make the model's CDF tables for real coding, with more scales than CompressAI's 64."""
+    model.update(get_scale_table(levels=SCALE_COUNT), force=True)
+
+
+def _symbols(latent: Tensor) -> np.ndarray:
+    """Round a latent (1, C, h, w) to symbols (C, h, w) int32 on the CPU."""
+    return latent[0].round().int().cpu().numpy()
+
+
+def _medians(bottleneck: KeyedBottleneck) -> Tensor:
+    """Return the medians (C, 1, 1) that the symbols of a hyper-latent are relative to."""
+    return bottleneck.quantiles[:, 0, 1, None, None].detach()
+
+
+def _channel_indices(symbols: np.ndarray) -> np.ndarray:
+    """Return the table index, its channel, of each symbol of a hyper-latent (C, h, w)."""
+    channels = np.arange(len(symbols), dtype=np.uint16)
+    return np.broadcast_to(channels[:, None, None], symbols.shape)

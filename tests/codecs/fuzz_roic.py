@@ -1,51 +1,56 @@
-"""Coverage-guided fuzzing of `.roic` decoding:  python tests/fuzz_roic.py [-max_total_time=SECONDS] [libFuzzer's options] [FOLDER_FOR_FINDS]
+"""Fuzz `.roic` decoding, guided by coverage.
 
-Three untrained models, one of each kind, read streams that libFuzzer makes out of those in tests/corpus and of real ones. The first byte of the
-model's id chooses the model; then id, lengths and checksums are made right, so that what lies behind them is reached. Anything but a picture of
-the size that the header says, or one line of ValueError, is a finding: libFuzzer writes it to a file that this script takes as an argument.
+    python tests/codecs/fuzz_roic.py [-max_total_time=SECONDS] [libFuzzer's options] [FINDINGS]
+
+Three untrained models, one of each kind, read streams that libFuzzer makes from the corpus and from
+real streams. The first byte of the model's id chooses the model. Then id, version, lengths and
+checksums are corrected, so that the code behind these checks is reached.
+
+A stream must decode to a picture of the size in its header, or raise a ValueError of one line.
+Anything else is a finding: libFuzzer writes it to a file, which this script takes as an argument.
 """
 
 import sys
 import tempfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import atheris
 import numpy as np
 import torch
 
-MODULES = ("codec", "container", "entropy", "models", "quality", "rans", "roi_vbr")
+MODULES = ("codecs", "entropy_models", "models", "roi")
 with atheris.instrument_imports(include=[f"roilib.{name}" for name in MODULES]):
     from roilib.codecs import roic
-    from roilib.codecs.container import FIXED, MAX_LATENTS, U32, Header
-    from roilib.models.hyperprior import HyperpriorWithObjFeatures
+    from roilib.codecs.container import FIXED, MAGIC, MAX_LATENTS, U32, Header
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from conftest import UNTRAINED, untrained_codec  # noqa: E402
 
 CORPUS = Path(__file__).parent / "corpus"
-ID, LATENTS = 5, 18  # where in a stream the model's id and the number of latents are
-LARGE = (
-    1 << 18
-)  # pixels that are not worth the time, unless the stream is so short that it has to be refused at once
-
+ID = 5  # offset of the model's id in a stream
+LATENTS = 18  # offset of the number of latents
+LARGE = 1 << 18  # pixels that take too long, unless the stream is so short that it is refused
+SHORT = 400  # bytes of such a stream
 
 torch.set_num_threads(1)
 CODECS = [untrained_codec(bytes([number] * 4), **values) for number, values in enumerate(UNTRAINED)]
 
 
 def chosen(data: bytes) -> roic.Codec:
-    """The model that a stream is for."""
+    """Return the model that a stream is for."""
     return CODECS[data[ID] % len(CODECS)] if len(data) > ID else CODECS[0]
 
 
 def sealed(data: bytes) -> bytes:
-    """These bytes with the id, the number and lengths of strings and the checksum that make a stream of them, as far as they reach."""
+    """Correct id, version, number and lengths of strings, and checksum, as far as data reaches."""
     model = chosen(data)
-    latents = 3 if isinstance(model.model, HyperpriorWithObjFeatures) else 2
+    latents = len(model.model.tables())
     start = FIXED.size + 4 * (latents + 1) + 8 * (data[LATENTS - 1] if len(data) >= LATENTS else 0)
     if len(data) < start + 4:
         return data
     body = bytearray(data[:-4])
-    body[:ID] = b"roic\1"
+    body[:ID] = MAGIC + bytes([model.model.stream_version])
     body[ID : ID + 4], body[LATENTS] = model.id, latents
     left, lengths = (len(body) - start) // 4 * 4, []
     for i in range(latents - 1):
@@ -59,7 +64,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def mutated(data: bytes, max_size: int, seed: int) -> bytes:
-    """libFuzzer's mutation; of most of what it makes, the checks of the header are passed."""
+    """Mutate as libFuzzer does, then mostly correct what the checks of the header would refuse."""
     data = atheris.Mutate(data, max_size)
     if seed % 8 == 0:
         return data
@@ -70,7 +75,7 @@ def mutated(data: bytes, max_size: int, seed: int) -> bytes:
 
 
 def read(model: roic.Codec, data: bytes) -> np.ndarray | None:
-    """What the codec makes of a stream; None when it refuses it as it should."""
+    """Decode a stream; None if the codec refuses it as it should."""
     try:
         return model.decode(data)
     except ValueError as error:
@@ -81,7 +86,7 @@ def read(model: roic.Codec, data: bytes) -> np.ndarray | None:
 
 
 def one_input(data: bytes) -> None:
-    """Decode; and where only the symbols' checksum was wrong, once more with the right one."""
+    """Decode; if only the symbols' checksum was wrong, again with the correct one."""
     model = chosen(data)
     try:
         header, strings = Header.unpack(data)
@@ -89,26 +94,16 @@ def one_input(data: bytes) -> None:
         assert read(model, data) is None
         return
     header.describe()
-    if header.height * header.width > LARGE and len(data) > 400:
+    if header.height * header.width > LARGE and len(data) > SHORT:
         return
     picture = read(model, data)
-    if picture is None and header.model == model.id:
-        right = []
-        original, roic._checksum = (
-            roic._checksum,
-            lambda symbols: right.append(original(symbols)) or right[-1],
-        )
-        read(model, data)
-        roic._checksum = original
-        if right:
-            whole = Header(
-                *(
-                    getattr(header, name)
-                    for name in ("model", "height", "width", "lmbda", "alpha", "boxes", "lengths")
-                ),
-                right[0],
-            )
-            picture = model.decode(whole.pack(strings))
+    if picture is None and (header.model, header.version) == (model.id, model.model.stream_version):
+        try:
+            symbols = model.read(header, strings)[0]
+        except ValueError:
+            return
+        whole = replace(header, symbols=roic.checksum(symbols))
+        picture = model.decode(whole.pack(strings))
     assert picture is None or (
         picture.shape == (header.height, header.width, 3) and picture.dtype == np.uint8
     )

@@ -1,4 +1,7 @@
-"""`.roic` streams of strangers: a picture of the size that the header says, or one line; never a crash, much time or much memory."""
+"""Untrusted `.roic` streams: a picture of the header's size, or one line of refusal.
+
+Never a crash, much time or much memory.
+"""
 
 import resource
 import subprocess
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from roilib.codecs import container
 from roilib.codecs.container import MAX_SIDE, U32, Header
 from roilib.entropy_models.range_coder import Encoder
+from roilib.models.integer_coding import z_indices
 
 CODECS = [untrained_codec(bytes([number] * 4), **values) for number, values in enumerate(UNTRAINED)]
 STREAMS = [codec.encode(street(0)[:50, :40], [[3, 5, 30, 40]]) for codec in CODECS]
@@ -24,7 +28,7 @@ KINDS = range(len(CODECS))
 
 
 def refused(codec, data):
-    """The line with which a stream is refused."""
+    """Return the line that refuses a stream."""
     with pytest.raises(ValueError, match=r"^[^\n]*\.roic[^\n]*$") as caught:
         codec.decode(data)
     return str(caught.value)
@@ -35,7 +39,7 @@ def resealed(data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_flipped_bit_is_told(kind):
+def test_every_flipped_bit_is_refused(kind):
     stream = STREAMS[kind]
     for bit in range(8 * len(stream)):
         flipped = bytearray(stream)
@@ -44,11 +48,14 @@ def test_every_flipped_bit_is_told(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_flipped_bits_under_a_right_checksum_are_told_or_change_nothing(kind):
-    """In strings the symbols' checksum tells; a range coder's last bits may be anything. Knobs and box make another picture of the same size."""
+def test_flipped_bits_under_a_correct_checksum_are_refused_or_change_nothing(kind):
+    """The symbols' checksum protects the strings, whose last bits may be anything.
+
+    Other knobs and boxes make another picture of the same size.
+    """
     stream, codec = STREAMS[kind], CODECS[kind]
     header, strings = Header.unpack(stream)
-    start, told = len(stream) - 4 - sum(map(len, strings)), 0
+    start, refusals = len(stream) - 4 - sum(map(len, strings)), 0
     for bit in (*range(8 * 13, 8 * 17), *range(8 * start, 8 * (len(stream) - 4), 11)):
         flipped = bytearray(stream)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -57,12 +64,12 @@ def test_flipped_bits_under_a_right_checksum_are_told_or_change_nothing(kind):
             assert picture.shape[:2] == (header.height, header.width)
             assert bit // 8 < start or np.array_equal(picture, codec.decode(stream))
         except ValueError:
-            told += 1
-    assert told > 0.9 * (8 * sum(map(len, strings)) // 11)
+            refusals += 1
+    assert refusals > 0.9 * (8 * sum(map(len, strings)) // 11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_truncation_and_extension_is_told(kind):
+def test_every_truncation_and_extension_is_refused(kind):
     stream = STREAMS[kind]
     for other in (
         *(stream[:n] for n in range(len(stream))),
@@ -74,7 +81,7 @@ def test_every_truncation_and_extension_is_told(kind):
             refused(CODECS[kind], resealed(other))
 
 
-def test_streams_of_another_model_are_told():
+def test_streams_of_another_model_are_refused():
     for kind in KINDS:
         for other in KINDS:
             if other != kind:
@@ -83,20 +90,30 @@ def test_streams_of_another_model_are_told():
                 refused(CODECS[kind], renamed)
 
 
+def test_streams_of_another_version_are_refused():
+    """The paper's models had version 1 when CompressAI's coder wrote them."""
+    for codec, stream in zip(CODECS, STREAMS, strict=True):
+        for version in (0, 1, 2, 3):
+            if version != codec.model.stream_version:
+                other = resealed(stream[:4] + bytes([version]) + stream[5:])
+                assert f"of version {version}" in refused(codec, other)
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.binary(max_size=200), st.booleans(), st.sampled_from(KINDS))
-def test_random_files_are_told(data, magic, kind):
+def test_random_files_are_refused(data, magic, kind):
     refused(CODECS[kind], resealed(container.MAGIC + data) if magic else data)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.data(), st.sampled_from(KINDS))
-def test_random_strings_under_a_good_header_are_told(data, kind):
+def test_random_strings_under_a_good_header_are_refused(data, kind):
     header, strings = Header.unpack(STREAMS[kind])
     others = tuple(
         data.draw(st.binary(max_size=80).map(lambda b: b + bytes(-len(b) % 4))) for _ in strings
     )
-    fields = {name: getattr(header, name) for name in ("model", "lmbda", "alpha", "symbols")}
+    kept = ("model", "lmbda", "alpha", "symbols", "version")
+    fields = {name: getattr(header, name) for name in kept}
     side = st.integers(1, 200)
     width, height = data.draw(side), data.draw(side)
     boxes = np.array(
@@ -150,11 +167,11 @@ def test_a_header_comes_back(fields, data):
 
 
 def bomb(codec, strings):
-    """The largest picture and 255 boxes of its size over these few bytes."""
+    """Return a header of the largest picture, with 255 boxes of its size, over these few bytes."""
     boxes = np.array([[0, 0, MAX_SIDE, MAX_SIDE, value] for value in range(1, 256)])
-    return Header(
-        codec.id, MAX_SIDE, MAX_SIDE, 442, 30_000, boxes, tuple(map(len, strings)), 0
-    ).pack(strings)
+    lengths, version = tuple(map(len, strings)), codec.model.stream_version
+    header = Header(codec.id, MAX_SIDE, MAX_SIDE, 442, 30_000, boxes, lengths, 0, version)
+    return header.pack(strings)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,11 +191,11 @@ def test_a_huge_picture_over_few_bytes_is_refused_at_once(kind, size):
 def test_the_least_bytes_are_those_of_the_most_probable_symbols():
     model = CODECS[0].model
     _, tables = model.tables()
-    levels = model.z_levels((9, 11))
+    indices = z_indices(model, (9, 11))
     best = np.array([bits.argmin() for bits in tables.bits], np.int32) + tables.low
     coder = Encoder()
-    coder.put(best[levels], levels, tables)
-    assert model.least_bytes((9, 11)) <= len(coder.data()) <= model.least_bytes((9, 11)) + 28
+    coder.put(best[indices], indices, tables)
+    assert tables.least_bytes(99) <= len(coder.data()) <= tables.least_bytes(99) + 28
 
 
 MEMORY = """
@@ -187,13 +204,15 @@ import numpy as np
 from roilib.codecs.roic import load_codec
 from roilib.codecs.container import Header
 from roilib.entropy_models.range_coder import Encoder
+from roilib.models.integer_coding import z_indices
 
 codec = load_codec()
-tables, levels, coder = codec.model.tables()[1], codec.model.z_levels((64, 64)), Encoder()
+tables, indices, coder = codec.model.tables()[1], z_indices(codec.model, (64, 64)), Encoder()
 best = np.array([bits.argmin() for bits in tables.bits], np.int32) + tables.low
-coder.put(best[levels], levels, tables)
+coder.put(best[indices], indices, tables)
 strings = b"", coder.data()
-stream = Header(codec.id, 4096, 4096, 442, 30_000, np.zeros((0, 5), np.int64), tuple(map(len, strings)), 0).pack(strings)
+boxes, lengths = np.zeros((0, 5), np.int64), tuple(map(len, strings))
+stream = Header(codec.id, 4096, 4096, 442, 30_000, boxes, lengths, 0).pack(strings)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     codec.decode(stream)
@@ -203,7 +222,7 @@ except ValueError as error:
 
 
 def test_what_a_stream_does_not_hold_takes_no_memory():
-    """Its hyper-latent is whole, so that the decoder begins; what it would fill for the rest of 16 megapixels is hundreds of MB."""
+    """The hyper-latent is whole, so decoding begins. All of y would take hundreds of MB."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -228,7 +247,7 @@ def limited():
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev/urandom", "/proc/self/mem", "."])
 def test_the_command_refuses_endless_and_empty_files(path):
-    """`decode` too looks at the stream before it loads anything that is large or slow."""
+    """`decode`, too, looks at the stream before it loads anything large or slow."""
     for words in (["info", path], ["decode", path, "/dev/null"]):
         done = roilib(*words, preexec_fn=limited, timeout=20)
         assert done.returncode == 2
@@ -249,7 +268,7 @@ def test_the_fuzzer_finds_nothing_in_a_few_seconds(tmp_path):
     pytest.importorskip("atheris", reason="atheris has wheels for Linux on x86-64 only")
     options = ["-max_total_time=6", "-runs=3000", "-seed=1", f"-artifact_prefix={tmp_path}/"]
     done = subprocess.run(
-        [sys.executable, "tests/fuzz_roic.py", *options],
+        [sys.executable, "tests/codecs/fuzz_roic.py", *options],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

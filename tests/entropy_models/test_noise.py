@@ -5,6 +5,7 @@ import torch
 from compressai.models import ScaleHyperprior
 
 from roilib.entropy_models.noise import QuantisationNoise, generator
+from roilib.models.hyperprior import Hyperprior
 
 X = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -18,7 +19,7 @@ def likelihoods(noise, model, x, step, samples):
 def noisy():
     """An untrained model in training mode, and its noise."""
     torch.manual_seed(0)
-    model = ScaleHyperprior(8, 12).train()
+    model = Hyperprior(8, 12).train()
     return QuantisationNoise(model, seed=5), model
 
 
@@ -60,11 +61,11 @@ def test_noise_is_uniform_over_one_step_of_the_quantiser(noisy):
     noise, model = noisy
     noise.at(0, range(4))
     y = torch.zeros(4, 12, 64, 64)
-    drawn = model.gaussian_conditional.quantize(y, "noise")
-    assert drawn.min() >= -0.5
-    assert drawn.max() < 0.5
-    assert abs(drawn.mean()) < 3e-3
-    assert drawn.var() == pytest.approx(1 / 12, rel=0.01)
+    noise_values = model.gaussian_conditional.quantize(y, "noise")
+    assert noise_values.min() >= -0.5
+    assert noise_values.max() < 0.5
+    assert abs(noise_values.mean()) < 3e-3
+    assert noise_values.var() == pytest.approx(1 / 12, rel=0.01)
 
 
 def test_evaluation_rounds_as_before(noisy):
@@ -77,3 +78,15 @@ def test_evaluation_rounds_as_before(noisy):
         strict=True,
     ):
         assert torch.equal(a, b)
+
+
+def test_likelihoods_are_in_fp32_under_autocast(noisy):
+    noise, model = noisy
+    noise.at(0, range(4))
+    plain = model.gaussian_conditional(torch.ones(4, 12, 4, 4), torch.ones(4, 12, 4, 4))
+    noise.at(0, range(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        ones = torch.ones(4, 12, 4, 4, dtype=torch.bfloat16)
+        rough = model.gaussian_conditional(ones, ones)
+        assert model.entropy_bottleneck(torch.ones(4, 8, 2, 2))[1].dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(plain, rough, strict=True))

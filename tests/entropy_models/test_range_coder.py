@@ -1,19 +1,20 @@
-"""roilib.entropy_models.range_coder: symbols come back, in about as many bytes as their tables say."""
+"""roilib.entropy_models.range_coder: symbols come back, in the bytes that their tables say."""
 
 import contextlib
 
 import numpy as np
 import pytest
+import torch
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 
+from roilib.entropy_models.gaussian import frequencies
 from roilib.entropy_models.range_coder import (
-    BIT_WORTH,
-    TOTAL,
     Decoder,
     Encoder,
     Tables,
-    frequencies,
-    reach,
-    thresholds,
+    get_unbounded,
+    put_unbounded,
+    tables_of,
 )
 
 SCALES = [0.1, 0.5, 3.0, 60.0]
@@ -24,92 +25,146 @@ def tables():
     return Tables.symmetric([frequencies(scale) for scale in SCALES])
 
 
-def drawn(count, seed=0):
+def random_symbols(count, seed=0):
+    """Symbols of Gaussians of these scales, and the index of each one's table."""
     random = np.random.default_rng(seed)
-    levels = random.integers(0, len(SCALES), count).astype(np.uint8)
-    return np.rint(random.normal(size=count) * np.array(SCALES)[levels]).astype(np.int32), levels
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_a_table_is_a_gaussian_with_a_tail(scale):
-    half = frequencies(scale).astype(np.int64)
-    assert half[0] + 2 * half[1:].sum() == TOTAL
-    assert half.min() >= 1
-    assert len(half) == reach(scale) + 1
-    k = np.arange(-len(half) + 1, len(half))
-    p = np.concatenate([half[:0:-1], half]) / TOTAL
-    if scale >= 0.5:  # a finer Gaussian falls into one bin
-        assert (p * k**2).sum() == pytest.approx(scale**2 + 1 / 12, rel=0.1)
-    assert half[-1] / TOTAL > 1e-8  # far symbols cost bits, not the picture
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_a_threshold_is_where_the_error_saved_is_worth_the_bits(scale):
-    bits, limits = -np.log2(frequencies(scale) / TOTAL), thresholds(scale).astype(float)
-    assert limits[0] == 0
-    for k in range(1, len(bits)):
-        larger, smaller = (
-            (limits[k] - symbol) ** 2 + BIT_WORTH * bits[symbol] for symbol in (k, k - 1)
-        )
-        assert larger == pytest.approx(smaller, abs=1e-4 * k)
-    assert (limits[1:] >= np.arange(1, len(bits)) - 0.5 - 1e-3).all(), "never away from the mean"
+    indices = random.integers(0, len(SCALES), count).astype(np.uint8)
+    return np.rint(random.normal(size=count) * np.array(SCALES)[indices]).astype(np.int32), indices
 
 
 def test_symbols_come_back_in_the_bytes_that_their_tables_say(tables):
-    symbols, levels = drawn(50_000)
+    symbols, indices = random_symbols(50_000)
     coder = Encoder()
-    coder.put(symbols, levels, tables)
-    assert len(coder.data()) * 8 == pytest.approx(tables.cost(symbols, levels), rel=1e-3)
-    assert np.array_equal(Decoder(coder.data()).get(levels, tables), symbols)
+    coder.put(symbols, indices, tables)
+    assert len(coder.data()) * 8 == pytest.approx(tables.cost(symbols, indices), rel=1e-3)
+    assert np.array_equal(Decoder(coder.data()).get(indices, tables), symbols)
 
 
 def test_parts_are_read_in_the_order_they_were_written(tables):
-    parts = [drawn(count, seed) for seed, count in enumerate((7, 0, 1, 300))]
+    parts = [random_symbols(count, seed) for seed, count in enumerate((7, 0, 1, 300))]
     coder = Encoder()
-    for symbols, levels in parts:
-        coder.put(symbols, levels, tables)
+    for symbols, indices in parts:
+        coder.put(symbols, indices, tables)
     decoder = Decoder(coder.data())
-    for symbols, levels in parts:
-        assert np.array_equal(decoder.get(levels, tables), symbols)
+    for symbols, indices in parts:
+        assert np.array_equal(decoder.get(indices, tables), symbols)
 
 
 def test_the_ends_of_a_table_can_be_coded(tables):
-    levels = np.repeat(np.arange(len(SCALES), dtype=np.uint8), 2)
-    symbols = np.where(np.arange(len(levels)) % 2, tables.high[levels], tables.low[levels]).astype(
-        np.int32
-    )
+    indices = np.repeat(np.arange(len(SCALES), dtype=np.uint8), 2)
+    symbols = np.where(
+        np.arange(len(indices)) % 2, tables.high[indices], tables.low[indices]
+    ).astype(np.int32)
     coder = Encoder()
-    coder.put(symbols, levels, tables)
-    assert np.array_equal(Decoder(coder.data()).get(levels, tables), symbols)
+    coder.put(symbols, indices, tables)
+    assert np.array_equal(Decoder(coder.data()).get(indices, tables), symbols)
 
 
 def test_other_bytes_are_refused_or_give_other_symbols_within_the_tables(tables):
-    levels = drawn(500)[1]
+    indices = random_symbols(500)[1]
     with pytest.raises(ValueError, match="multiple of 4"):
         Decoder(b"abc")
     for seed in range(20):
         data = np.random.default_rng(seed).bytes(400)
         with contextlib.suppress(ValueError):
-            found = Decoder(data).get(levels, tables)
-            assert ((tables.low[levels] <= found) & (found <= tables.high[levels])).all()
+            found = Decoder(data).get(indices, tables)
+            assert ((tables.low[indices] <= found) & (found <= tables.high[indices])).all()
 
 
 def test_a_stream_is_not_read_beyond_its_end(tables):
-    symbols, levels = drawn(20_000)
+    symbols, indices = random_symbols(20_000)
     coder = Encoder()
-    coder.put(symbols, levels, tables)
+    coder.put(symbols, indices, tables)
     data = coder.data()
     for words in (0, 1, len(data) // 8, len(data) // 4 - 8):
         decoder = Decoder(data[: 4 * words])
         with pytest.raises(ValueError, match="stream"):
-            all(len(decoder.get(part, tables)) for part in np.array_split(levels, 100))
+            all(len(decoder.get(part, tables)) for part in np.array_split(indices, 100))
 
 
 def test_sure_symbols_need_few_bytes():
     tables = Tables([np.array([1, 2**24 - 1])], [0])
     for count in (1, 100_000):
-        coder, levels = Encoder(), np.zeros(count, np.uint8)
-        coder.put(np.ones(count, np.int32), levels, tables)
+        coder, indices = Encoder(), np.zeros(count, np.uint8)
+        coder.put(np.ones(count, np.int32), indices, tables)
         decoder = Decoder(coder.data())
-        for part in np.array_split(levels, 10):
+        for part in np.array_split(indices, 10):
             assert (decoder.get(part, tables) == 1).all()
+
+
+@pytest.fixture(scope="module")
+def compressai_tables():
+    """Tables of a GaussianConditional, of a few scales, with their escapes."""
+    model = GaussianConditional(torch.logspace(-1, 1.5, 20).tolist())
+    model.update()
+    return tables_of(model, escape=True)
+
+
+def unbounded(tables, spread, count=4000, seed=0):
+    """Symbols and table indices; with a large spread many symbols lie beyond their tables."""
+    random = np.random.default_rng(seed)
+    indices = random.integers(0, 20, count).astype(np.uint16)
+    symbols = random.normal(size=count) * spread * np.logspace(-1, 1.5, 20)[indices]
+    return np.rint(symbols).astype(np.int32), indices
+
+
+def unbounded_bytes(symbols, indices, tables):
+    coder = Encoder()
+    put_unbounded(coder, symbols, indices, tables)
+    return coder.data()
+
+
+@pytest.mark.parametrize("spread", [0, 0.5, 3, 300, 3e5, 3e6])
+def test_symbols_beyond_their_tables_come_back(compressai_tables, spread):
+    symbols, indices = unbounded(compressai_tables, spread)
+    data = unbounded_bytes(symbols, indices, compressai_tables)
+    assert np.array_equal(get_unbounded(Decoder(data), indices, compressai_tables), symbols)
+
+
+def test_the_largest_and_smallest_symbols_come_back(compressai_tables):
+    ends = [-(2**31) + 1, 2**31 - 1, *compressai_tables.low[:3], *compressai_tables.high[:3]]
+    symbols = np.array([*ends, *(end + 1 for end in ends[2:]), *(end - 1 for end in ends[2:])])
+    indices = np.array([0, 0, *[0, 1, 2] * 6], np.uint16)
+    data = unbounded_bytes(symbols.astype(np.int32), indices, compressai_tables)
+    assert np.array_equal(get_unbounded(Decoder(data), indices, compressai_tables), symbols)
+
+
+@pytest.mark.parametrize("spread", [1, 30])
+def test_unbounded_symbols_take_as_many_bytes_as_compressais_coder(spread):
+    model = GaussianConditional(torch.logspace(-1, 1.5, 20).tolist())
+    model.update()
+    symbols, indices = unbounded(tables_of(model, escape=True), spread)
+    (theirs,) = model.compress(
+        torch.from_numpy(symbols)[None, None].float(),
+        torch.from_numpy(indices.astype(np.int32))[None, None],
+    )
+    ours = unbounded_bytes(symbols, indices, tables_of(model, escape=True))
+    assert abs(len(ours) - len(theirs)) <= 8
+
+
+def test_tables_are_made_once_and_the_escape_can_be_left_out():
+    torch.manual_seed(0)
+    model = EntropyBottleneck(6)
+    model.update()
+    with_escape, without = tables_of(model, escape=True), tables_of(model, escape=False)
+    assert tables_of(model, escape=True) is with_escape
+    assert np.array_equal(with_escape.high, without.high + 1)
+    assert np.array_equal(with_escape.low, without.low)
+
+
+def test_streams_of_unbounded_symbols_that_are_cut_off_do_not_decode_to_them(compressai_tables):
+    symbols, indices = unbounded(compressai_tables, 30, count=2000)
+    data = unbounded_bytes(symbols, indices, compressai_tables)
+    for words in range(0, len(data) // 4 - 8, 40):
+        with contextlib.suppress(ValueError):
+            found = get_unbounded(Decoder(data[: 4 * words]), indices, compressai_tables)
+            assert not np.array_equal(found, symbols)
+
+
+def test_no_bytes_do_more_than_be_refused_or_read(compressai_tables):
+    random = np.random.default_rng(0)
+    for seed in range(300):
+        data = random.bytes(4 * int(random.integers(2, 60))) if seed % 3 else b"\xff" * 400
+        indices = random.integers(0, 20, 60).astype(np.uint16)
+        with contextlib.suppress(ValueError):
+            assert get_unbounded(Decoder(data), indices, compressai_tables).shape == (60,)

@@ -28,7 +28,7 @@ from roilib.evaluation.evaluate import (
 )
 from roilib.metrics import psnr_from_mse
 from roilib.models.detector import HookedDetector, frame_features
-from roilib.roi import integer_boxes, roi_mask
+from roilib.roi import roi_mask
 from roilib.visualization import pictures
 from roilib.visualization.side_by_side import compare
 
@@ -73,9 +73,8 @@ def test_whole_frames_of_any_size_come_back_as_forward_says(trained, tiny_kitti)
         for height, width in ((96, 160), (71, 130)):
             frame = image[:, :height, :width].permute(1, 2, 0).numpy()
             decoded = codec.decode(codec.encode(frame, boxes.numpy()))
-            rows = integer_boxes(boxes.numpy(), height, width)
             with torch.no_grad():
-                x_hat = codec.model(*codec._inputs(frame, rows, (0, 0)))["x_hat"][
+                x_hat = codec.model(*codec.inputs(frame, boxes.numpy()))["x_hat"][
                     0, :, :height, :width
                 ].clamp(0, 1)
             assert decoded.shape == (height, width, 3)

@@ -59,7 +59,7 @@ def whole(layer):
 
 @pytest.fixture(params=[False, True], ids=["plain", "fine"])
 def quantised(request):
-    """A network that ends without a ReLU, its twin, the units of its inputs, and its outputs' unit."""
+    """A network without a last ReLU, its twin, the units of its inputs, its outputs' unit."""
     net, units = head_like(), torch.tensor([0.5] * 5 + [0.01] * 5)
     twin = IntegerNet(net, signed=range(10), fine=request.param)
     twin.quantise(
@@ -147,9 +147,8 @@ def test_a_network_that_ends_in_a_relu_tells_its_units():
 def test_no_sum_is_too_large_to_be_exact(quantised):
     _, twin, _, _ = quantised
     for layer in (twin.layers[0], twin.layers[2]):
-        assert (
-            layer.weight.abs().max() > MAX // 2
-        )  # the range is used: a power of two lies between the finest steps and those that activations need
+        # The range is used. Up to a power of two lies between the finest steps and those needed.
+        assert layer.weight.abs().max() > MAX // 2
         assert layer.weight.abs().double().sum(0).max() * -ZERO <= SUM_MAX
         assert layer.bias.abs().max() <= BIAS_MAX < 2**31 - SUM_MAX * (1 + 2**PLANE_SHIFT)
 
@@ -212,7 +211,10 @@ def test_int8_products_are_used_only_where_they_keep_every_bit():
     largest = torch.full((8, 1000), MAX, dtype=torch.int8)
     wanted = (largest.double() @ largest.T.double()).int()
     assert torch.equal(product(largest, largest.T.contiguous()), wanted)
-    code = "from roilib.models.integer import *; a = torch.full((8, 1000), 127, dtype=torch.int8); print(int(product(a, a.T.contiguous()).max()))"
+    code = (
+        "from roilib.models.integer import *; a = torch.full((8, 1000), 127, dtype=torch.int8); "
+        "print(int(product(a, a.T.contiguous()).max()))"
+    )
     for isa in ("SSE41", "AVX2", "AVX512_CORE"):  # the first ones saturate
         done = subprocess.run(
             [sys.executable, "-c", code],

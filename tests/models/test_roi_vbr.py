@@ -12,31 +12,18 @@ from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.kitti import kitti_samples
 from roilib.engines.step import knobs
 from roilib.entropy_models.gaussian import (
-    LEVELS_PER_OCTAVE,
-    SCALE_LEVELS,
-    SCALE_MIN,
-    SCALES,
-    TailedGaussian,
-    round_to_cheap,
+    SCALE_COUNT,
+    SCALES_PER_OCTAVE,
 )
-from roilib.entropy_models.range_coder import BIT_WORTH, TOTAL, frequencies
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
-from roilib.models.build import build_model
 from roilib.models.context import (
-    CONTEXT_UNIT,
     MEAN_UNIT,
-    PATTERNS,
-    VALUE_SCALE,
-    magnitude_table,
-    passes_of,
-    stored_magnitudes,
-    stored_values,
-    values,
+    Q_MIDDLE,
+    pass_map,
 )
-from roilib.models.dct import dct_basis, spectrum
-from roilib.models.integer import MAX, ZERO
-from roilib.models.roi_vbr import OCTAVES, Q_MIDDLE, Block, RoiVbr
-from roilib.models.weights import read_weights
+from roilib.models.integer_coding import OCTAVES, code_slices
+from roilib.models.roi_vbr import RoiVbr
+from roilib.models.weights import build_model, read_weights
 from roilib.roi import Q_MAX, STEPS_PER_OCTAVE, quality_index
 
 
@@ -63,15 +50,6 @@ def psnr(a, b):
     return -10 * math.log10((a - b).pow(2).mean())
 
 
-def test_the_basis_is_orthonormal():
-    basis = dct_basis(768).flatten(1)
-    assert torch.allclose(basis @ basis.T, torch.eye(768), atol=1e-5)
-    assert torch.equal(dct_basis(48), dct_basis(768)[:48])
-    scales = [scale for scale, *_ in spectrum(768)]
-    assert scales == sorted(scales, reverse=True)
-    assert spectrum(1)[0][1:] == (0, 0, 0)  # luma's mean
-
-
 def test_an_untrained_model_is_a_dct_codec(frame):
     torch.manual_seed(0)
     model = RoiVbr(16, 768).eval()
@@ -87,22 +65,6 @@ def test_training_lowers_the_loss_and_saves_what_coding_needs(trained):
     assert history[-1]["test"]["loss"] < 0.8 * history[4]["test"]["loss"]
     assert model.h_s_integer.layers[0].weight.abs().max() > 1
     assert len(model.entropy_bottleneck._quantized_cdf) == 8
-
-
-def test_exact_blocks_round_less():
-    torch.manual_seed(0)
-    x = (4 * torch.randn(1, 48, 8, 8)).bfloat16()
-    plain, exact = (
-        torch.nn.Sequential(*(Block(48, kind) for _ in range(4))).eval() for kind in (False, True)
-    )
-    exact.load_state_dict(plain.state_dict())
-    with torch.no_grad():
-        wanted = plain(x.float())
-        assert torch.equal(exact(x.float()), wanted)
-        with torch.autocast("cpu", torch.bfloat16):
-            errors = [(net(x) - wanted).abs().mean() for net in (plain, exact)]
-            assert torch.equal(exact.train()(x), plain.train()(x))
-    assert errors[1] < 0.7 * errors[0]
 
 
 def test_bytes_decode_to_the_symbols_that_were_written(trained, frame):
@@ -234,43 +196,21 @@ def test_knobs_are_drawn_by_seed_step_and_place(tiny_parameters):
     assert abs(int(q.max()) - quality_index(0.012 * 1.8)) <= 1
 
 
-def test_likelihoods_are_those_of_the_coders_tables():
-    k, scales = torch.arange(-40.0, 41.0), torch.tensor([0.1, 0.4, 1.0, 4.0])
-    p = TailedGaussian(None, scale_bound=SCALE_MIN)._likelihood(
-        k[:, None].expand(-1, 4), scales.expand(81, 4)
-    )
-    assert torch.allclose(p.sum(0), torch.ones(4), atol=2e-3)
-    for i, scale in enumerate(scales.tolist()):
-        wanted = torch.from_numpy(frequencies(scale)[:7] / TOTAL)
-        assert torch.allclose(p[40:47, i].log2(), wanted.float().log2(), atol=0.15)
-
-
-def test_magnitudes_are_exact_logarithms():
-    table, one = magnitude_table(), round(1 / MEAN_UNIT)
-    exact = torch.log2(1 + torch.arange(len(table), dtype=torch.float64) / one) / CONTEXT_UNIT
-    assert (exact - (table.double() - ZERO)).abs().max() <= 0.5
-    assert table.max() <= MAX
-    y_hat = torch.tensor(
-        [0, -1, 640, -640, len(table) - 1, len(table), -(2**30)], dtype=torch.int32
-    )
-    assert stored_magnitudes(y_hat).tolist() == table[[0, 1, 640, 640, -1, -1, -1]].tolist()
-
-
 def test_integer_networks_say_what_the_float_ones_do_in_every_pass(trained, frame):
-    """Also where the quality is no whole number of levels: its rounding must not add to the network's."""
+    """Also for q between two scale indices: its rounding must not add to the network's."""
     _, model = trained
     for quality in (300, 307, 308, 313):
         q, asked = uniform(quality, frame), []
         y, z = model.compress(frame, q)["symbols"]
         rows = y.reshape(-1, model.M)
 
-        def same(part, cells, levels, means, asked=asked, rows=rows):
-            asked.append((cells, levels.astype(np.float32), means * MEAN_UNIT))
+        def same(part, cells, scale_indices, means, asked=asked, rows=rows):
+            asked.append((cells, scale_indices.astype(np.float32), means * MEAN_UNIT))
             return rows[cells, part]
 
-        y_hat = (model.scan(z, q, same)[1] * MEAN_UNIT).movedim(-1, 0)[None]
+        y_hat = (code_slices(model, z, q, same)[1] * MEAN_UNIT).movedim(-1, 0)[None]
         with torch.no_grad():
-            contexts = model._contexts(
+            contexts = model.contexts(
                 model.h_s(torch.from_numpy(z).float().movedim(-1, 0)[None]), q, y_hat
             )
             pairs = [
@@ -280,17 +220,17 @@ def test_integer_networks_say_what_the_float_ones_do_in_every_pass(trained, fram
             ]
             outputs = [net(context)[0].flatten(1).T for net, context in pairs]
         assert len(outputs) == len(asked) == 7
-        for (cells, levels, means), output in zip(asked, outputs, strict=True):
+        for (cells, scale_indices, means), output in zip(asked, outputs, strict=True):
             octaves, wanted = output[cells].chunk(2, 1)
             exact = (
                 (
                     (OCTAVES * octaves + (quality - Q_MIDDLE) / (2 * STEPS_PER_OCTAVE))
-                    * LEVELS_PER_OCTAVE
+                    * SCALES_PER_OCTAVE
                 )
-                .clamp(0, SCALE_LEVELS - 1)
+                .clamp(0, SCALE_COUNT - 1)
                 .numpy()
             )
-            assert np.abs(levels - exact).mean() < 0.5, (quality, len(cells))
+            assert np.abs(scale_indices - exact).mean() < 0.5, (quality, len(cells))
             assert np.abs(means - wanted.numpy()).mean() < 0.02, (quality, len(cells))
 
 
@@ -300,38 +240,17 @@ def test_a_pass_does_not_know_what_it_or_later_ones_code(trained, frame):
     with torch.no_grad():
         h = model.h_s(torch.zeros(1, model.N // 2, 1, 2))
         for k, (start, end) in enumerate(model.slices):
-            turns = passes_of(len(model.e[k]), 4, 8)
-            for turn in range(len(model.e[k])):
+            numbers = pass_map(len(model.e[k]), 4, 8)
+            for number in range(len(model.e[k])):
                 other = y_hat.clone()
-                other[:, start:end, turns >= turn] += 1
+                other[:, start:end, numbers >= number] += 1
                 other[:, end:] += 1
-                assert torch.equal(*(model._contexts(h, q, y)[k][turn] for y in (y_hat, other)))
-                if turn:
-                    other[:, start:end, turns < turn] += 1
+                assert torch.equal(*(model.contexts(h, q, y)[k][number] for y in (y_hat, other)))
+                if number:
+                    other[:, start:end, numbers < number] += 1
                     assert not torch.equal(
-                        *(model._contexts(h, q, y)[k][turn] for y in (y_hat, other))
+                        *(model.contexts(h, q, y)[k][number] for y in (y_hat, other))
                     )
-
-
-def test_scales_learn_from_symbols_and_the_rest_from_noise():
-    torch.manual_seed(0)
-    y, means, scales = torch.randn(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
-    y_hat = y.round()
-    gaussian = TailedGaussian(None, scale_bound=SCALE_MIN).train()
-    for tensor in (y, means, scales):
-        tensor.requires_grad_()
-    likelihoods = gaussian.of_symbols(y, y_hat, scales, means)
-    exact = gaussian._likelihood(y_hat, scales, means)
-    assert torch.allclose(likelihoods, exact)
-    (wanted,) = torch.autograd.grad(exact.log().sum(), scales, retain_graph=True)
-    likelihoods.log().sum().backward()
-    assert torch.allclose(scales.grad, wanted)
-    assert torch.allclose(y.grad, -means.grad)
-    assert y.grad.abs().min() > 0
-    assert torch.equal(
-        gaussian.eval().of_symbols(y, y_hat, scales, means),
-        gaussian._likelihood(y_hat, scales, means),
-    )
 
 
 def test_activations_that_are_not_finite_are_a_loss_that_is_not(frame):
@@ -339,45 +258,6 @@ def test_activations_that_are_not_finite_are_a_loss_that_is_not(frame):
     torch.nn.init.constant_(model.e[0][0][0].bias, math.nan)
     output = model(frame, uniform(300, frame))
     assert not output["likelihoods"]["y"].log().sum().isfinite()
-
-
-@pytest.mark.parametrize("count", PATTERNS)
-def test_passes_code_every_cell_once_beside_known_ones(count):
-    turns = passes_of(count, 5, 7)
-    assert turns.shape == (5, 7)
-    assert turns.unique().tolist() == list(range(count))
-    padded = torch.nn.functional.pad(turns, (1, 1, 1, 1), value=count)
-    sides = torch.stack([padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]])
-    corners = torch.stack([padded[:-2, :-2], padded[:-2, 2:], padded[2:, :-2], padded[2:, 2:]])
-    for turn in range(1, count):
-        neighbours = corners if count == 3 and turn == 1 else sides
-        assert (neighbours[:, turns == turn].clamp(max=count) != turn).all()
-        inside = (neighbours[:, turns == turn] < count).all(0)
-        assert (neighbours[:, turns == turn][:, inside] < turn).all(), (
-            "a pass knows all its neighbours from earlier ones"
-        )
-
-
-def test_stored_values_are_to_the_nearest_and_keep_their_sign():
-    y_hat = torch.tensor([0.0, 0.125, 1.0, 1.1, 31.75, 33.0, 100.0, 253.0, 1e4])
-    for sign in (1, -1):
-        small, rest = stored_values((sign * y_hat / MEAN_UNIT).int()[:, None]).int().T * sign
-        assert small.tolist() == [0, 1, 4, 4, 127, 127, 127, 127, 127]
-        assert rest.tolist() == [0, 0, 0, 0, 0, 1, 34, 111, 127]
-    assert torch.allclose(sum(values(y_hat[None]).chunk(2, 1)) * VALUE_SCALE, y_hat)
-
-
-@pytest.mark.parametrize("level", range(0, SCALE_LEVELS, 7))
-def test_the_symbol_with_the_least_cost_is_taken(level):
-    half = frequencies(SCALES[level]) / TOTAL
-    distance = torch.linspace(-8 * SCALES[level] - 3, 8 * SCALES[level] + 3, 2001)
-    symbols = torch.arange(len(half))
-    costs = (distance.abs()[:, None] - symbols) ** 2 - BIT_WORTH * torch.from_numpy(half).log2()
-    taken = round_to_cheap(distance, torch.full((2001,), level))
-    assert torch.equal(taken.sign().abs() * distance.sign(), taken.sign())
-    assert (costs[torch.arange(2001), taken.abs().long()] - costs.amin(1)).max() < 1e-4
-    if SCALES[level] < 4:  # of wider Gaussians the next symbol costs hardly more
-        assert (taken != distance.round()).any()
 
 
 def test_a_map_may_be_part_of_a_larger_one(trained, frame):
