@@ -172,7 +172,10 @@ def test_a_preview_is_what_decodes(picture, weights, tmp_path):
         (["info", "{picture}"], "street.png: not a .roic stream"),
         (["decode", "{picture}", "{tmp}/out.png", "{weights}"], "street.png: not a .roic stream"),
         (["encode", "{tmp}/none.png", "{tmp}/a.roic", "{weights}"], "none.png"),
-        (["encode", "{tmp}", "{tmp}/none", "--boxes", "{tmp}/no", "{weights}"], "no: no such file"),
+        (
+            ["encode", "{tmp}", "{tmp}/none", "--boxes", "{tmp}/no", "{weights}"],
+            "no: no such file or",
+        ),
         (["encode", "{tmp}", "{tmp}/n", "--boxes", "{tmp}", "{weights}"], "no street.txt or"),
         (["encode", "{picture}"], "an input and an output are needed"),
         (["encode", "{picture}", "{tmp}/a.roic", "--max-bytes", "9", "{weights}"], "max_bytes"),
@@ -255,17 +258,63 @@ def test_two_inputs_never_share_an_output(pictures, weights, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_comparison_is_a_table_and_a_picture(picture, weights, tmp_path, capsys):
+    (tmp_path / "boxes.json").write_text("[[10, 50, 58, 80], [120, 40, 132, 70, 0.5]]")
+    words = ["compare", str(picture), "--boxes", str(tmp_path / "boxes.json"), *weights]
+    assert main([*words, "--lmbda", "0.05", "--out", str(tmp_path / "compared.png")]) == 0
+    heading, _, *rows = capsys.readouterr().out.splitlines()
+    assert heading == "| codec | setting | bytes | bpp | ROI dB | background dB |"
+    names = [row.split(" | ")[0].strip("| ") for row in rows]
+    assert names == ["roi_vbr", "JPEG", "AVIF", "x264 + ROI", "x265 + ROI"]
+    height, width, _ = np.asarray(Image.open(tmp_path / "compared.png")).shape
+    assert height == 6 * (96 + 22)
+    assert width > 160  # the box is enlarged beside each picture
+    assert main([*words, "--json", "--max-bytes", "1500"]) == 0
+    ours, *others = map(json.loads, capsys.readouterr().out.splitlines())
+    assert ours["bytes"] <= 1500
+    assert len(others) == 4
+    assert ours["roi_psnr"] > ours["bg_psnr"]
+
+
+def test_label_files_of_other_kinds_are_read_or_named(picture, weights, tmp_path, capsys):
+    out = tmp_path / "a.roic"
+    (tmp_path / "yolo.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (tmp_path / "sizes.json").write_text("[[40, 24, 80, 48]]")
+    options = ["--boxes", str(tmp_path / "yolo.txt"), "--json", *weights]
+    assert main(["encode", str(picture), str(out), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["boxes"] == [[60, 24, 100, 72, 1.0]]
+    options = ["--boxes", str(tmp_path / "sizes.json"), "--box-format", "xywh", "--json", *weights]
+    assert main(["encode", str(picture), str(out), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["boxes"] == [[40, 24, 120, 72, 1.0]]
+    (tmp_path / "small.json").write_text("[[0.1, 0.1, 0.4, 0.4]]")
+    words = ["encode", picture, tmp_path / "b.roic", "--boxes", tmp_path / "small.json", *weights]
+    refused(capsys, words, "small.json: ")
+
+
+def test_tracking_labels_of_a_sequence(pictures, weights, tmp_path, capsys):
+    row = "{} 0 Car 0 0 -10 {} 50 58 80 -1 -1 -1 -1000 -1000 -1000 -10\n"
+    (tmp_path / "0000.txt").write_text(row.format(1, 10) + row.format(10, 20))
+    options = ["--boxes", str(tmp_path / "0000.txt"), "--json", *weights]
+    assert main(["encode", str(pictures), str(tmp_path / "out"), *options]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = [r["boxes"] for r in records]  # of frames 1, 2 and 10
+    assert found == [[[10, 50, 58, 80, 1.0]], [], [[20, 50, 58, 80, 1.0]]]
+    (tmp_path / "one.json").write_text("[]")
+    words = ["encode", pictures, tmp_path / "b", "--boxes", tmp_path / "one.json", *weights]
+    refused(capsys, words, "one.json: boxes of one picture, but there are 3")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--alpha", "0.95"], "--alpha has no effect without --boxes or --detect"),
-        (["--alpha", "0.95", "--boxes", "{tmp}/away.json"], "1 of 1 boxes lie outside it"),
+        (["--alpha", "0.95", "--boxes", "{tmp}/none.json"], "street.png: no boxes, so --alpha"),
         (["--lmbda", "0.02", "--max-bytes", "4000"], "--lmbda has no effect with --max-bytes"),
         (["--confidence", "0.5"], "--confidence has no effect without --detect"),
     ],
 )
 def test_settings_without_effect_are_said(picture, weights, tmp_path, capsys, options, said):
-    (tmp_path / "away.json").write_text("[[500, 500, 600, 600]]")
+    (tmp_path / "none.json").write_text("[]")
     options = [option.format(tmp=tmp_path) for option in options]
     assert main(["encode", str(picture), str(tmp_path / "a.roic"), *options, *weights]) == 0
     assert said in capsys.readouterr().err
@@ -311,7 +360,7 @@ def test_wrong_words_are_one_line_too(words, named, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["encode", "decode", "info", "train", "drive", "report", "notebook"]
+    "command", ["encode", "decode", "info", "compare", "train", "drive", "report", "notebook"]
 )
 def test_every_command_has_help_with_an_example(command, capsys):
     assert main([command, "--help"]) == 0

@@ -8,9 +8,8 @@ A command overwrites only what this package made: a .roic stream, or a PNG that 
 Software field. `--force` overwrites other files too, but never an input of the same command.
 """
 
-import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,28 +51,7 @@ class Job:
         write_bytes(self.out, data)
 
 
-def natural_order(path: Path) -> list[tuple[int, int, str]]:
-    """Return a sort key of file names that compares the numbers in them by value."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
-
-
-def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """List a folder's files with these suffixes in natural order; hidden files are left out.
-
-    Raises ValueError where there is none.
-    """
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    ]
-    if not found:
-        raise ValueError(f"{folder}: no files ending in {', '.join(suffixes)} here")
-    return sorted(found, key=natural_order)
-
-
-def pair(words: Sequence[Path], suffixes: Collection[str], made: str) -> list[Job]:
+def pair(words: Sequence[Path], suffixes: tuple[str, ...], made: str) -> list[Job]:
     """Return a Job for each input that `words` name; the last word is the output.
 
     suffixes: of the files that are taken from folders; made: the suffix of outputs in a folder.
@@ -99,9 +77,22 @@ def pair(words: Sequence[Path], suffixes: Collection[str], made: str) -> list[Jo
     return list(jobs.values())
 
 
-def expand(named: Iterable[Path], suffixes: Collection[str]) -> list[Path]:
-    """Return the files named, with those in a folder in its place."""
-    return [file for p in named for file in (files_in(p, suffixes) if p.is_dir() else [p])]
+def expand(named: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files named, with those in a folder, in natural order, in its place.
+
+    Raises ValueError for a folder without any.
+    """
+    found = []
+    for path in named:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        from roilib.datasets.images import visible_files  # heavy
+
+        if not (inside := visible_files(path, suffixes)):
+            raise ValueError(f"{path}: no files ending in {', '.join(suffixes)} here")
+        found += inside
+    return found
 
 
 def protect(outputs: Iterable[Path], inputs: Iterable[Path], force: bool = False) -> None:

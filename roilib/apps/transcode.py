@@ -5,6 +5,7 @@ Job ──► stream ──► codec ──► picture ──► file
 """
 
 import io
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from roilib.apps.files import PICTURES, SOFTWARE, STANDARD, Job, describe, name_
 from roilib.codecs import roic
 from roilib.codecs.container import Header
 from roilib.codecs.roic import Codec
-from roilib.datasets.boxes import read_boxes
+from roilib.datasets.boxes import is_tracking, read_boxes, read_tracking
 from roilib.datasets.images import read_picture
 from roilib.models.detector import HookedDetector
 
@@ -28,29 +29,54 @@ Regions = Callable[[Path, np.ndarray], Sequence]  # picture's file and pixels �
 def regions_of(
     pictures: Sequence[Path],
     boxes: Path | None,
+    box_format: str | None,
     detect: bool,
     detector: Path | None,
     confidence: float | None,
 ) -> Regions:
     """Return what gives each picture's boxes: files, a detector, or nothing.
 
-    boxes: a box file of one picture, or a folder of box files named as the pictures. detector: a
-    YOLOv8 file; None with `detect`: the pretrained one. Raises ValueError naming what is missing.
+    boxes, box_format: as of `boxes_of`. detector: a YOLOv8 file; None with `detect`: the pretrained
+    one. Raises ValueError naming what is missing.
     """
-    if boxes and not boxes.is_dir():
-        if not boxes.is_file():
-            raise ValueError(f"{boxes}: no such file")
-        if len(pictures) > 1:
-            raise ValueError(f"{boxes}: not a folder, as {len(pictures)} pictures need")
-        return lambda path, image: read_boxes(boxes)
     if boxes:
-        files = {picture: box_file(boxes, picture) for picture in pictures}
-        return lambda path, image: read_boxes(files[path])
+        find = boxes_of(pictures, boxes, box_format)
+        return lambda path, image: find(path, image.shape[:2])
     if detect or detector:
         options = {} if confidence is None else {"confidence": confidence}
         found_by = HookedDetector(detector)
         return lambda path, image: found_by.regions(image, **options)
     return lambda path, image: ()
+
+
+def boxes_of(
+    pictures: Sequence[Path], boxes: Path, box_format: str | None = None
+) -> Callable[[Path, tuple[int, int]], np.ndarray]:
+    """Return what reads a picture's boxes, given its file and its height and width.
+
+    boxes: a box file of one picture, a folder of box files named as the pictures, or a file of
+    KITTI tracking labels, whose frame numbers are those at the end of the pictures' names.
+    box_format: as of `read_boxes`. Raises ValueError naming what is missing.
+    """
+    if boxes.is_dir():
+        files = {picture: box_file(boxes, picture) for picture in pictures}
+        return lambda path, size: read_boxes(files[path], size, box_format)
+    if not boxes.is_file():
+        raise ValueError(f"{boxes}: no such file or folder")
+    if len(pictures) == 1:
+        return lambda path, size: read_boxes(boxes, size, box_format)
+    if not is_tracking(boxes):
+        raise ValueError(f"{boxes}: boxes of one picture, but there are {len(pictures)}")
+    frames = {path: re.search(r"(\d+)$", path.stem) for path in pictures}
+    for path, number in frames.items():
+        if not number:
+            raise ValueError(f"{path}: no frame number at the end of its name, as {boxes} needs")
+
+    def tracked(path: Path, size: tuple[int, int]) -> np.ndarray:
+        found = read_tracking(boxes, size).get(int(frames[path][1]))
+        return np.zeros((0, 4), np.float32) if found is None else found[1]
+
+    return tracked
 
 
 def box_file(folder: Path, picture: Path) -> Path:
@@ -61,11 +87,14 @@ def box_file(folder: Path, picture: Path) -> Path:
     raise ValueError(f"{folder}: no {picture.stem}.txt or {picture.stem}.json for {picture}")
 
 
-def read(path: Path) -> np.ndarray:
-    """Read a picture, or standard input, as uint8 (H, W, 3). Raises ValueError naming it."""
+def read(path: Path, depth: int | None = None) -> np.ndarray:
+    """Read a picture, or standard input, as uint8 (H, W, 3). Raises ValueError naming it.
+
+    depth: as of `read_picture`.
+    """
     try:
         file = io.BytesIO(sys.stdin.buffer.read()) if path == STANDARD else path
-        return read_picture(file).permute(1, 2, 0).contiguous().numpy()
+        return read_picture(file, depth).permute(1, 2, 0).contiguous().numpy()
     except ValueError:
         if path != STANDARD:
             raise
@@ -84,12 +113,20 @@ def picture_bytes(path: Path, image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def encode(job: Job, codec: Codec, regions: Regions, setting: dict, preview: Path | None) -> dict:
+def encode(
+    job: Job,
+    codec: Codec,
+    regions: Regions,
+    setting: dict,
+    depth: int | None = None,
+    preview: Path | None = None,
+) -> dict:
     """Code a picture file, and return what it came to. Raises ValueError naming the file.
 
-    setting: lmbda, alpha and max_bytes; preview: a picture file to write of what is decoded.
+    setting: lmbda, alpha and max_bytes; depth: as of `read_picture`; preview: a picture file to
+    write of what is decoded.
     """
-    image = read(job.source)
+    image = read(job.source, depth)
     boxes = regions(job.source, image)
     start = time.perf_counter()
     try:
@@ -100,8 +137,7 @@ def encode(job: Job, codec: Codec, regions: Regions, setting: dict, preview: Pat
     job.write(stream)
     if preview:
         write_bytes(preview, picture_bytes(preview, codec.decode(stream)))
-    record = _record(job, Header.unpack(stream)[0], stream, seconds)
-    return record | {"boxes_given": len(boxes)}
+    return _record(job, Header.unpack(stream)[0], stream, seconds)
 
 
 def decode(job: Job, stream: bytes, header: Header, codec: Codec) -> dict:

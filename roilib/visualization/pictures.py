@@ -326,7 +326,7 @@ def bit_allocation(scene: Scene, allocations: dict[tuple[str, float], np.ndarray
 def playground(result: Result) -> Figure:
     """A result as the playground shows it: whole pictures with their boxes, and beside each the ROI that counts most, enlarged."""
     panels = [("original", result.image), (_caption(result.ours), result.ours.picture)]
-    panels += [(_caption(result.peer), result.peer.picture)] if result.peer else []
+    panels += [(_caption(result.other), result.other.picture)] if result.other else []
     height, width = result.image.shape[:2]
     box = max(
         result.boxes,

@@ -1,4 +1,4 @@
-"""roilib.apps.drive.link: bytes are neither lost nor made, and delays are those worked out by hand."""
+"""roilib.apps.drive.link: bytes are neither lost nor made, and delays are as by hand."""
 
 import numpy as np
 import pytest

@@ -12,14 +12,14 @@ from PIL import Image
 
 from roilib import roi
 from roilib.apps.playground.coding import (
-    PEERS,
+    CONVENTIONAL,
     Coder,
     Newest,
     Request,
     Superseded,
-    peer_within,
+    code_within,
+    matching_qoffset,
     read,
-    roi_qoffset,
 )
 
 BOX = ((30.0, 20.0, 90.0, 60.0, 1.0),)
@@ -47,14 +47,14 @@ def test_the_answer_is_what_the_codec_makes(coder, request_):
     inside[20:60, 30:90] = True
     assert result.ours.roi_psnr == pytest.approx(10 * np.log10(255**2 / error[inside].mean()))
     assert result.ours.bg_psnr == pytest.approx(10 * np.log10(255**2 / error[~inside].mean()))
-    assert (result.bits, result.peer) == (None, None)
+    assert (result.bits, result.other) == (None, None)
 
 
 def test_states_are_shown_as_they_come(coder, request_):
     shown = []
-    result = coder.answer(replace(request_, bit_map=True, peer="jpeg"), shown.append)
+    result = coder.answer(replace(request_, bit_map=True, against="jpeg"), shown.append)
     states = [state for state in shown if state]
-    assert [(s.bits is not None, s.peer is not None) for s in states] == [
+    assert [(s.bits is not None, s.other is not None) for s in states] == [
         (False, False),
         (True, False),
         (True, True),
@@ -104,16 +104,16 @@ def test_uploads_are_read_and_named(coder, request_):
         coder.answer(replace(request_, picture=request_.picture.with_name("none.png")))
 
 
-@pytest.mark.parametrize("peer", PEERS)
-def test_a_peer_gets_as_many_bytes(coder, request_, peer):
+@pytest.mark.parametrize("name", CONVENTIONAL)
+def test_a_conventional_codec_gets_as_many_bytes(coder, request_, name):
     image = np.tile(street(0), (2, 2, 1))
     stream = coder.codec.encode(image, BOX, lmbda=0.03)
-    peers = peer_within(image, BOX, peer, stream)
-    assert 0.85 * len(stream) < peers.bytes <= len(stream)
-    worst = peer_within(
-        image, BOX, peer, coder.codec.encode(image[:16, :16], lmbda=0.0004)
-    )  # which needs fewer than any peer
-    assert worst.bytes < peers.bytes
+    other = code_within(image, BOX, name, stream)
+    assert 0.85 * len(stream) < other.bytes <= len(stream)
+    worst = code_within(
+        image, BOX, name, coder.codec.encode(image[:16, :16], lmbda=0.0004)
+    )  # which needs fewer than any other codec
+    assert worst.bytes < other.bytes
     assert worst.setting.split(",")[0] in ("quality 1", "crf 51")
 
 
@@ -127,24 +127,24 @@ def test_a_search_ends_when_told_to(coder, request_):
 
     stream = coder.codec.encode(street(0), BOX, lmbda=0.12)
     with pytest.raises(Superseded):
-        peer_within(street(0), BOX, "jpeg", stream, check)
+        code_within(street(0), BOX, "jpeg", stream, check)
 
 
-def test_the_peers_offset_stands_for_the_same_alpha():
+def test_the_video_codecs_offset_stands_for_the_same_alpha():
     middle = roi.quality_index(0.012)
-    assert roi_qoffset(middle, roi.alpha_index(0.5)) == 0
-    strong = roi_qoffset(
+    assert matching_qoffset(middle, roi.alpha_index(0.5)) == 0
+    strong = matching_qoffset(
         middle, roi.alpha_index(0.8)
     )  # λ of the ROI four times the background's: two octaves
     assert strong == pytest.approx(-6 / 51, abs=0.002)
-    assert roi_qoffset(middle, roi.alpha_index(0.2)) == pytest.approx(6 / 51, abs=0.002)
-    assert -1 <= roi_qoffset(middle, roi.alpha_index(1.0)) < strong
+    assert matching_qoffset(middle, roi.alpha_index(0.2)) == pytest.approx(6 / 51, abs=0.002)
+    assert -1 <= matching_qoffset(middle, roi.alpha_index(1.0)) < strong
 
 
 def test_comparison_records_are_plain_and_repeat(coder, request_):
-    records = coder.compare(request_)
-    assert [r["codec"] for r in records] == ["roi_vbr", *PEERS.values()]
-    assert coder.compare(request_) == records
+    records, again = ([c.record() for c in coder.compare(request_)] for _ in range(2))
+    assert [r["codec"] for r in records] == ["roi_vbr", *CONVENTIONAL.values()]
+    assert again == records
     assert all(isinstance(value, str | int | float) for r in records for value in r.values())
 
 

@@ -22,7 +22,7 @@ def page(tiny_kitti, tmp_path_factory) -> Iterator[Page]:
         data_root=str(tiny_kitti),
         train_size_p1=0.3,
         logdir=str(folder),
-        peer="jpeg",
+        against="jpeg",
     ) as page:
         assert (
             json.loads((folder / "07_playground" / "metrics.json").read_text())["picture"]

@@ -1,4 +1,4 @@
-"""roilib.apps.playground.widgets without a browser: what its traits say after a change of the controls."""
+"""roilib.apps.playground.widgets without a browser: its traits after changes of controls."""
 
 import io
 import time
@@ -102,14 +102,14 @@ def test_boxes_come_from_the_mouse_from_labels_and_from_the_detector(playground,
 
 
 def test_what_takes_longer_follows_and_goes_again(playground):
-    playground.bit_map.value, playground.peer.value = True, "jpeg"
+    playground.bit_map.value, playground.against.value = True, "jpeg"
     wait(playground)
     assert Image.open(io.BytesIO(playground.view.heat)).size == (12, 8)
     assert "bits a cell" in playground.view.legend
     assert playground.view.names == ["roi_vbr", "JPEG"]
     assert not playground.view.columns[1]["stale"]
     assert not np.array_equal(opened(playground.view.theirs), street(0))
-    playground.bit_map.value, playground.peer.value = False, ""
+    playground.bit_map.value, playground.against.value = False, ""
     wait(playground)
     assert (playground.view.heat, len(playground.view.columns)) == (b"", 1)
 
@@ -145,6 +145,6 @@ def test_the_default_lmbda_is_a_step_of_its_slider(playground):
 
 def test_where_nobody_watches_a_figure_stands_in(coder, tiny_kitti):
     samples = kitti_samples(tiny_kitti)
-    figure = widgets.playground(coder, samples, Request(samples[0].path, boxes=(), peer="jpeg"))
+    figure = widgets.playground(coder, samples, Request(samples[0].path, boxes=(), against="jpeg"))
     assert isinstance(figure, Figure)
     assert len(figure.axes) == 9  # four rows of picture and part, and the colours' meaning

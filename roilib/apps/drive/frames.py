@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from roilib.apps.files import files_in
-from roilib.apps.transcode import box_file
-from roilib.datasets.boxes import read_boxes
-from roilib.datasets.images import PICTURE_SUFFIXES, picture_size, read_picture
+from roilib.apps.transcode import boxes_of
+from roilib.datasets.images import PICTURE_SUFFIXES, picture_files, picture_size, read_picture
 from roilib.models.detector import HookedDetector
 from roilib.roi import roi_mask
 
@@ -33,9 +31,10 @@ class Frame:
 class Drive:
     """The frames of a folder in natural order of their names, or of a KITTI root with its labels.
 
-    boxes: a folder of box files that encoders get, named as the pictures; None: what the pretrained
-    detector finds. truth: such a folder for the ROI that is measured; None: the root's labels, or
-    else the boxes that encoders get. count: the first so many frames.
+    boxes: what encoders get: a folder of box files named as the pictures, or a file of KITTI
+    tracking labels; None: what the pretrained detector finds. truth: the same for the ROI that is
+    measured; None: the root's labels, or else the boxes that encoders get.
+    count: the first so many frames.
 
     Raises ValueError naming the folder or file that is wrong, before anything is coded.
     """
@@ -55,16 +54,20 @@ class Drive:
             raise ValueError(f"{folder}: no such folder")
         if count is not None and count < 1:
             raise ValueError(f"a drive has 1 frame or more, not {count}")
-        self.pictures = files_in(folder, PICTURE_SUFFIXES)[:count]
-        self._check_sizes()
+        self.pictures = picture_files(folder)[:count]
+        if not self.pictures:
+            raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
+        size = self._common_size()
         self.boxes, self.truth = (
-            None if f is None else [read_boxes(box_file(Path(f), path)) for path in self.pictures]
-            for f in (boxes, truth)
+            None if given is None else self._boxes(Path(given), size) for given in (boxes, truth)
         )
         self.detector = HookedDetector() if boxes is None else None
 
-    def _check_sizes(self) -> None:
-        """Raise ValueError for a picture of another size or a name that is there already."""
+    def _common_size(self) -> tuple[int, int]:
+        """Return the frames' height and width.
+
+        Raises ValueError for a picture of another size, or with the name of another one.
+        """
         first, *others = map(picture_size, self.pictures)
         names = {self.pictures[0].stem}
         for path, (height, width) in zip(self.pictures[1:], others, strict=True):
@@ -76,6 +79,11 @@ class Drive:
             if path.stem in names:
                 raise ValueError(f"{path}: a second picture of the name {path.stem}")
             names.add(path.stem)
+        return first
+
+    def _boxes(self, given: Path, size: tuple[int, int]) -> list[np.ndarray]:
+        found = boxes_of(self.pictures, given)
+        return [found(path, size) for path in self.pictures]
 
     def __len__(self) -> int:
         return len(self.pictures)

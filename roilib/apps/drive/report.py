@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from av.video.reformatter import ColorRange, Colorspace
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 
+from roilib.apps.compare import caption
 from roilib.codecs.registry import look
 from roilib.evaluation.tables import markdown, table_of
 from roilib.metrics import pooled_psnr
@@ -28,7 +28,6 @@ FILM = {
     "x264-params": "cpu-independent=1",  # the same bytes on every machine
 }
 LARGEST_DENOMINATOR = 1001  # of a frame rate, as 30000/1001
-STRIP = 22  # pixels above a film's picture, for its name
 COLUMNS = {  # of the table without losses: column → heading
     "label": "codec",
     "kilobytes": "kB a frame",
@@ -171,7 +170,7 @@ class Film:
 
     def add(self, original: np.ndarray, shown: dict[str, np.ndarray]) -> None:
         """Add a frame; shown: codec → picture."""
-        rows = [_named(original, "original"), *(_named(shown[name], name) for name in self.names)]
+        rows = [caption(original, "original"), *(caption(shown[name], name) for name in self.names)]
         stack = np.concatenate(rows)
         height, width = stack.shape[:2]  # 4:2:0 has even sides
         stack = np.pad(stack, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
@@ -193,12 +192,6 @@ class Film:
                 self.temporary.replace(self.path)
         finally:
             self.temporary.unlink(missing_ok=True)
-
-
-def _named(picture: np.ndarray, name: str) -> np.ndarray:
-    strip = Image.new("RGB", (picture.shape[1], STRIP), "white")
-    ImageDraw.Draw(strip).text((6, 3), name, "black", ImageFont.load_default(14))
-    return np.concatenate([np.asarray(strip), picture])
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
-"""A picture coded on request, by our codec and by a peer: what notebook 07 shows, without its widgets.
+"""A picture coded on request, by our codec and by a conventional one: the playground's engine.
 
-    Request ──► Newest (a thread) ──► Coder.answer ──► Result: ours ──► with the bit map ──► with the peer
+    Request ──► Newest (a thread) ──► Coder.answer ──► Result: ours
+                                                           └─► with the bit map
+                                                           └─► with a conventional codec
 
-A newer request takes the place of one that waits, and stops the one at work at its next step.
+A newer request replaces one that waits, and stops the one in work at its next step.
 """
 
 import functools
@@ -17,21 +19,32 @@ from pathlib import Path
 import numpy as np
 
 from roilib import roi
-from roilib.codecs import conventional
+from roilib.codecs import roic
 from roilib.codecs.container import Header
+from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.registry import CODEC_NAMES, codec_name
 from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, Codec, load_codec
 from roilib.datasets.images import read_picture
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import roi_mask
 
-PEERS = {"jpeg": "JPEG", "x264": "x264 + ROI", "x265": "x265 + ROI"}
-QP_PER_OCTAVE, QP_RANGE = 3, 51  # HEVC and H.264 double λ every 3 QP
+CONVENTIONAL = {  # what the playground compares with: codec → label
+    "jpeg": "JPEG",
+    "avif": "AVIF",
+    "x264 medium": "x264 + ROI",
+    "x265 medium": "x265 + ROI",
+}
+QP_PER_OCTAVE = 3  # H.264 and HEVC double λ every 3 QP
+QP_RANGE = 51  # what `addroi` calls 1
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to code and how; boxes: x0, y0, x1, y1, importance each, or None: what the detector finds; content: the picture's file, if not on disk."""
+    """What to code, and how.
+
+    picture: its file, or its name where `content` holds the file's bytes. boxes: x0, y0, x1, y1,
+    importance each; None: what the detector finds. against: a codec of CONVENTIONAL, or "".
+    """
 
     picture: Path
     content: bytes | None = None
@@ -40,12 +53,15 @@ class Request:
     alpha: float = DEFAULT_ALPHA
     max_bytes: int | None = None
     bit_map: bool = False
-    peer: str = ""  # one of PEERS, or none
+    against: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """A picture, uint8 (H, W, 3), that a codec made of `bytes` bytes; PSNRs in dB, None without such pixels or without error; seconds."""
+    """What a codec made of a picture: uint8 (H, W, 3), bytes, PSNRs in dB, seconds.
+
+    A PSNR is None where there are no such pixels or no error.
+    """
 
     codec: str
     setting: str
@@ -59,27 +75,25 @@ class Coded:
     decode: float
 
     def record(self) -> dict:
-        """What every run of the same gives, for files and tables: neither the picture nor times."""
-        return {
-            name: getattr(self, name)
-            for name in ("codec", "setting", "bytes", "bpp", "psnr", "roi_psnr", "bg_psnr")
-        }
+        """Return what every run repeats, for files and tables: neither the picture nor times."""
+        names = ("codec", "setting", "bytes", "bpp", "psnr", "roi_psnr", "bg_psnr")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a request has led to; bits: (h, w) of the 16x16 cells of the padded picture."""
+    """The answer to a request; bits: (h, w), of each 16x16 cell of the padded picture."""
 
     request: Request
     image: np.ndarray
     boxes: tuple[tuple[float, ...], ...]
     ours: Coded
     bits: np.ndarray | None = None
-    peer: Coded | None = None
+    other: Coded | None = None
 
 
 class Coder:
-    """Answers requests; keeps the model, the detector and the latest pictures at hand."""
+    """Answers requests; keeps the model, the detector and the latest detections at hand."""
 
     def __init__(self, codec: Codec | None = None):
         self.codec = codec or load_codec()
@@ -87,124 +101,109 @@ class Coder:
 
     def _detected(self, picture: Path, content: bytes | None) -> tuple[tuple[float, ...], ...]:
         found = self.codec.detector.regions(read(picture, content))
-        return tuple(
-            (*map(float, box), 1.0)
-            for box in np.concatenate([np.floor(found[:, :2]), np.ceil(found[:, 2:4])], 1)
-        )
+        whole = np.concatenate([np.floor(found[:, :2]), np.ceil(found[:, 2:4])], 1)
+        return tuple((*box, 1.0) for box in whole.tolist())
 
     def answer(
         self, request: Request, show: Callable[[Result | None], None] = lambda result: None
     ) -> Result:
-        """Code the picture, and then what takes longer. Raises ValueError with one line.
+        """Code a picture, then what takes longer. Raises ValueError with one line.
 
-        show: called with each state of the result, and with None between them; what it raises ends the work.
+        show: called with each state of the result, and with None between them; an exception that it
+        raises ends the work.
         """
-        image = read(request.picture, request.content)
-        boxes = (
-            self.detected(request.picture, request.content)
-            if request.boxes is None
-            else request.boxes
-        )
-        knobs = {"lmbda": request.lmbda, "alpha": request.alpha, "max_bytes": request.max_bytes}
-        stream, ours = self._coded(image, boxes, knobs)
+        image, boxes = self._seen(request)
+        stream, ours = self._coded(image, boxes, request)
         show(result := Result(request, image, boxes, ours))
         if request.bit_map:
             show(result := replace(result, bits=self.codec.cell_bits(image, stream)))
-        if request.peer:
-            show(
-                result := replace(
-                    result, peer=peer_within(image, boxes, request.peer, stream, lambda: show(None))
-                )
-            )
+        if request.against:
+            other = code_within(image, boxes, request.against, stream, lambda: show(None))
+            show(result := replace(result, other=other))
         return result
 
-    def compare(self, request: Request) -> list[dict]:
-        """Records of our answer and of every peer's at as many bytes."""
-        result = self.answer(replace(request, peer=""))
-        return [
-            result.ours.record(),
-            *(self.answer(replace(request, peer=peer)).peer.record() for peer in PEERS),
-        ]
+    def compare(self, request: Request) -> list[Coded]:
+        """Code a picture by our codec, and by every conventional one at no more bytes."""
+        image, boxes = self._seen(request)
+        stream, ours = self._coded(image, boxes, request)
+        return [ours, *(code_within(image, boxes, name, stream) for name in CONVENTIONAL)]
 
-    def _coded(self, image: np.ndarray, boxes: Sequence, knobs: dict) -> tuple[bytes, Coded]:
+    def _seen(self, request: Request) -> tuple[np.ndarray, Sequence]:
+        """Return a request's picture and its boxes."""
+        file = request.picture, request.content
+        return read(*file), self.detected(*file) if request.boxes is None else request.boxes
+
+    def _coded(self, image: np.ndarray, boxes: Sequence, request: Request) -> tuple[bytes, Coded]:
+        knobs = {"lmbda": request.lmbda, "alpha": request.alpha, "max_bytes": request.max_bytes}
         start = time.perf_counter()
-        stream = self.codec.encode(image, boxes, **knobs)
+        stream = roic.encode(image, boxes, model=self.codec, **knobs)
         encoded = time.perf_counter()
         decoded = self.codec.decode(stream)
         seconds = {"encode": encoded - start, "decode": time.perf_counter() - encoded}
         header, _ = Header.unpack(stream)
         setting = f"λ {roi.lmbda_of(header.lmbda):.2g}, α {header.alpha / roi.ALPHA_ONE:.2f}"
         name = CODEC_NAMES[codec_name(self.codec.parameters)]
-        return stream, Coded(
-            name, setting, decoded, **seconds, **measures(image, decoded, boxes, len(stream))
-        )
+        measured = measure(image, decoded, boxes, len(stream))
+        return stream, Coded(name, setting, decoded, **seconds, **measured)
 
 
 @functools.lru_cache(4)
 def read(picture: Path, content: bytes | None = None) -> np.ndarray:
-    """A picture file, or its content, as uint8 (H, W, 3). Raises ValueError naming it."""
+    """Read a picture file, or its content, as uint8 (H, W, 3). Raises ValueError naming it."""
     try:
-        return (
-            read_picture(picture if content is None else io.BytesIO(content))
-            .permute(1, 2, 0)
-            .contiguous()
-            .numpy()
-        )
+        pixels = read_picture(picture if content is None else io.BytesIO(content))
     except ValueError as error:
-        raise (
-            error if content is None else ValueError(f"{picture}: not a readable picture")
-        ) from None
+        if content is None:
+            raise
+        raise ValueError(f"{picture}: not a readable picture") from error
+    return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
-def measures(
+def measure(
     image: np.ndarray, decoded: np.ndarray, boxes: Sequence, size: int
 ) -> dict[str, float | None]:
-    """bytes, bpp and PSNRs of a picture that took `size` bytes."""
+    """Return bytes, bpp and PSNRs of a picture that took `size` bytes."""
     height, width = image.shape[:2]
-    mask = roi_mask(np.reshape(boxes, (-1, 5)), height, width)
-    psnrs = {
-        f"{part}psnr": psnr_of(*error)
-        for part, error in squared_errors(image, decoded, regions(mask)).items()
-    }
+    parts = regions(roi_mask(np.reshape(boxes, (-1, 5)), height, width))
+    errors = squared_errors(image, decoded, parts)
+    psnrs = {f"{part}psnr": psnr_of(*error) for part, error in errors.items()}
     return {"bytes": size, "bpp": 8 * size / (height * width)} | psnrs
 
 
-def roi_qoffset(quality_index: int, alpha_index: int) -> float:
-    """The `addroi` offset at which a video codec's λ differs between ROI and background as ours does at these indices of λ and α."""
+def matching_qoffset(quality_index: int, alpha_index: int) -> float:
+    """Return the `addroi` offset that divides a video codec's λ as α divides ours.
+
+    The ratio of λ inside and outside the ROI is then the same at these indices of λ and α.
+    """
     background, *_, inside = roi.quality_table(quality_index, alpha_index).tolist()
     return -QP_PER_OCTAVE * (inside - background) / roi.STEPS_PER_OCTAVE / QP_RANGE
 
 
-def peer_within(
+def code_within(
     image: np.ndarray,
     boxes: Sequence,
-    peer: str,
+    name: str,
     stream: bytes,
-    check: Callable[[], None] = lambda: None,
+    before_each: Callable[[], None] = lambda: None,
 ) -> Coded:
-    """The best that a codec of PEERS makes of as many bytes as our stream has, with our ROI; check: as in `conventional.encode_within`.
+    """Code a picture by a codec of CONVENTIONAL at no more bytes than our `stream`, with our ROI.
 
-    Where even its worst quality takes more, that one. A peer knows no importance: all boxes count as 1.
+    Where even its worst quality takes more, that is returned. Importances are ignored: every box
+    counts as 1. before_each: as of `ConventionalCodec.search`.
     """
-    header, _ = Header.unpack(stream)
-    qoffset = (
-        roi_qoffset(header.lmbda, header.alpha)
-        if peer in conventional.VIDEO and len(boxes)
-        else 0.0
-    )
-    codec = conventional.ConventionalCodec(f"{peer} medium" if peer in conventional.VIDEO else peer)
-    found = codec.search(image, boxes, len(stream), qoffset=qoffset, before_each=check)
-    level, data, start = found.quality, found.stream, time.perf_counter()
-    decoded = codec.decode(data)
+    header, codec = Header.unpack(stream)[0], ConventionalCodec(name)
+    qoffset = 0.0
+    if codec.is_video and len(boxes):
+        qoffset = matching_qoffset(header.lmbda, header.alpha)
+    found = codec.search(image, boxes, len(stream), qoffset=qoffset, before_each=before_each)
+    start = time.perf_counter()
+    decoded = codec.decode(found.stream)
     seconds = {"encode": found.seconds, "decode": time.perf_counter() - start}
-    setting = (
-        f"crf {level:g}" + (f", ROI {qoffset * QP_RANGE:+.1f}" if qoffset else "")
-        if peer in conventional.VIDEO
-        else f"quality {level:g}"
-    )
-    return Coded(
-        PEERS[peer], setting, decoded, **seconds, **measures(image, decoded, boxes, len(data))
-    )
+    setting = f"{'crf' if codec.is_video else 'quality'} {found.quality:g}"
+    if qoffset:
+        setting += f", ROI {qoffset * QP_RANGE:+.1f}"
+    measured = measure(image, decoded, boxes, len(found.stream))
+    return Coded(CONVENTIONAL[name], setting, decoded, **seconds, **measured)
 
 
 class Superseded(Exception):
@@ -214,8 +213,9 @@ class Superseded(Exception):
 class Newest:
     """A thread that works on one request at a time, always on the newest.
 
-    work(request, show) calls show with what it has, or with None to be stopped. From the thread: `show(result)`, `fail(line)` when
-    work raised, and `rest()` when nothing is left to do. debounce: seconds that requests are collected before the newest of them is begun.
+    work(request, show) calls show with what it has, or with None where it can be stopped.
+    The thread calls show(result), fail(line) when work raised, and rest() when nothing is left to
+    do. debounce: seconds in which requests are collected before the newest is begun.
     """
 
     def __init__(
@@ -240,11 +240,11 @@ class Newest:
 
     @property
     def waiting(self) -> bool:
-        """Whether a request has not been begun yet."""
+        """Whether a request waits to be begun."""
         return bool(self._waiting)
 
     def close(self) -> None:
-        """End the thread, after the step that it is at."""
+        """End the thread after its present step."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -264,14 +264,9 @@ class Newest:
             self.work(request, self._show)
         except Superseded:
             return
-        except (
-            Exception
-        ) as error:  # whatever it is: the next request may be better, and the user is told
-            self.fail(
-                str(error).splitlines()[0]
-                if isinstance(error, ValueError)
-                else f"{type(error).__name__}: {error}".splitlines()[0]
-            )
+        except Exception as error:  # of any kind: the user is told, and the next request may work
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            self.fail(f"{kind}{error}".splitlines()[0])
         if not self._waiting:
             self.rest()
 

@@ -1,8 +1,8 @@
-"""The playground of notebook 07: controls, and a picture to draw regions on, around roilib.apps.playground.coding.
+"""The playground of notebook 07: controls, and a picture to draw regions on.
 
-    sliders, buttons, boxes drawn ──► Request ──► Newest ──► Result ──► PictureView (widgets.js): pictures, numbers, the time it took
+    sliders, buttons, boxes ──► Request ──► Newest ──► Result ──► PictureView (widgets.js)
 
-Where nobody watches (papermill, nbconvert) `playground` makes a figure instead.
+Where nobody watches (papermill, nbconvert) `playground` returns a figure instead.
 """
 
 import io
@@ -22,29 +22,32 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from roilib import roi
-from roilib.apps.playground.coding import PEERS, Coded, Coder, Newest, Request, Result
+from roilib.apps.playground.coding import CONVENTIONAL, Coded, Coder, Newest, Request, Result
 from roilib.datasets.images import Sample
 from roilib.visualization import pictures
 
 HEAD = ["", "setting", "bytes", "bits a pixel", "ROI", "background", "encode", "decode"]
 TIERS = {"high": 1.0, "mid": 0.5, "low": 0.25}  # importance of a box
-WIDE = {
-    "width": "auto",
-    "flex": "1 1 0",
-}  # no widget here: importing this opens no channel to a front end
-BUDGETS = {
-    "min": 3.0,
-    "max": 3.0 + 7 * math.log10(2),
+WIDE = {"width": "auto", "flex": "1 1 0"}  # no widget, so that importing opens no channel
+BUDGETS = {  # of the byte budget's slider, in powers of 10
+    "min": 3.0,  # 1,000 bytes
+    "max": 3.0 + 7 * math.log10(2),  # 128,000 bytes
     "step": math.log10(2) / 32,
-}  # 1,000 to 128,000 bytes, 32 steps an octave
+}
 
 
 class PictureView(anywidget.AnyWidget):
-    """The pictures over each other, boxes to edit, magnified ROIs and a table; widgets.js says what each trait does there."""
+    """The pictures over each other, boxes to edit, magnified ROIs and a table.
+
+    widgets.js says what each trait does there.
+    """
 
     _esm, _css = Path(__file__).with_name("widgets.js"), Path(__file__).with_name("widgets.css")
     size = t.List([1, 1]).tag(sync=True)  # width, height
-    original, ours, theirs, heat = (t.Bytes().tag(sync=True) for _ in range(4))  # picture files
+    original = t.Bytes().tag(sync=True)  # picture files
+    ours = t.Bytes().tag(sync=True)
+    theirs = t.Bytes().tag(sync=True)
+    heat = t.Bytes().tag(sync=True)
     names = t.List(["", ""]).tag(sync=True)  # of what is left and right of the wipe
     legend = t.Unicode().tag(sync=True)  # of the heat map
     head = t.List(HEAD).tag(sync=True)  # the table's first column
@@ -52,15 +55,12 @@ class PictureView(anywidget.AnyWidget):
     boxes = t.List().tag(sync=True)  # [x0, y0, x1, y1, importance]; edited in the browser
     tiers = t.List(list(TIERS.values())).tag(sync=True)
     tier = t.Float(1.0).tag(sync=True)  # importance of new boxes, and of the selected one
-    working, error = t.Bool(False).tag(sync=True), t.Unicode().tag(sync=True)
-    watched, values = (
-        t.List().tag(sync=True),
-        t.List().tag(sync=True),
-    )  # ids of the sliders, and what `ours` was made with: λ, α, budget or None
+    working = t.Bool(False).tag(sync=True)
+    error = t.Unicode().tag(sync=True)
+    watched = t.List().tag(sync=True)  # ids of the sliders
+    values = t.List().tag(sync=True)  # what `ours` was made with: λ, α, budget or None
     shown = t.Int(0).tag(sync=True)  # counts results; set last
-    latencies = t.List().tag(
-        sync=True
-    )  # milliseconds from a slider's move to the picture on screen; measured in the browser
+    latencies = t.List().tag(sync=True)  # ms from a slider's move to the picture, by the browser
 
     def __init__(self, **traits):
         self.lock = threading.RLock()  # results come from the worker, edits from the front end
@@ -72,7 +72,10 @@ class PictureView(anywidget.AnyWidget):
 
 
 class Playground(ui.VBox):
-    """Sliders on live bitstreams; samples: the pictures to choose from, their labels being boxes to start from."""
+    """Sliders on live bitstreams.
+
+    samples: the pictures to choose from; their labels are boxes to start from.
+    """
 
     def __init__(self, coder: Coder, samples: Sequence[Sample], request: Request):
         self.view, self._boxes = PictureView(tier=1.0), request.boxes
@@ -84,7 +87,14 @@ class Playground(ui.VBox):
         self.newest = Newest(coder.answer, self._show, self._fail, self._rest)
         super().__init__([*self._rows(), self.view])
         self.add_class("roilib-playground")
-        for control in (self.lmbda, self.alpha, self.capped, self.budget, self.bit_map, self.peer):
+        for control in (
+            self.lmbda,
+            self.alpha,
+            self.capped,
+            self.budget,
+            self.bit_map,
+            self.against,
+        ):
             control.observe(lambda change: self.ask(), "value")
         self.picture.observe(lambda change: self._start_from(None), "value")
         self.upload.observe(self._uploaded, "value")
@@ -124,9 +134,8 @@ class Playground(ui.VBox):
         self.budget = ui.FloatLogSlider(
             request.max_bytes or 8000, **BUDGETS, readout_format=",.0f", layout=WIDE
         )
-        self.peer = _choice(
-            {"original": "", **{name: peer for peer, name in PEERS.items()}}, request.peer, "112px"
-        )
+        others = {"original": ""} | {label: name for name, label in CONVENTIONAL.items()}
+        self.against = _choice(others, request.against, "98px")
         self.bit_map = ui.ToggleButton(
             request.bit_map,
             description="bit map",
@@ -138,7 +147,7 @@ class Playground(ui.VBox):
         rows = [
             ["picture", self.picture, self.upload, "boxes", *self.starts, "importance", self.tier],
             ["λ", self.lmbda, "α", self.alpha, self.capped, self.budget],
-            ["against", self.peer, "show", self.bit_map],
+            ["against", self.against, "show", self.bit_map],
         ]
         middle = ui.Layout(align_items="center")
         return [
@@ -149,16 +158,13 @@ class Playground(ui.VBox):
         ]
 
     def ask(self) -> None:
-        """Have the picture coded as the controls say; returns at once."""
+        """Ask for the picture as the controls say; returns at once."""
         picture, content = self.picture.value
-        lmbda = min(
-            max(self.lmbda.value, roi.LMBDA_MIN), roi.LMBDA_MAX
-        )  # a power of ten may be a rounding off
         knobs = {
-            "lmbda": lmbda,
+            "lmbda": float(np.clip(self.lmbda.value, roi.LMBDA_MIN, roi.LMBDA_MAX)),  # rounding
             "alpha": self.alpha.value,
             "bit_map": self.bit_map.value,
-            "peer": self.peer.value,
+            "against": self.against.value,
         }
         with self.view.lock:
             self.lmbda.disabled, self.budget.disabled = self.capped.value, not self.capped.value
@@ -190,34 +196,31 @@ class Playground(ui.VBox):
             self.picture.value = choice
 
     def _show(self, result: Result) -> None:
-        """From the worker: put a result on screen. What it lacks as yet stays as it was, if that was of the same picture."""
-        request, before = result.request, self._last
-        same = before is not None and before.image is result.image
-        bits = before.bits if same and result.bits is None else result.bits
-        peer = (
-            before.peer
-            if same and result.peer is None and before.request.peer == request.peer
-            else result.peer
-        )
-        self._last = replace(result, bits=bits, peer=peer)
+        """Put a result on screen; called by the worker.
+
+        What it lacks as yet stays as it was, if that was of the same picture.
+        """
+        request, bits, other, before = result.request, result.bits, result.other, self._last
+        if before is not None and before.image is result.image:
+            bits = before.bits if bits is None else bits
+            if other is None and before.request.against == request.against:
+                other = before.other
+        self._last = replace(result, bits=bits, other=other)
+        other = other if request.against else None
         files = {
             "original": result.image,
             "ours": result.ours.picture,
-            "theirs": peer.picture if request.peer and peer else result.image,
+            "theirs": other.picture if other else result.image,
         }
         state = {name: self._file(name, picture) for name, picture in files.items()}
-        state["heat"], state["legend"] = (
-            heat_map(bits) if request.bit_map and bits is not None else (b"", "")
-        )
-        state["names"] = [result.ours.codec, peer.codec if request.peer and peer else "original"]
-        state["columns"] = [
-            column(result.ours),
-            *([column(peer, stale=result.peer is None)] if request.peer and peer else []),
-        ]
-        state["size"], state["values"] = (
-            list(result.image.shape[1::-1]),
-            [request.lmbda, request.alpha, request.max_bytes],
-        )
+        has_map = request.bit_map and bits is not None
+        state["heat"], state["legend"] = heat_map(bits) if has_map else (b"", "")
+        state["names"] = [result.ours.codec, other.codec if other else "original"]
+        state["columns"] = [column(result.ours)]
+        if other:
+            state["columns"].append(column(other, stale=result.other is None))
+        state["size"] = list(result.image.shape[1::-1])
+        state["values"] = [request.lmbda, request.alpha, request.max_bytes]
         with self.view.lock, self.view.hold_sync():
             if self._boxes is None and request.boxes is None:
                 self._boxes = result.boxes
@@ -251,14 +254,14 @@ def _choice(options: dict, value, width: str) -> ui.ToggleButtons:
 
 
 def lossless(picture: np.ndarray) -> bytes:
-    """A picture as WebP that loses nothing: half as long to write as PNG, and smaller."""
+    """Return a picture as lossless WebP: written twice as fast as PNG, and smaller."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "webp", lossless=True, method=0, quality=0)
     return file.getvalue()
 
 
 def heat_map(bits: np.ndarray) -> tuple[bytes, str]:
-    """A PNG with a pixel a cell, and what its colours mean."""
+    """Return a PNG with a pixel for each cell, and what its colours mean."""
     colours = matplotlib.colormaps["inferno"](bits / bits.max(), alpha=0.75, bytes=True)
     file = io.BytesIO()
     Image.fromarray(colours).save(file, "png")
@@ -266,7 +269,7 @@ def heat_map(bits: np.ndarray) -> tuple[bytes, str]:
 
 
 def column(coded: Coded, stale: bool = False) -> dict:
-    """A column of the table; stale: of an earlier setting."""
+    """Return a column of the table; stale: of an earlier setting."""
     psnrs = [
         "–" if value is None else f"{value:.2f} dB" for value in (coded.roi_psnr, coded.bg_psnr)
     ]
@@ -285,13 +288,16 @@ def column(coded: Coded, stale: bool = False) -> dict:
 
 
 def watched() -> bool:
-    """Whether the cell that runs was sent by someone who can answer: JupyterLab, VS Code; not papermill or nbconvert."""
+    """Return whether a person runs this cell: in JupyterLab or VS Code, not papermill."""
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is not None and bool(kernel.get_parent("shell")["content"].get("allow_stdin"))
 
 
 def playground(coder: Coder, samples: Sequence[Sample], request: Request) -> Playground | Figure:
-    """The playground, or where nobody watches a figure of what it would show first. Raises ValueError for the figure's request."""
+    """Return the playground, or where nobody watches a figure of what it would show first.
+
+    Raises ValueError for what is wrong with the figure's request.
+    """
     if watched():
         return Playground(coder, samples, request)
     figure = pictures.playground(coder.answer(replace(request, bit_map=True)))
