@@ -1,5 +1,6 @@
-"""Processes that share the work: how many there may be, and that none outlives the one that started them."""
+"""Processes that share the work: how many there may be, and how they start and end."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -7,14 +8,14 @@ import threading
 
 
 def cores() -> int:
-    """Processors that this process may use, which in a container, under SLURM or taskset are not all of the machine's."""
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )  # macOS has no such limits
+    """Processors that this process may use: containers, SLURM and taskset allow only some."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no such limits
 
 
 def end_with_parent() -> None:
-    """To be called in a process that multiprocessing started: it ends when the one that started it is killed, which tells a pool nothing."""
+    """End this process, which multiprocessing started, when its parent is killed."""
     threading.Thread(target=_wait, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
@@ -24,6 +25,19 @@ def _wait(parent) -> None:
 
 
 def leave_signals_to_parent(_: int) -> None:
-    """For data loader processes: Ctrl-C is the parent's to handle, SIGTERM ends them."""
+    """For data loader processes: the parent handles Ctrl-C, SIGTERM ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@functools.cache
+def use_one_thread_after_fork() -> None:
+    """Make processes that are forked from now on compute with one thread.
+
+    OpenMP's threads do not survive a fork: a child that multiplies with as many as its parent
+    waits for them forever (github.com/pytorch/pytorch/issues/17199).
+    """
+    import torch
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
