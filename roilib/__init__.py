@@ -1,7 +1,6 @@
-"""roilib: models, losses, datasets and measurements behind the ROI-aware image compression workbook."""
+"""roilib: the models, losses, data sets and measurements behind the workbook."""
 
 import warnings
 
-warnings.filterwarnings(
-    "ignore", "`torch.jit.script` is deprecated", FutureWarning
-)  # CompressAI's, at every import; nothing a reader can do
+# CompressAI causes this warning whenever it is imported; a reader can do nothing about it.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)

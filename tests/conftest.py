@@ -1,4 +1,4 @@
-"""What tests share: the real pictures where they are, a tiny KITTI to train on, and parameters for runs of seconds."""
+"""What tests share: real pictures, a tiny KITTI, and parameters for runs of seconds."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from PIL import Image
 from roilib.datasets.boxes import write_kitti_label
 from roilib.parameters import Parameters
 
-# On pictures this small, threads only wait for each other: up to 20 times as long on a busy machine.
+# On such small pictures threads wait for each other: up to 20 times as long on a busy machine.
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,7 +45,10 @@ def places(i: int) -> list[tuple[int, int, int, int]]:
 
 
 def write_tiny_kitti(root: Path, pictures: int = 6) -> Path:
-    """KITTI's layout with small pictures 000000 …; each has a car, a person and a DontCare, the last one nothing but a DontCare."""
+    """Write small pictures 000000 … in KITTI's layout, each with a car, a person and a DontCare.
+
+    The last one has nothing but a DontCare.
+    """
     for folder in ("image_2", "label_2"):
         (root / "training" / folder).mkdir(parents=True)
     for i in range(pictures):
@@ -74,7 +77,10 @@ def own_kitti(tmp_path) -> Path:
 
 @pytest.fixture
 def tiny_parameters(tiny_kitti, tmp_path):
-    """`tiny_parameters(name=value, …)`: a run of three steps on the CPU; four pictures of `tiny_kitti` train, two test."""
+    """`tiny_parameters(name=value, …)`: a run of three steps on the CPU.
+
+    Four pictures of `tiny_kitti` train, two test.
+    """
     tiny = {
         "which": "hyperprior",
         "device": "cpu",

@@ -6,39 +6,46 @@ import torch
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is cuda where there is one, else cpu. Raises ValueError for a device that is not there."""
+    """The device of a name; `auto` is cuda where there is one, else cpu.
+
+    Raises ValueError for a device that is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:200]
         raise ValueError(
-            f"device {device} cannot be used: {str(error).splitlines()[0][:200]} (device=cpu always can, auto takes what is there)"
+            f"device {device} cannot be used: {reason} "
+            "(device=cpu always can, auto takes what is there)"
         ) from None
     return chosen
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory, of this machine or of its GPU."""
-    said = isinstance(error, RuntimeError) and "allocate memory" in str(
-        error
-    )  # torch's CPU allocator has no class of its own
-    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    """Whether an error says that this machine or its GPU has not enough memory."""
+    if isinstance(error, RuntimeError) and "allocate memory" in str(error):
+        return True  # torch's CPU allocator has no exception class of its own
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Fabric's name of a precision; `auto` is bf16 mixed where the hardware multiplies bf16, else fp32. Raises ValueError for 16 without CUDA."""
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """Fabric's name of a precision; `auto` is bf16 where the hardware multiplies it, else fp32.
+
+    Raises ValueError for 16 without CUDA.
+    """
     if precision == "16" and device.type != "cuda":
         raise ValueError(
             f"precision=16 needs a GPU, this is device={device.type} (bf16, 32 and auto run there)"
         )
     if precision == "auto":
-        precision = "bf16" if native else "32"
+        if device.type == "cuda":
+            is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            is_native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        precision = "bf16" if is_native else "32"
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Text and JSON files: read with errors that name the file, written whole or not at all."""
 
 import errno
 import json
@@ -12,9 +12,10 @@ from typing import Any
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, whose file takes its place when the block ends; when that fails, nothing is left and `path` is as it was.
+    """Write a file whole or not at all: yields a temporary name beside `path`.
 
-    A link stays one, and what it leads to is replaced. Raises what the block and the disk raise, and OSError for a device or pipe, which cannot be.
+    When the block ends, the temporary file replaces `path`; when it fails, `path` stays as it was.
+    Symlinks are kept; their target is replaced. Raises OSError for a device or pipe.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -24,12 +25,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     finally:
-        with suppress(OSError):  # of a read-only disk, from which nothing can be removed either
+        with suppress(OSError):  # a disk that became read-only
             temporary.unlink(missing_ok=True)
 
 
 def read_text(path: Path) -> str:
-    """The file's text (UTF-8, byte order mark allowed). Raises ValueError naming the file when it is missing or not text."""
+    """Read UTF-8 text, with or without a byte order mark. Raises ValueError naming the file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -44,22 +45,21 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The file's JSON. Raises ValueError naming the file when it is missing or not JSON, or none that can be read."""
+    """Read JSON. Raises ValueError naming the file."""
     text = read_text(path)
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError(f"{path}: not JSON (nested too deep)") from None
-    except ValueError as error:  # of a number of more than 4300 digits too
+    except ValueError as error:  # also for a number of more than 4300 digits
         raise ValueError(f"{path}: not JSON ({str(error).partition(';')[0]})") from None
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys, so that no reader sees half a file. Infinity and NaN, which JSON lacks, become null."""
+    """Write JSON with sorted keys, whole or not at all; infinity and NaN become null."""
+    text = json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False)
     with replacing(path) as temporary:
-        temporary.write_text(
-            json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False) + "\n"
-        )
+        temporary.write_text(text + "\n")
 
 
 def _finite(content: Any) -> Any:

@@ -1,32 +1,36 @@
-"""Files of data/weights, in the repository or in an installed wheel, and whether they are whole."""
+"""Pretrained weights: files of data/weights, in the repository or in an installed wheel."""
 
 import functools
 import hashlib
 from pathlib import Path
 
+PRETRAINED_WEIGHTS = "roi_vbr.safetensors"  # the codec
+PRETRAINED_DETECTOR = "yolov8n_kitti.pt"
 PACKAGE = Path(__file__).parent.parent
-FOLDERS = (
+FOLDERS = (  # of a wheel, of the repository
     PACKAGE / "pretrained",
     PACKAGE.parent / "data" / "weights",
-)  # of a wheel, of the repository
+)
 SUMS = "SHA256SUMS"
-PRETRAINED_WEIGHTS = "roi_vbr.safetensors"
-PRETRAINED_DETECTOR = "yolov8n_kitti.pt"
 
 
 @functools.cache
 def pretrained(name: str) -> Path:
-    """The path of a pretrained file. Raises ValueError naming it when it is missing or not what SHA256SUMS says."""
+    """The path of a pretrained file.
+
+    Raises ValueError naming a file that is missing or whose SHA-256 is not that of SHA256SUMS.
+    """
     folder = _folder()
     path = folder / name
     try:
         sums, found = _sums(folder), hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise ValueError(
-            f"{error.filename}: {error.strerror}; data/weights comes with the repository and with the wheel"
+            f"{error.filename}: {error.strerror}; data/weights comes with the repository "
+            "and with the wheel"
         ) from None
     if sums.get(name) != found:
-        raise ValueError(f"{path}: not the pretrained file (its SHA-256 is not the one in {SUMS})")
+        raise ValueError(f"{path}: not the pretrained file (its SHA-256 is not that of {SUMS})")
     return path
 
 

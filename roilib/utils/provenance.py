@@ -1,8 +1,8 @@
-"""Where numbers come from: what was asked for, by which code, with which versions, on which machine.
+"""Where numbers come from: parameters, code, versions and machine.
 
-    parameters ──► origin ──► hparams.json of a run, provenance.json beside results, a part of a benchmark's JSON
+    parameters ──► origin ──► hparams.json of a run, provenance.json beside results, benchmarks
 
-A repository says commit and whether files were changed since; `source` stands for the modules themselves, in an image or a wheel without one too.
+Code is told by its commit in a repository, and by a hash of the modules (`source`) everywhere.
 """
 
 import ast
@@ -19,35 +19,15 @@ from typing import Any
 from roilib.utils.processes import cores
 
 HERE = Path(__file__).parent.parent  # the package
-PACKAGES = (  # those that results are made with
-    *(
-        "torch",
-        "torchvision",
-        "lightning-fabric",
-        "compressai",
-        "constriction",
-        "ultralytics",
-        "numpy",
-        "scipy",
-        "pandas",
-        "bjontegaard",
-    ),
-    *(
-        "pytorch-msssim",
-        "av",
-        "pillow",
-        "pillow-jxl-plugin",
-        "safetensors",
-        "matplotlib",
-        "seaborn",
-        "trimesh",
-        "embreex",
-    ),
+PACKAGES = (  # whose versions can change results
+    *("torch", "torchvision", "lightning-fabric", "compressai", "constriction", "ultralytics"),
+    *("numpy", "scipy", "pandas", "bjontegaard", "pytorch-msssim", "av", "pillow"),
+    *("pillow-jxl-plugin", "safetensors", "matplotlib", "seaborn", "trimesh", "embreex"),
 )
 
 
 def origin(parameters: Mapping[str, Any]) -> dict[str, dict]:
-    """`parameters`, paths as text, and the `environment`: what each file of results has in it or beside it."""
+    """`parameters`, paths as text, and the `environment`: stored in or beside every result."""
     return {
         "parameters": json.loads(json.dumps(dict(parameters), default=str)),
         "environment": environment(),
@@ -56,48 +36,31 @@ def origin(parameters: Mapping[str, Any]) -> dict[str, dict]:
 
 def environment() -> dict[str, Any]:
     """Code, versions and machine."""
-    import torch  # here: importing it takes seconds, which commands that never ask for this save
+    import torch  # seconds, which commands that need no environment save
 
-    ours = _git(
-        "ls-files", "--error-unmatch", "__init__.py"
-    )  # or else the repository is another's, in whose folder we are installed
-    changed = ours and bool(
-        _git(
-            "status",
-            "--porcelain",
-            "--untracked-files=no",
-            "--",
-            ":/",
-            ":(top,exclude)report/results",
-        )
-    )
-    code = {
-        "commit": ours and _git("rev-parse", "HEAD"),
-        "dirty": changed,
-    }  # results are no code: what is measured anew changes them
-    machine = {
+    is_ours = _git("ls-files", "--error-unmatch", "__init__.py")  # not a repository around us
+    changes = ("status", "--porcelain", "--untracked-files=no", "--", ":/")
+    results = ":(top,exclude)report/results"  # no code: new measurements change them
+    return {
+        "commit": is_ours and _git("rev-parse", "HEAD"),
+        "dirty": is_ours and bool(_git(*changes, results)),
+        "source": sha256(sorted(HERE.rglob("*.py"))),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": cores(),
-    }
-    machine |= {
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-    machine["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    versions = {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-    }
-    return code | {"source": sha256(sorted(HERE.rglob("*.py")))} | versions | machine
 
 
 def sha256(files: Iterable[Path]) -> str:
     """One hash of the content of files, in their order."""
-    return hashlib.sha256(
-        b"".join(hashlib.sha256(Path(path).read_bytes()).digest() for path in files)
-    ).hexdigest()
+    digests = [hashlib.sha256(Path(path).read_bytes()).digest() for path in files]
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def sources(modules: Iterable[str], without: Iterable[str] = ()) -> list[Path]:
@@ -123,21 +86,19 @@ def sources(modules: Iterable[str], without: Iterable[str] = ()) -> list[Path]:
 
 
 def _processor() -> str:
-    """The processor's name; Linux does not tell it to `platform`."""
+    """The processor's name, which `platform` does not know on Linux."""
     cpuinfo = Path("/proc/cpuinfo")
-    found = (
-        re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        if cpuinfo.exists()
-        else None
-    )
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1] if found else platform.processor()
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the folder of these modules; None where it is not there or has nothing to say."""
+    """What git prints in the package's folder; None where it fails or is not installed."""
+    command = ["git", *arguments]
     try:
         return subprocess.run(
-            ["git", *arguments], cwd=HERE, capture_output=True, text=True, check=True
+            command, cwd=HERE, capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

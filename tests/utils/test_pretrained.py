@@ -1,9 +1,5 @@
-"""roilib.utils.pretrained: whole files only, from the repository and from a wheel."""
+"""roilib.utils.pretrained: whole files only."""
 
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -37,30 +33,3 @@ def test_a_changed_or_missing_file_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"b\.pt: No such file"):
         pretrained("b.pt")
     pretrained.cache_clear()
-
-
-def test_a_wheel_brings_the_weights(tmp_path):
-    for name in ("roilib", "data/weights"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        tmp_path,
-        tmp_path,
-    ]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert f"roilib/pretrained/{SUMS}" in names
-    assert {
-        f"roilib/pretrained/{line.split()[1]}"
-        for line in (ROOT / "data" / "weights" / SUMS).read_text().splitlines()
-    } <= set(names)
-    assert "roilib/codecs/roic.py" in names

@@ -36,6 +36,7 @@ def run(program: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no fork on this system")
 def test_children_that_are_forked_after_threads_have_begun_compute():
     call = "from roilib.utils.processes import use_one_thread_after_fork as f; f(); f()"

@@ -20,7 +20,7 @@ WRITERS = [
 ]
 WITHOUT_ORIGIN = {  # modules that write JSON without its origin, and where the origin is
     "roilib/utils/notebooks.py": "provenance.json beside it",
-    "roilib/engines/trainer.py": "hparams.json of the run",
+    "roilib/engines/train.py": "hparams.json of the run",
     "roilib/evaluation/evaluate.py": "provenance.json, written by notebook 05",
     "roilib/apps/drive/report.py": "drive.provenance made it",
     "roilib/evaluation/cache.py": "a cache, by the content of what was measured",
