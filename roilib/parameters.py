@@ -84,7 +84,9 @@ class Parameters(BaseModel):
     )
     max_epochs: int = Field(300, gt=0, description="passes over the training pictures")
     max_steps: int | None = Field(
-        None, gt=0, description="stop after this many steps, however many epochs that is"
+        None,
+        gt=0,
+        description="stop after this many steps; a higher value goes on from the finished run",
     )
     obj_det_img_size: int = Field(
         640, gt=0, multiple_of=32, description="side of the detector's square input in pixels"

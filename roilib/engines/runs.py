@@ -3,15 +3,18 @@
 logdir/<which>-<hash>/hparams.json       parameters, code, versions, machine
                       metrics.json       the result, written last: a run that has it is finished
                       timing.json        seconds and memory, which differ from run to run
-                      splits.json        ids of the training and test pictures
+                      splits.json        training and test pictures, by id and by content
                       lock               while a process trains the run
                       checkpoints/       what to resume from (roilib.engines.checkpoints)
                       weights.safetensors
                       events.out.tfevents…  TensorBoard
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +22,14 @@ import numpy as np
 import pandas as pd
 
 from roilib.codecs.registry import CODEC_NAMES, codec_name
+from roilib.datasets.dataset import RoiDataset
+from roilib.datasets.images import read_picture
 from roilib.engines.checkpoints import Checkpoints
+from roilib.models.weights import picture_hash
 from roilib.parameters import Parameters
 from roilib.utils.device import resolve_device
 from roilib.utils.files import read_json, write_json
+from roilib.utils.processes import cores
 from roilib.utils.provenance import origin
 
 TERMS = ("loss", "bpp_loss", "psnr", "roi_psnr", "bg_psnr")
@@ -51,7 +58,7 @@ class Run:
 
     @property
     def splits(self) -> Path:
-        """The ids of the training and test pictures."""
+        """What the run trains and tests on, as `data_splits` describes it."""
         return self.folder / "splits.json"
 
     @property
@@ -66,6 +73,11 @@ class Run:
             return "finished"
         recent = self.checkpoints.recent()
         return f"step {int(recent[0].stem.removeprefix('step-'))}" if recent else "step 0"
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run is finished or has a checkpoint."""
+        return self.metrics is not None or bool(self.checkpoints.all())
 
     @property
     def metrics(self) -> dict | None:
@@ -103,7 +115,7 @@ def _prepare(run: Run) -> None:
         results = (*run.folder.glob("*.json"), *run.folder.glob("events.out.tfevents.*"))
         for path in (*folder.iterdir(), *results, run.weights):
             path.unlink(missing_ok=True)
-    if not run.checkpoints.all() and run.metrics is None:  # else hparams.json says what made them
+    if not run.begun:  # else hparams.json says what made its files
         write_json(run.folder / "hparams.json", origin(p.model_dump()))
 
 
@@ -122,6 +134,79 @@ def read_run(folder: Path) -> Run:
         return Run(folder, Parameters.parse(json.loads(path.read_text())["parameters"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a run's parameters ({error})") from None
+
+
+def shorter_run(run: Run) -> Run | None:
+    """The longest finished run in the same logdir that differs in a lower `max_steps` alone."""
+    p, found = run.parameters, []
+    for path in Path(p.logdir).glob("*/hparams.json"):
+        with suppress(ValueError):  # of a folder that is no run's
+            other = read_run(path.parent)
+            limit = other.parameters.max_steps
+            same = other.parameters.model_copy(update={"max_steps": p.max_steps}).name == p.name
+            if same and limit and (p.max_steps is None or limit < p.max_steps) and other.metrics:
+                found.append(other)
+    return max(found, key=lambda other: other.parameters.max_steps, default=None)
+
+
+def data_splits(p: Parameters, train_data: RoiDataset, test_data: RoiDataset) -> dict:
+    """The data of a run: ids and `picture_hash`es of its pictures, and one hash of all labels.
+
+    Raises ValueError when a test picture is among the training pictures, under whatever name.
+    """
+    digests, labels = {}, hashlib.sha256()
+    for part, data in (("train", train_data), ("test", test_data)):
+        with ThreadPoolExecutor(cores()) as pool:
+            digests[part] = list(pool.map(picture_hash, (s.path for s in data.samples)))
+        for sample in data.samples:
+            labels.update(sample.boxes.tobytes() + sample.labels.tobytes())
+    tested = dict(zip(digests["test"], test_data.ids, strict=True))
+    for sample, digest in zip(train_data.samples, digests["train"], strict=True):
+        if digest in tested:
+            raise ValueError(
+                f"{sample.path}: a training picture with the content of test picture "
+                f"{tested[digest]}"
+            )
+    return {
+        "dataset": p.dataset,
+        "train": train_data.ids,
+        "test": test_data.ids,
+        "train_pictures": digests["train"],
+        "test_pictures": digests["test"],
+        "labels": labels.hexdigest()[:16],
+    }
+
+
+def refuse_other_data(run: Run, splits: dict) -> None:
+    """Raise ValueError when a run that has begun began with data other than `splits`."""
+    noted = read_json(run.splits) if run.splits.exists() else {}
+    changed = [name for name, value in noted.items() if splits.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"{run.splits}: the data set is another than the one that the run began with "
+            f"({', '.join(changed)} differ); resume=false starts anew, another logdir keeps both"
+        )
+
+
+def check_pictures(*parts: RoiDataset) -> None:
+    """Decode every picture once, which takes less time than an epoch.
+
+    Raises ValueError naming the first ones that cannot be read.
+    """
+
+    def error(path: Path) -> str | None:
+        try:
+            read_picture(path)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    paths = dict.fromkeys(sample.path for data in parts for sample in data.samples)
+    with ThreadPoolExecutor(cores()) as pool:
+        errors = [message for message in pool.map(error, paths) if message]
+    if errors:
+        more = f"; {len(errors) - 1} more cannot be read" if len(errors) > 1 else ""
+        raise ValueError(f"{errors[0]}{more}")
 
 
 def training_table(runs: Sequence[Run]) -> pd.DataFrame:

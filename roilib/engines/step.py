@@ -45,7 +45,8 @@ class Session:
     """Everything that changes while a run trains.
 
     codec: the bare model; model: the same behind Fabric. position: batches of this epoch so far.
-    history: an entry per epoch, with its means and its `seconds`.
+    history: an entry per epoch, with its means and its `seconds`. continues: the shorter run, and
+    its step, that this one went on from.
     """
 
     p: Parameters
@@ -68,6 +69,7 @@ class Session:
     peak_memory_mb: dict[str, float] = field(default_factory=dict)
     history: list[dict] = field(default_factory=list)
     best: dict | None = None
+    continues: dict | None = None
     means: Means = field(default_factory=Means)
     health: Health = field(default_factory=Health)
 
@@ -83,6 +85,7 @@ class Session:
         if self.ema:
             state["ema"] = self.ema.state_dict()
         return state | {
+            "continues": self.continues,
             "health": vars(self.health),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all(),
@@ -92,10 +95,14 @@ class Session:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` returned."""
+        schedule = self.scheduler.state_dict()
+        length = {name: schedule[name] for name in ("total_steps", "_schedule_phases")}
         for name in STATES:
             getattr(self, name).load_state_dict(state[name])
+        self.scheduler.load_state_dict(state["scheduler"] | length)  # max_steps may be raised
         for name in PROGRESS:
             setattr(self, name, state[name])
+        self.continues = state.get("continues")
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.health = Health(**state["health"])

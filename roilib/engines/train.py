@@ -26,7 +26,14 @@ from roilib.engines.distributed import (
     started_by_torchrun,
 )
 from roilib.engines.meters import summary
-from roilib.engines.runs import Run, open_run
+from roilib.engines.runs import (
+    Run,
+    check_pictures,
+    data_splits,
+    open_run,
+    refuse_other_data,
+    shorter_run,
+)
 from roilib.engines.step import Session, start
 from roilib.engines.trainer import Trainer, make_tables
 from roilib.models.weights import save_weights
@@ -71,24 +78,27 @@ def train_or_test(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> di
 def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     """Train, from the newest checkpoint where there is one, and write the run's files.
 
-    Returns the run's metrics; of a finished run at once. Raises ValueError with one line when there
-    are no training pictures, another process trains this run, its data set has changed, it diverges
-    or its files cannot be written; KeyboardInterrupt with one line after Ctrl-C or SIGTERM. The
-    same call then goes on.
+    A run whose `max_steps` was raised goes on from the finished shorter one. Returns the run's
+    metrics; of a finished run at once.
+
+    Raises ValueError with one line when there are no training pictures or unreadable ones, another
+    process trains this run, its data has changed, it diverges or its files cannot be written;
+    KeyboardInterrupt with one line after Ctrl-C or SIGTERM. The same call then goes on.
     """
     p = run.parameters
     fabric = make_fabric(p)
+    first = fabric.is_global_zero
+    splits = _checked_splits(run, train_data, test_data) if first else {}
     if (finished := fabric.broadcast(run.metrics)) is not None:  # as process 0 sees it
         return finished
     if not len(train_data):
         raise ValueError(f"{p.data_root}: no training pictures (train_size_p1={p.train_size_p1})")
     session = start(p, math.ceil(len(train_data) / p.batch_size), fabric)
-    first = fabric.is_global_zero
     with locked(run.folder) if first else nullcontext():
-        resumed = _resume(run, session)
+        _resume(run, session, splits)
         try:
             if first:
-                _write_splits(run, train_data, test_data, resumed)
+                write_json(run.splits, splits)
             log = SummaryWriter(run.folder, purge_step=session.step + 1) if first else nullcontext()
             with Interrupt() as stop, log as writer:
                 Trainer(run, session, train_data, test_data, writer).fit(stop)
@@ -113,48 +123,54 @@ def test(run: Run, test_data: RoiDataset) -> dict:
     """
     p = run.parameters
     fabric = make_fabric(p)
+    splits = _checked_splits(run, RoiDataset([]), test_data) if fabric.is_global_zero else {}
     if (finished := fabric.broadcast(run.metrics)) is not None:
         return finished
     if not len(test_data):
         raise ValueError(f"{p.data_root}: no test pictures (train_size_p1={p.train_size_p1})")
     session = start(p, 1, fabric)
+    if fabric.is_global_zero:
+        write_json(run.splits, splits)
     means = Trainer(run, session, None, test_data).val_loop()
     session.clock()
     session.history.append({"epoch": 0, "step": 0, "test": means, "seconds": session.seconds})
     return _finish(run, session)
 
 
-def _resume(run: Run, session: Session) -> bool:
-    """Load the run's newest checkpoint, and say whether there is one.
+def _checked_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
+    """The run's data, which is what it began with, or else of readable pictures."""
+    splits = data_splits(run.parameters, train_data, test_data)
+    if run.begun:
+        refuse_other_data(run, splits)
+    else:
+        check_pictures(train_data, test_data)
+    return splits
+
+
+def _resume(run: Run, session: Session, splits: dict) -> None:
+    """Load the run's newest checkpoint, or that of a shorter run on the same data, if any.
 
     Raises ValueError for a checkpoint of another model.
     """
-    fabric = session.fabric
-    wanted = session.p.resume and fabric.is_global_zero
-    state = fabric.broadcast(run.checkpoints.newest() if wanted else None)
-    if state is None:
-        return False
+    fabric, source, state = session.fabric, run, None
+    if session.p.resume and fabric.is_global_zero:
+        state = run.checkpoints.newest()
+        shorter = shorter_run(run) if state is None else None
+        if shorter and read_json(shorter.splits) == splits:
+            source, state = shorter, shorter.checkpoints.newest()
+            if state is not None:
+                state["continues"] = {"run": shorter.folder.name, "step": state["step"]}
+    if (state := fabric.broadcast(state)) is None:
+        return
     try:
         session.load(state)
     except (RuntimeError, KeyError, ValueError) as error:
         why = str(error).splitlines()[-1].strip()
         raise ValueError(
-            f"{run.folder}: its checkpoint is of a model that is built otherwise now ({why}); "
+            f"{source.folder}: its checkpoint is of a model that is built otherwise now ({why}); "
             "resume=false starts anew"
         ) from None
-    fabric.print(f"resumed {run.folder.name} at epoch {session.epoch}, step {session.step}")
-    return True
-
-
-def _write_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset, resumed: bool) -> None:
-    """Write what the run trains and tests on. Raises ValueError when it began with other data."""
-    splits = {"dataset": run.parameters.dataset, "train": train_data.ids, "test": test_data.ids}
-    if resumed and run.splits.exists() and read_json(run.splits) != splits:
-        raise ValueError(
-            f"{run.splits}: the data set is another than the one it began with; resume=false "
-            "starts anew"
-        )
-    write_json(run.splits, splits)
+    fabric.print(f"resumed {source.folder.name} at epoch {session.epoch}, step {session.step}")
 
 
 def _finish(run: Run, session: Session) -> dict:
@@ -170,6 +186,8 @@ def _finish(run: Run, session: Session) -> dict:
         "best": session.best,
         "skipped_steps": session.health.skipped,
     }
+    if session.continues:
+        metrics["continues"] = session.continues
     if fabric.is_global_zero:
         if p.what == "train":
             save_weights(run.weights, session.trained, p, session.step)

@@ -1,4 +1,4 @@
-"""roilib.engines.checkpoints: whole files or none, and ends that leave something to go on from. Real processes, killed for real."""
+"""roilib.engines.checkpoints: whole files or none, and graceful interruption of real processes."""
 
 import os
 import random
@@ -129,7 +129,8 @@ def test_an_interrupt_saves_and_says_so_in_one_line(long_run, number):
     assert process.returncode == 130
     step = load_checkpoint(Run(long_run.folder, long_run).checkpoints.recent()[0])["step"]
     assert errors.splitlines() == [
-        f"roilib train: {long_run.folder}: stopped at step {step}, saved; the same command goes on from there"
+        f"roilib train: {long_run.folder}: stopped at step {step}, saved; the same command goes "
+        "on from there"
     ]
 
 

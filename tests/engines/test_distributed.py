@@ -28,7 +28,7 @@ def loss_curve(run):
 
 @pytest.fixture(scope="module")
 def odd_kitti(tmp_path_factory):
-    """Fifteen pictures, of which ten train and five test: batches of 8 leave 2 and 5, of 9 leave a lone one."""
+    """Ten training and five test pictures: a batch of 8 is followed by one of 2, one of 9 by 1."""
     return write_tiny_kitti(tmp_path_factory.mktemp("odd"), pictures=15)
 
 
