@@ -23,7 +23,7 @@ from roilib.engines.meters import term_share
 from roilib.parameters import Parameters
 from roilib.utils.device import resolve_device, resolve_precision
 
-ENTRY = ("-m", "roilib.engines.train")  # what each process runs
+ENTRY = ("-m", "roilib", "train")  # what each process runs
 
 
 class ExactInputs(MixedPrecision):

@@ -10,7 +10,6 @@ result. On several machines, start this on each of them:
 """
 
 import math
-import sys
 from contextlib import nullcontext
 
 import torch
@@ -25,7 +24,6 @@ from roilib.engines.distributed import (
     rank,
     started_by_torchrun,
 )
-from roilib.engines.meters import summary
 from roilib.engines.runs import (
     Run,
     check_pictures,
@@ -37,7 +35,7 @@ from roilib.engines.runs import (
 from roilib.engines.step import Session, start
 from roilib.engines.trainer import Trainer, make_tables
 from roilib.models.weights import save_weights
-from roilib.parameters import Parameters, parameter_table
+from roilib.parameters import Parameters
 from roilib.utils.device import out_of_memory
 from roilib.utils.files import read_json, write_json
 
@@ -205,30 +203,3 @@ def _finish(run: Run, session: Session) -> dict:
         write_json(run.folder / "metrics.json", metrics)
     fabric.barrier()
     return metrics
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line: 0; 2 with one line on stderr, or 130 after an interruption."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(words):
-        print(f"{__doc__}\n{parameter_table()}")
-        return 0
-    try:
-        trained, metrics = run(Parameters.parse_arguments(words))
-    except ValueError as error:
-        print(f"roilib train: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"roilib train: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"roilib train: {interrupt or 'interrupted'}", file=sys.stderr)
-        return 130
-    if rank() == 0:
-        measured = {part: metrics[part] for part in ("train", "test") if metrics[part]}
-        print(f"{trained.folder}: {summary(measured)}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

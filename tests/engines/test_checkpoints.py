@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+from roilib.cli import main
 from roilib.datasets.dataset import RoiDataset, load_splits
 from roilib.engines import train
 from roilib.engines.checkpoints import Checkpoints, Interrupt, load_checkpoint, save_checkpoint
@@ -20,8 +21,8 @@ from roilib.models.weights import read_weights
 
 
 def begin(p, **options):
-    """`python -m roilib.engines.train` with these parameters, on one thread."""
-    command = [sys.executable, "-m", "roilib.engines.train", *p.arguments()]
+    """`python -m roilib train` with these parameters, on one thread."""
+    command = [sys.executable, "-m", "roilib", "train", *p.arguments()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command,
@@ -60,7 +61,7 @@ def test_resume_bit_identical_after_kill(long_run, tmp_path):
     expected = long_run.model_copy(
         update={"logdir": str(tmp_path / "uninterrupted"), "checkpoint_seconds": 1e9}
     )
-    assert train.main(expected.arguments()) == 0
+    assert main(["train", *expected.arguments()]) == 0
     moments = sorted(random.sample(range(1, 115), 3))
     print("killed at about steps", moments)
     for moment in moments:
@@ -85,7 +86,7 @@ def test_a_run_that_ends_between_its_last_step_and_its_last_test_is_ended_by_the
         checkpoint_seconds=0, max_steps=4, max_epochs=2, which="roi_vbr", M=48, lmbda=0.012
     )
     expected = p.model_copy(update={"logdir": str(tmp_path / "whole")})
-    assert train.main(expected.arguments()) == 0
+    assert main(["train", *expected.arguments()]) == 0
     train_data, test_data = load_splits(p)
     run = open_run(p)
 
@@ -101,7 +102,7 @@ def test_a_run_that_ends_between_its_last_step_and_its_last_test_is_ended_by_the
         train.train(run, train_data, Gone(test_data.samples))
     assert run.metrics is None
     assert run.checkpoints.newest()["step"] == 4
-    assert train.main(p.arguments()) == 0
+    assert main(["train", *p.arguments()]) == 0
     whole = Run(expected.folder, expected)
     assert run.metrics["history"] == whole.metrics["history"]
     (a, _), (b, _) = (read_weights(r.weights) for r in (run, whole))
@@ -144,20 +145,20 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(tiny_parameters):
     assert len(errors.splitlines()) == 1
     assert f"{checkpoint}: cannot be written (" in errors
     assert list(checkpoint.parent.iterdir()) == []
-    assert train.main(p.arguments()) == 0
+    assert main(["train", *p.arguments()]) == 0
     assert checkpoint.parent.joinpath("step-00000006.pt").stat().st_size > limit
 
 
 def test_a_truncated_newest_checkpoint_is_named_and_the_one_before_it_used(tiny_parameters, capsys):
     p = tiny_parameters(checkpoint_seconds=0, max_steps=6, max_epochs=3)
-    assert train.main(p.arguments()) == 0
+    assert main(["train", *p.arguments()]) == 0
     run = Run(p.folder, p)
     metrics = run.metrics
     newest, before = run.checkpoints.recent()
     newest.write_bytes(newest.read_bytes()[:-1000])
     (p.folder / "metrics.json").unlink()
     capsys.readouterr()
-    assert train.main(p.arguments()) == 0
+    assert main(["train", *p.arguments()]) == 0
     said = capsys.readouterr().out
     assert f"{newest}: a damaged checkpoint" in said
     assert "resumed" in said

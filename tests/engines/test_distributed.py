@@ -10,8 +10,8 @@ import torch
 from conftest import REPOSITORY, write_tiny_kitti
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from roilib.cli import main
 from roilib.datasets.dataset import EpochSampler
-from roilib.engines import train
 from roilib.engines.distributed import over_processes, process_count
 from roilib.engines.runs import Run, open_run
 from roilib.engines.step import start
@@ -45,7 +45,7 @@ def test_two_processes_with_the_global_batch_are_one(tiny_parameters, odd_kitti,
     one, two = (
         p.model_copy(update={"logdir": str(tmp_path / str(n)), "devices": n}) for n in (1, 2)
     )
-    assert [train.main(q.arguments()) for q in (one, two)] == [0, 0]
+    assert [main(["train", *q.arguments()]) for q in (one, two)] == [0, 0]
     one, two = Run(one.folder, one), Run(two.folder, two)
     assert json.loads((two.folder / "timing.json").read_text())["processes"] == 2
     curves = loss_curve(one), loss_curve(two)
@@ -63,7 +63,7 @@ def test_a_process_without_a_picture_of_its_own(tiny_parameters, odd_kitti, tmp_
     one, two = (
         p.model_copy(update={"logdir": str(tmp_path / str(n)), "devices": n}) for n in (1, 2)
     )
-    assert [train.main(q.arguments()) for q in (one, two)] == [0, 0]
+    assert [main(["train", *q.arguments()]) for q in (one, two)] == [0, 0]
     assert Run(two.folder, two).metrics["train"] == pytest.approx(
         Run(one.folder, one).metrics["train"], rel=1e-4
     )
@@ -105,9 +105,9 @@ def test_one_process_passes_terms_through(tiny_parameters):
     assert over_processes(fabric, {"loss": torch.tensor(2.5)}, 3, None) == ({"loss": 2.5}, 3, None)
 
 
-def test_a_failure_in_the_group_is_told(tiny_parameters, capsys):
+def test_a_failure_in_the_group_is_reported(tiny_parameters, capsys):
     p = tiny_parameters(devices=2, max_lr=1e30, max_epochs=100, max_steps=None)
-    assert train.main(p.arguments()) == 2
+    assert main(["train", *p.arguments()]) == 2
     shown = capsys.readouterr()
     assert "diverged" in shown.out
     assert (
@@ -126,7 +126,8 @@ def test_torchrun_is_the_entry_on_a_cluster(tiny_parameters):
         "--nproc-per-node=2",
         "--standalone",
         "-m",
-        "roilib.engines.train",
+        "roilib",
+        "train",
         *p.arguments(),
     ]
     done = subprocess.run(

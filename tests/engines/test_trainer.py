@@ -13,6 +13,7 @@ from conftest import REPOSITORY, street, write_tiny_kitti
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from roilib.cli import main
 from roilib.datasets.dataset import RoiDataset, batches, load_splits
 from roilib.engines import train
 from roilib.engines.checkpoints import load_checkpoint
@@ -289,7 +290,7 @@ def test_a_wrong_device_or_file_costs_no_earlier_result(tiny_parameters, capsys)
         for name, value in p.model_copy(update={"resume": False}).model_dump().items()
     ]
     for wrong in ("--device=nonsense", "--detector_weights=/nowhere.pt", "--data_root=/nowhere"):
-        assert train.main([*words, wrong]) == 2
+        assert main(["train", *words, wrong]) == 2
     assert capsys.readouterr().err.count("\n") == 3
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
     assert [path.name for path in run.folder.parent.iterdir()] == [
@@ -298,7 +299,7 @@ def test_a_wrong_device_or_file_costs_no_earlier_result(tiny_parameters, capsys)
 
 
 def test_help_lists_every_parameter(capsys):
-    assert train.main(["--help"]) == 0
+    assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"| `{name}` |" in shown for name in Parameters.model_fields)
 
@@ -422,7 +423,7 @@ def test_a_step_without_finite_gradients_changes_nothing_and_is_counted(tiny_par
 
 def test_a_run_that_diverges_stops_and_says_so(tiny_parameters, capsys):
     p = tiny_parameters(max_lr=1e30, max_epochs=100, max_steps=None)
-    assert train.main(p.arguments()) == 2
+    assert main(["train", *p.arguments()]) == 2
     said = capsys.readouterr().err
     assert re.fullmatch(
         rf"roilib train: {p.folder}: step \d+: diverged, [^\n]+ lower max_lr\n", said
@@ -490,7 +491,7 @@ def test_a_logdir_that_cannot_be(tiny_parameters, tmp_path):
 
 def test_the_command_line_trains_and_reports(tiny_parameters, capsys):
     p = tiny_parameters(max_steps=1)
-    assert train.main([f"--{name}={value}" for name, value in p.model_dump().items()]) == 0
+    assert main(["train", *p.arguments()]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(str(p.folder))
     assert "bpp" in last
@@ -518,7 +519,8 @@ def test_the_command_line_refuses_in_one_line(tiny_parameters, capsys, arguments
     tiny = tiny_parameters().model_dump(
         include={"logdir", "data_root", "N", "M", "num_workers", "device"}
     )
-    assert train.main([f"--{name}={value}" for name, value in tiny.items()] + arguments) == 2
+    words = [f"--{name}={value}" for name, value in tiny.items()]
+    assert main(["train", *words, *arguments]) == 2
     shown = capsys.readouterr()
     assert named in shown.err
     assert len(shown.err.splitlines()) == 1
