@@ -16,26 +16,18 @@ coordinates that all lie in 0 … 1, and boxes outside the picture.
 """
 
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from roilib.datasets import formats
+from roilib.datasets.formats import JSON_FORMATS, TEXT_FORMATS, Entry, Lines, Size
 from roilib.utils.files import read_json, read_text
 
-KITTI_FIELDS = (15, 16)  # without and with a score (readme of KITTI's object devkit)
-TRACKING_FIELDS = (17, 18)  # the same behind the numbers of frame and track
-YOLO_FIELDS = (5, 6)  # without and with a confidence
-TEXT_FORMATS = ("kitti", "yolo")
-JSON_FORMATS = ("xyxy", "xywh", "coco", "labelme")
 MAX_COORDINATE = 1e6  # pixels; float32 still resolves sixteenths of a pixel there
-YOLO_SLACK = 0.01  # share of the picture by which rounded boxes may cross its border
 
-Size = tuple[int, int]  # height and width of the picture
 Labels = tuple[list[str], np.ndarray]  # class names and boxes (K, 4), or (K, 5) with importance
-Lines = list[tuple[str, list[str]]]  # "line 3" and its words
-Entry = tuple[str, str, list, float | None]  # place in the file, name, x0 y0 x1 y1, importance
 
 
 def read_labels(path: Path, size: Size | None = None, box_format: str | None = None) -> Labels:
@@ -50,23 +42,22 @@ def read_labels(path: Path, size: Size | None = None, box_format: str | None = N
         known = ", ".join((*TEXT_FORMATS, *JSON_FORMATS))
         raise ValueError(f"box_format is one of {known}, not {box_format}")
     text = read_text(path)
-    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("[", "{")
-    content: Any = read_json(path) if box_format in JSON_FORMATS or is_json else _lines(text)
+    if box_format is None:
+        is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("[", "{")
+    else:
+        is_json = box_format in JSON_FORMATS
+    content = read_json(path) if is_json else formats.split_lines(text)
     try:
-        if box_format is None:
-            box_format = _json_format(content) if is_json else _text_format(content)
-            insisted = False
-        else:
-            insisted = True
+        found = box_format or (formats.json_format if is_json else formats.text_format)(content)
         entries = {
-            "kitti": _kitti,
-            "yolo": lambda lines: _yolo(lines, size),
-            "xyxy": _corners,
-            "xywh": lambda rows: _corners(rows, sizes=True),
-            "coco": _coco_results,
-            "labelme": lambda shapes: _labelme(shapes, size),
-        }[box_format](content)
-        return _checked(entries, size, insisted)
+            "kitti": formats.kitti,
+            "yolo": lambda lines: formats.yolo(lines, size),
+            "xyxy": formats.corners,
+            "xywh": lambda rows: formats.corners(rows, are_sizes=True),
+            "coco": formats.coco_results,
+            "labelme": lambda shapes: formats.labelme(shapes, size),
+        }[found](content)
+        return _checked(entries, size, insisted=box_format is not None)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -78,11 +69,11 @@ def read_boxes(path: Path, size: Size | None = None, box_format: str | None = No
 
 def read_kitti_label(path: Path, size: Size | None = None) -> Labels:
     """Read a KITTI label file without its DontCare regions; other formats are refused by name."""
-    path, lines = Path(path), _lines(read_text(Path(path)))
+    path, lines = Path(path), formats.split_lines(read_text(Path(path)))
     try:
-        if (found := _text_format(lines)) != "kitti":
+        if (found := formats.text_format(lines)) != "kitti":
             raise ValueError(f"{found} labels, where KITTI's are expected")
-        return _checked(_kitti(lines), size)
+        return _checked(formats.kitti(lines), size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -90,23 +81,23 @@ def read_kitti_label(path: Path, size: Size | None = None) -> Labels:
 def read_tracking(path: Path, size: Size | None = None) -> dict[int, Labels]:
     """Read KITTI tracking labels: the class names and boxes of each frame of a sequence."""
     frames: dict[int, Lines] = {}
-    lines = _lines(read_text(Path(path)))
+    lines = formats.split_lines(read_text(Path(path)))
     try:
-        if not _is_tracking(lines):
+        if not formats.is_tracking(lines):
             raise ValueError(
                 "not KITTI tracking labels: a line has 17 fields, or 18 with a score: frame, "
                 "track, class name, …"
             )
         for place, words in lines:
             frames.setdefault(int(words[0]), []).append((place, words[2:]))
-        return {frame: _checked(_kitti(own), size) for frame, own in frames.items()}
+        return {frame: _checked(formats.kitti(own), size) for frame, own in frames.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def is_tracking(path: Path) -> bool:
     """Whether a file holds KITTI tracking labels."""
-    return _is_tracking(_lines(read_text(Path(path))))
+    return formats.is_tracking(formats.split_lines(read_text(Path(path))))
 
 
 def write_kitti_label(path: Path, names: list[str], boxes: np.ndarray) -> None:
@@ -154,151 +145,3 @@ def _checked(entries: Iterable[Entry], size: Size | None, insisted: bool = False
         column = np.array([[1.0 if v is None else v] for v in importances], np.float32)
         found = np.hstack([found, column])
     return names, found
-
-
-# Text
-
-
-def _lines(text: str) -> Lines:
-    lines = [(f"line {n}", line.split()) for n, line in enumerate(text.splitlines(), 1)]
-    return [(place, words) for place, words in lines if words]
-
-
-def _text_format(lines: Lines) -> str:
-    """The format of a text file. Raises ValueError naming one that is not read."""
-    if lines and lines[0][1][0].startswith("<"):
-        raise ValueError("XML, as Pascal VOC's, is not read; KITTI, YOLO, COCO and LabelMe are")
-    if _is_tracking(lines):
-        raise ValueError(
-            f"KITTI tracking labels: {len(lines[0][1])} columns; such a file belongs to a whole "
-            "sequence, a label file to one picture and has 15 or 16"
-        )
-    if not lines or any(_number(words[0]) is None for _, words in lines):
-        return "kitti"
-    values = np.array([abs(_number(word) or 0) for _, words in lines for word in words[1:]])
-    shares = bool((values <= 1).all())
-    if shares and all(len(words) in YOLO_FIELDS for _, words in lines):
-        return "yolo"
-    kind = ", as YOLO's polygons and key points" if shares else ""
-    raise ValueError(
-        f"{lines[0][0]} begins with a number{kind}; a KITTI label begins with a class name, "
-        "and YOLO text has 5 or 6 fields: class x y width height (confidence)"
-    )
-
-
-def _is_tracking(lines: Lines) -> bool:
-    return bool(lines) and all(
-        len(words) in TRACKING_FIELDS and words[0].isdigit() and _number(words[2]) is None
-        for _, words in lines
-    )
-
-
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:
-        return None
-
-
-def _kitti(lines: Lines) -> Iterator[Entry]:
-    for place, (name, *fields) in lines:
-        if name == "DontCare":
-            continue
-        if len(fields) + 1 not in KITTI_FIELDS:
-            raise ValueError(
-                f"{place} has {len(fields) + 1} fields, a KITTI label has 15, or 16 with a score"
-            )
-        if _number(name) is not None:
-            raise ValueError(f"{place}: a KITTI label begins with a class name, not {name}")
-        values = [_number(word) for word in fields]
-        if None in values:
-            word = fields[values.index(None)]
-            raise ValueError(
-                f"{place}: {reprlib.repr(word)} is no number; a class name is one word"
-            )
-        yield place, name, values[3:7], None
-
-
-def _yolo(lines: Lines, size: Size | None) -> Iterator[Entry]:
-    if size is None:
-        raise ValueError("YOLO labels are shares of the picture, whose size is not known here")
-    height, width = size
-    for place, (name, *fields) in lines:
-        values = [_number(word) for word in fields]
-        if len(values) + 1 not in YOLO_FIELDS or None in values or not name.isdigit():
-            raise ValueError(
-                f"{place}: YOLO text is class x y width height, perhaps with a confidence"
-            )
-        x, y, w, h = values[:4]
-        edges = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-        if min(edges) < -YOLO_SLACK or max(edges) > 1 + YOLO_SLACK:
-            raise ValueError(f"{place}: a YOLO box, {' '.join(fields)}, leaves the picture")
-        yield place, name, [e * n for e, n in zip(edges, (width, height) * 2, strict=True)], None
-
-
-# JSON
-
-
-def _json_format(content: Any) -> str:
-    """The format of JSON. Raises ValueError naming one that is not read."""
-    if isinstance(content, dict) and "shapes" in content:
-        return "labelme"
-    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
-        raise ValueError("COCO annotations of a data set, not the boxes of one picture")
-    is_objects = isinstance(content, list) and content and isinstance(content[0], dict)
-    return "coco" if is_objects and "bbox" in content[0] else "xyxy"
-
-
-def _corners(rows: Any, sizes: bool = False) -> Iterator[Entry]:
-    if not isinstance(rows, list) or any(
-        not isinstance(row, list) or len(row) not in (4, 5) for row in rows
-    ):
-        raise ValueError("not a list of [x0, y0, x1, y1] or [x0, y0, x1, y1, importance]")
-    for i, row in enumerate(rows):
-        values = _to_corners(row[:4]) if sizes else row[:4]
-        yield f"box {i}", "object", values, _importance(row[4], f"box {i}") if row[4:] else None
-
-
-def _to_corners(values: list) -> list:
-    """x, y, width, height as x0, y0, x1, y1; what is not numbers stays, to be refused."""
-    if any(not isinstance(v, int | float) for v in values):
-        return values
-    x, y, width, height = values
-    return [x, y, x + width, y + height]
-
-
-def _importance(value: Any, place: str) -> float:
-    is_number = isinstance(value, int | float) and value is not True
-    if not is_number or not (0 < value <= 1 and np.float32(value)):
-        raise ValueError(f"{place}: importance is a number in (0, 1], not {reprlib.repr(value)}")
-    return float(value)
-
-
-def _coco_results(rows: Any) -> Iterator[Entry]:
-    if not isinstance(rows, list) or any(
-        not isinstance(row, dict) or not isinstance(row.get("bbox"), list) or len(row["bbox"]) != 4
-        for row in rows
-    ):
-        raise ValueError('not COCO results: a list of {"bbox": [x, y, width, height], …}')
-    pictures = {str(row.get("image_id")) for row in rows}
-    if len(pictures) > 1:
-        raise ValueError(f"COCO results of {len(pictures)} pictures, not the boxes of one")
-    for i, row in enumerate(rows):
-        yield f"box {i}", str(row.get("category_id", "object")), _to_corners(row["bbox"]), None
-
-
-def _labelme(content: Any, size: Size | None) -> Iterator[Entry]:
-    try:
-        stored = content.get("imageHeight"), content.get("imageWidth")
-        if size and None not in stored and stored != tuple(size):
-            raise ValueError(
-                f"labels of a picture of {stored[1]}x{stored[0]} pixels, it has {size[1]}x{size[0]}"
-            )
-        for i, shape in enumerate(content["shapes"]):
-            if (kind := shape.get("shape_type", "polygon")) not in ("rectangle", "polygon"):
-                raise ValueError(f"shape {i} is a {kind}; rectangles and polygons are read")
-            columns = list(zip(*shape["points"], strict=True))
-            (left, right), (top, bottom) = ((min(c), max(c)) for c in columns)
-            yield f"shape {i}", str(shape["label"]), [left, top, right, bottom], None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not LabelMe's JSON ({type(error).__name__}: {error})") from None

@@ -1,29 +1,23 @@
-"""Pictures with regions of interest as a data set, crops of them as batches, and their splits.
+"""Pictures with regions of interest as a data set, its split, and batches of it.
 
-    kitti_samples │ coco_samples │ folder_samples ──► [Sample] ──► split ──► RoiDataset
-                                                                  RoiDataset ──► Crops ──► batches
-
-A picture is decoded when it is asked for.
+kitti_samples │ coco_samples │ folder_samples ──► split ──► RoiDataset ──► Crops ──► batches
 """
 
-import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
 from roilib.datasets.coco import coco_samples
+from roilib.datasets.crops import Crops, EpochSampler, collate
 from roilib.datasets.folder import folder_samples, unlabelled_samples
 from roilib.datasets.images import Sample, picture_size, read_picture
 from roilib.datasets.kitti import KITTI_CLASSES, kitti_classes, kitti_samples
 from roilib.parameters import Parameters
-from roilib.roi import roi_mask
 from roilib.utils.files import read_text
 from roilib.utils.processes import leave_signals_to_parent
 from roilib.utils.provenance import sha256
@@ -49,6 +43,10 @@ class RoiDataset(Dataset):
         self._cache: dict[int, tv_tensors.Image] = {}
         self._cached_bytes = 0
 
+    def __getstate__(self) -> dict:
+        """For processes that get a copy: without the decoded pictures."""
+        return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -60,6 +58,16 @@ class RoiDataset(Dataset):
     def size(self, i: int) -> tuple[int, int]:
         """Height and width of picture i, from its file's header."""
         return picture_size(self.samples[i].path)
+
+    def fill_cache(self) -> None:
+        """Decode pictures until the cache is full: those that loader processes then share.
+
+        Raises ValueError naming a picture that cannot be decoded.
+        """
+        for i in range(len(self)):
+            self._picture(i)
+            if i not in self._cache:
+                return
 
     def __getitem__(self, i: int) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]:
         sample = self.samples[i]
@@ -77,99 +85,6 @@ class RoiDataset(Dataset):
             self._cache[i] = image
             self._cached_bytes += image.nbytes
         return image
-
-
-class Crops(Dataset):
-    """Square crops at random places, resized (antialiased) to the inputs of codec and detector.
-
-    The crop's side is min(H, W), or with `native` that of the codec's input where the picture has
-    as many pixels. With `flip`, half of the crops are mirrored.
-
-    `crops[epoch, i]` is a dict, with S = compr_img_size:
-        x           uint8 (3, S, S)
-        boxes       (K, 4) in pixels of x; any visible part of an object stays
-        roi_mask    float (1, S, S)
-        detector_x  uint8 (3, D, D), where D = obj_det_img_size is given
-    The place depends on (seed, epoch, i) alone, so the number of processes does not change it.
-    Test crops stay at epoch 0 and never move.
-    """
-
-    def __init__(
-        self,
-        data: RoiDataset,
-        compr_img_size: int,
-        obj_det_img_size: int | None = None,
-        seed: int = 0,
-        native: bool = False,
-        flip: bool = False,
-    ):
-        self.data, self.seed, self.native, self.flip = data, seed, native, flip
-        self.compr_img_size, self.obj_det_img_size = compr_img_size, obj_det_img_size
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor]:
-        epoch, i = place
-        image, boxes, _ = self.data[i]
-        height, width = image.shape[-2:]
-        S = self.compr_img_size
-        side = min(height, width, S) if self.native else min(height, width)
-        y, x, mirror = np.random.default_rng((self.seed, epoch, i)).random(3)
-        top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
-        image, boxes = (F.crop(v, top, left, side, side) for v in (image, boxes))
-        if self.flip and mirror < 0.5:
-            image, boxes = (F.horizontal_flip(v) for v in (image, boxes))
-        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
-        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(side, side))
-        resized, boxes = (F.resize(v, [S, S], antialias=True) for v in (image, boxes))
-        item = {
-            "x": resized.as_subclass(Tensor),
-            "boxes": boxes.as_subclass(Tensor),
-            "roi_mask": torch.from_numpy(roi_mask(boxes, S, S)).float()[None],
-        }
-        if self.obj_det_img_size:
-            detector_x = F.resize(image, [self.obj_det_img_size] * 2, antialias=True)
-            item["detector_x"] = detector_x.as_subclass(Tensor)
-        return item
-
-
-class EpochSampler(torch.utils.data.Sampler):
-    """Batches of (epoch, i): shuffled by (seed, epoch) to train, in order at epoch 0 to test.
-
-    Process `rank` of `world_size` gets every world_size-th picture of each batch. Where a batch
-    has fewer pictures than there are processes, it gets the first one, which no mean may count.
-    `first` is the batch to start with after a resume.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
-        self.rank, self.world_size, self.epoch, self.first = rank, world_size, 0, 0
-
-    def __len__(self) -> int:
-        return math.ceil(self.length / self.batch_size)
-
-    def places(self, number: int) -> tuple[range, int]:
-        """This process' places in batch `number`, and the size of that batch."""
-        size = min(self.batch_size, self.length - number * self.batch_size)
-        return range(self.rank, size, self.world_size), size
-
-    def __iter__(self):
-        epoch, order = 0, np.arange(self.length)
-        if self.shuffle:
-            epoch = self.epoch
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        for number in range(self.first, len(self)):
-            places, _ = self.places(number)
-            yield [(epoch, int(order[number * self.batch_size + i])) for i in places or [0]]
 
 
 def split(
@@ -288,13 +203,3 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         **workers,
     )
-
-
-def collate(items: list[dict]) -> dict:
-    """Stack tensors; boxes stay a list, since each picture has its own number."""
-    return {
-        name: [item[name] for item in items]
-        if name == "boxes"
-        else torch.stack([item[name] for item in items])
-        for name in items[0]
-    }

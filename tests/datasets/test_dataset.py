@@ -1,5 +1,6 @@
 """roilib.datasets.dataset: pictures, crops and batches."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from roilib.datasets.dataset import Crops, EpochSampler, RoiDataset, batches, load_splits, split
+from roilib.datasets.crops import Crops, EpochSampler
+from roilib.datasets.dataset import RoiDataset, batches, load_splits, split
 from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
 from roilib.models.detector import load_yolo  # noqa: F401 (Ultralytics replaces PIL's Image.open by one that installs packages)
@@ -30,6 +32,23 @@ def test_cache_is_bounded(tiny_kitti):
     assert all(torch.equal(a, b) for a, (b, _, _) in zip(first, data, strict=True))
     assert data[0][0] is data[0][0]
     assert data[5][0] is not data[5][0]
+
+
+def test_filling_the_cache_finds_a_truncated_picture_before_training(own_kitti):
+    path = own_kitti / "training" / "image_2" / "000001.png"
+    path.write_bytes(path.read_bytes()[:-5000])  # the header is whole
+    data = RoiDataset(kitti_samples(own_kitti))
+    with pytest.raises(ValueError, match=r"000001\.png: not a readable picture \(.*truncated"):
+        data.fill_cache()
+
+
+def test_a_filled_cache_stays_with_its_process(tiny_kitti):
+    one = 3 * 96 * 160
+    data = RoiDataset(kitti_samples(tiny_kitti), cache_bytes=4 * one)
+    data.fill_cache()
+    assert data[3][0] is data[3][0]
+    assert data[4][0] is not data[4][0]
+    assert len(pickle.dumps(data)) < one
 
 
 # Crops
