@@ -97,6 +97,7 @@ def encode(
     detect: bool = False,
     detector: Path | None = None,
     confidence: float | None = None,
+    classes: str | None = None,
     lmbda: float | None = None,
     alpha: float | None = None,
     max_bytes: int | None = None,
@@ -123,6 +124,7 @@ def encode(
         detect: regions of interest are what the pretrained detector finds
         detector: the same with another YOLOv8 file
         confidence: least confidence of a detection, 0 to 1; default 0.25
+        classes: classes of detections that count, as Car,Pedestrian; default: all
         lmbda: 0.0004 (small) to 0.12 (good); default 0.012
         alpha: 0.5 treats all pixels alike, 1 gives all quality to the boxes; default 0.9
         max_bytes: at most so many bytes a picture, at the largest lmbda that fits
@@ -152,14 +154,17 @@ def encode(
         note("encode", "--alpha has no effect without --boxes or --detect")
     if lmbda is not None and max_bytes is not None:
         note("encode", "--lmbda has no effect with --max-bytes")
-    if confidence is not None and not (detect or detector):
-        note("encode", "--confidence has no effect without --detect")
+    for name, value in (("confidence", confidence), ("classes", classes)):
+        if value is not None and not (detect or detector):
+            note("encode", f"--{name} has no effect without --detect")
 
     from roilib.apps import transcode
     from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, load_codec
 
     sources = [job.source for job in jobs]
-    regions = transcode.regions_of(sources, boxes, box_format, detect, detector, confidence)
+    regions = transcode.regions_of(
+        sources, boxes, box_format, detect, detector, confidence, classes
+    )
     codec = load_codec(weights, device, precision)
     setting = {
         "lmbda": DEFAULT_LMBDA if lmbda is None else lmbda,
@@ -251,6 +256,7 @@ def compare(
     box_format: str | None = None,
     detector: Path | None = None,
     confidence: float | None = None,
+    classes: str | None = None,
     lmbda: float = 0.012,
     alpha: float = 0.9,
     max_bytes: int | None = None,
@@ -273,6 +279,7 @@ def compare(
         box_format: as of encode
         detector: a YOLOv8 file instead of the pretrained detector
         confidence: least confidence of a detection, 0 to 1; default 0.25
+        classes: classes of detections that count, as Car,Pedestrian; default: all
         lmbda: quality of our codec: 0.0004 (small) to 0.12 (good); default 0.012
         alpha: ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
             default 0.9
@@ -292,7 +299,7 @@ def compare(
     from roilib.apps.playground.coding import Coder
     from roilib.codecs.roic import load_codec
 
-    options = (boxes, box_format, not boxes, detector, confidence)
+    options = (boxes, box_format, not boxes, detector, confidence, classes)
     regions = transcode.regions_of([picture], *options)
     coder, knobs = Coder(load_codec(weights, device)), {"lmbda": lmbda, "alpha": alpha}
     coded, rows = comparison.compare(picture, regions, coder, **knobs, max_bytes=max_bytes)

@@ -103,8 +103,13 @@ def test_kitti_labels_and_detectors_give_boxes(picture, weights, tmp_path, tiny_
     detector = str(pretrained(PRETRAINED_DETECTOR))
     options = ["--detector", detector, "--confidence", "0.0001", *weights]
     assert main(["encode", str(picture), str(tmp_path / "c.roic"), *options]) == 0
-    b, c = (int(line.split()[-2]) for line in capsys.readouterr().out.splitlines())
+    words = ["encode", str(picture), str(tmp_path / "d.roic"), *options, "--classes", "Car"]
+    assert main(words) == 0
+    b, c, d = (int(line.split()[-2]) for line in capsys.readouterr().out.splitlines())
     assert b < c  # with less confidence more is found
+    assert 0 < d < c
+    refused(capsys, [*words[:-1], "Horse"], "no class Horse; it has Car, ")
+    refused(capsys, [*words, "--confidence", "7"], "--confidence")
 
 
 def test_folders_are_coded_and_decoded_in_the_order_of_numbers(pictures, weights, tmp_path, capsys):

@@ -33,17 +33,23 @@ def regions_of(
     detect: bool,
     detector: Path | None,
     confidence: float | None,
+    classes: str | None,
 ) -> Regions:
     """Return what gives each picture's boxes: files, a detector, or nothing.
 
     boxes, box_format: as of `boxes_of`. detector: a YOLOv8 file; None with `detect`: the pretrained
-    one. Raises ValueError naming what is missing.
+    one; confidence and classes (names separated by commas): of its detections that count.
+    Raises ValueError naming what is missing.
     """
     if boxes:
         find = boxes_of(pictures, boxes, box_format)
         return lambda path, image: find(path, image.shape[:2])
     if detect or detector:
-        options = {} if confidence is None else {"confidence": confidence}
+        options = {"classes": [name.strip() for name in (classes or "").split(",") if name]}
+        if confidence is not None:
+            if not 0 <= confidence <= 1:
+                raise ValueError(f"confidence is a number from 0 to 1, not {confidence}")
+            options["confidence"] = confidence
         found_by = HookedDetector(detector)
         return lambda path, image: found_by.regions(image, **options)
     return lambda path, image: ()

@@ -10,6 +10,7 @@ strides 8, 16 and 32 with 64, 128 and 256 channels.
 
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -142,13 +143,22 @@ class HookedDetector(nn.Module):
             boxes[:, 1:4:2].clamp_(0, height)
         return found
 
-    def regions(self, image: np.ndarray) -> np.ndarray:
+    def regions(
+        self, image: np.ndarray, confidence: float = 0.25, classes: Sequence[str] = ()
+    ) -> np.ndarray:
         """Return the boxes (K, 4) of what is found in a picture, uint8 (H, W, 3).
 
-        The most confident first; at most as many as a stream holds.
+        The most confident first; at most as many as a stream holds. classes: names of those that
+        count; none: all. Raises ValueError for a class that the detector does not know.
         """
-        x = torch.from_numpy(image).to(next(self.parameters()).device)
-        found = self.detect(x.permute(2, 0, 1)[None].float() / 255)[0][:MAX_BOXES, :4]
+        if unknown := set(classes) - set(self.names.values()):
+            known = ", ".join(self.names.values())
+            raise ValueError(f"{self.weights}: no class {min(unknown)}; it has {known}")
+        x = torch.from_numpy(np.ascontiguousarray(image)).to(next(self.parameters()).device)
+        found = self.detect(x.permute(2, 0, 1)[None].float() / 255, confidence)[0]
+        wanted = [i for i, name in self.names.items() if not classes or name in classes]
+        found = found[torch.isin(found[:, 5].int(), torch.tensor(wanted, device=x.device))]
+        found = found[:MAX_BOXES, :4]
         return found[(found[:, 2:] > found[:, :2]).all(1)].cpu().numpy()
 
 

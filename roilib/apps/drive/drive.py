@@ -124,11 +124,7 @@ def transmissions(plan: Plan) -> list[Transmission]:
         for name, bucket in zip(plan.codecs, theirs, strict=True)
     ]
     codec = load_codec(plan.weights)
-    if not hasattr(codec, "encode_within"):  # removed when Codec has it
-        codec.encode_within = lambda image, boxes, max_bytes, alpha: _within(
-            codec, image, boxes, max_bytes, alpha
-        )
-    senders.insert(0, Intra(ours, codec, codec.parameters.which, {"alpha": plan.alpha}))
+    senders.insert(0, Intra(ours, codec, codec.name, {"alpha": plan.alpha}))
     return [Transmission(sender, plan) for sender in senders]
 
 
@@ -177,14 +173,3 @@ def provenance(plan: Plan, frames: Drive, all_sent: Sequence[Transmission]) -> d
         "boxes": "the box files given" if frames.boxes else "the pretrained detector's",
         "model": all_sent[0].sender.codec.id.hex(),
     }
-
-
-def _within(codec, image, boxes, max_bytes, alpha) -> bytes:
-    from roilib.codecs.protocol import DoesNotFit
-
-    try:
-        return codec.encode(image, boxes, alpha=alpha, max_bytes=max_bytes)
-    except ValueError as error:
-        if str(error).startswith("max_bytes="):
-            raise DoesNotFit(max_bytes, 0) from None
-        raise

@@ -22,7 +22,7 @@ from roilib import roi
 from roilib.codecs import roic
 from roilib.codecs.container import Header
 from roilib.codecs.conventional import ConventionalCodec
-from roilib.codecs.registry import CODEC_NAMES, codec_name
+from roilib.codecs.registry import codec_label
 from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, Codec, load_codec
 from roilib.datasets.images import read_picture
 from roilib.metrics import psnr_of, regions, squared_errors
@@ -142,7 +142,7 @@ class Coder:
         seconds = {"encode": encoded - start, "decode": time.perf_counter() - encoded}
         header, _ = Header.unpack(stream)
         setting = f"λ {roi.lmbda_of(header.lmbda):.2g}, α {header.alpha / roi.ALPHA_ONE:.2f}"
-        name = CODEC_NAMES[codec_name(self.codec.parameters)]
+        name = codec_label(self.codec.name)
         measured = measure(image, decoded, boxes, len(stream))
         return stream, Coded(name, setting, decoded, **seconds, **measured)
 
