@@ -272,7 +272,8 @@ def test_bad_options_are_one_line(tiny_kitti, capsys, options, message):
 
 
 def test_the_notebook_runs_headless(tiny_kitti, tmp_path):
-    values = {"drive": str(tiny_kitti), "frames": 3, "mbit": MBIT, "codecs": ["x264 ultrafast live"]}
+    values = {"drive": str(tiny_kitti), "frames": 3, "mbit": MBIT}
+    values["codecs"] = ["x264 ultrafast live"]
     values |= {
         "logdir": str(tmp_path),
         "results": str(tmp_path / "results"),
