@@ -227,32 +227,31 @@ def forward(
     places: of the pictures in the step's global batch; they key the pictures' noise and, for
     roi_vbr, their λ and α. None: this batch is the global one.
     """
-    p, training = session.p, session.model.training
+    p, training, device = session.p, session.model.training, session.fabric.device
     places = range(len(batch["x"])) if places is None else places
     session.noise.at(session.step, places)
-
-    def to_device(values: Tensor) -> Tensor:
-        return values.to(session.fabric.device, non_blocking=True)
-
-    x = to_device(batch["x"]).float() / 255
+    x = batch["x"].to(device, non_blocking=True).float() / 255
     x = x.contiguous(memory_format=torch.channels_last)
-    roi_mask = to_device(batch["roi_mask"]) if p.uses_objects else None
-    q, more = None, {}
-    if session.codec.variable_rate:
+    roi_mask, quality, more = None, None, {}
+    if p.which == "roi_vbr":
         maps = knobs(p, batch["boxes"], x.shape[-1], places, session.step if training else None)
-        q, more["lmbda_map"], roi_mask = (to_device(v) for v in maps)
-
-    def features() -> list[Tensor]:
-        with session.fabric.autocast():
-            return session.detector.codec_features(to_device(batch["detector_x"]).float() / 255)
-
+        quality, more["lmbda_map"], roi_mask = (v.to(device, non_blocking=True) for v in maps)
+    elif p.uses_objects:
+        roi_mask = batch["roi_mask"].to(device, non_blocking=True)
     inputs = session.codec.inputs(
-        x, quality=lambda: q, roi_mask=lambda: roi_mask, features=features
+        x, lambda: quality, lambda: roi_mask, lambda: features(session, batch)
     )
     if training or not session.ema:
         return session.model(*inputs) | more, x, roi_mask
     with session.fabric.autocast():
         return session.trained.eval()(*inputs) | more, x, roi_mask
+
+
+def features(session: Session, batch: dict) -> list[Tensor]:
+    """The detector's features of the batch's larger crops."""
+    seen = batch["detector_x"].to(session.fabric.device, non_blocking=True).float() / 255
+    with session.fabric.autocast():
+        return session.detector.codec_features(seen)
 
 
 def train_step(

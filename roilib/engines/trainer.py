@@ -26,7 +26,6 @@ from roilib.engines.meters import Means, Speed, progress_bar, summary
 from roilib.engines.runs import Run
 from roilib.engines.step import Session, forward, knobs, start, train_step
 from roilib.models.hyperprior import update_tables
-from roilib.models.roi_vbr import RoiVbr
 from roilib.parameters import Parameters
 from roilib.roi import Q_MAX
 
@@ -200,7 +199,7 @@ def make_tables(
     The integer networks of a roi_vbr are calibrated on some training crops, always the same.
     """
     model.eval()
-    if not isinstance(model, RoiVbr):
+    if p.which != "roi_vbr":
         update_tables(model)
         return
     seen, ends = [], () if p.fixed_rate else (0, Q_MAX)

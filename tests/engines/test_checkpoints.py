@@ -56,6 +56,7 @@ def long_run(tiny_parameters):
     )
 
 
+@pytest.mark.slow
 def test_resume_bit_identical_after_kill(long_run, tmp_path):
     torch.set_num_threads(1)
     expected = long_run.model_copy(
@@ -109,6 +110,7 @@ def test_a_run_that_ends_between_its_last_step_and_its_last_test_is_ended_by_the
     assert all(torch.equal(a[name], b[name]) for name in a)  # the integer networks too
 
 
+@pytest.mark.slow
 def test_an_interrupt_stops_all_processes_together(long_run):
     p = long_run.model_copy(update={"devices": 2})
     process = begin(p)
@@ -121,6 +123,7 @@ def test_an_interrupt_stops_all_processes_together(long_run):
     assert errors == f"roilib train: {p.folder}: stopped; see the lines above\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_and_says_so_in_one_line(long_run, number):
     process = begin(long_run)
@@ -135,6 +138,7 @@ def test_an_interrupt_saves_and_says_so_in_one_line(long_run, number):
     ]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(tiny_parameters):
     p = tiny_parameters(checkpoint_seconds=0, max_steps=6, max_epochs=3)
     limit = 100_000  # bytes a file may have: less than a checkpoint, more than any other file
@@ -216,6 +220,7 @@ def test_a_second_signal_acts_as_usual():
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_loader_processes_leave_signals_to_their_parent(long_run):
     process = begin(long_run.model_copy(update={"num_workers": 2}), start_new_session=True)
     wait_for_step(long_run, 3, process)
@@ -233,20 +238,16 @@ def test_resume_false_clears_every_checkpoint(tiny_parameters):
     assert list(run.checkpoints.folder.iterdir()) == []
 
 
-def test_a_checkpoint_of_a_model_built_otherwise_is_one_line(tiny_parameters, monkeypatch):
+def test_a_checkpoint_of_a_model_built_otherwise_is_one_line(tiny_parameters):
     p = tiny_parameters()
     run, data = open_run(p), load_splits(p)
     train.train(run, *data)
     (run.folder / "metrics.json").unlink()  # as if it had not ended
-    newest = Checkpoints.newest
-
-    def otherwise(self):
-        state = newest(self)
-        name, weight = next(iter(state["codec"].items()))
-        state["codec"][name] = torch.zeros(2, *weight.shape)
-        return state
-
-    monkeypatch.setattr(Checkpoints, "newest", otherwise)
+    path = run.checkpoints.recent()[0]
+    state = load_checkpoint(path)
+    name, weight = next(iter(state["codec"].items()))
+    state["codec"][name] = torch.zeros(2, *weight.shape)
+    save_checkpoint(path, state)
     with pytest.raises(
         ValueError, match=r"^[^\n]*built otherwise now[^\n]*resume=false starts anew$"
     ) as error:

@@ -32,6 +32,7 @@ def odd_kitti(tmp_path_factory):
     return write_tiny_kitti(tmp_path_factory.mktemp("odd"), pictures=15)
 
 
+@pytest.mark.slow
 def test_two_processes_with_the_global_batch_are_one(tiny_parameters, odd_kitti, tmp_path):
     options = {
         "which": "hyperprior_with_obj_features",
@@ -58,6 +59,7 @@ def test_two_processes_with_the_global_batch_are_one(tiny_parameters, odd_kitti,
     assert not list(two.folder.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_process_without_a_picture_of_its_own(tiny_parameters, odd_kitti, tmp_path):
     p = tiny_parameters(data_root=str(odd_kitti), batch_size=9, max_epochs=2, max_steps=None)
     one, two = (
@@ -105,6 +107,7 @@ def test_one_process_passes_terms_through(tiny_parameters):
     assert over_processes(fabric, {"loss": torch.tensor(2.5)}, 3, None) == ({"loss": 2.5}, 3, None)
 
 
+@pytest.mark.slow
 def test_a_failure_in_the_group_is_reported(tiny_parameters, capsys):
     p = tiny_parameters(devices=2, max_lr=1e30, max_epochs=100, max_steps=None)
     assert main(["train", *p.arguments()]) == 2
@@ -116,6 +119,7 @@ def test_a_failure_in_the_group_is_reported(tiny_parameters, capsys):
     )
 
 
+@pytest.mark.slow
 def test_torchrun_is_the_entry_on_a_cluster(tiny_parameters):
     p = tiny_parameters(max_steps=2)
     command = [

@@ -259,6 +259,7 @@ def test_raised_max_steps_are_interrupted_and_resumed_exactly(tiny_parameters, t
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(tiny_parameters):
     p = tiny_parameters()
     run = open_run(p)
@@ -313,6 +314,7 @@ def test_interrupted_before_its_last_file(tiny_parameters):
     assert run.weights.exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_every_fifty_epochs(tiny_parameters):
     p = tiny_parameters(max_steps=51)
     run, (train_data, _) = open_run(p), load_splits(p)
@@ -421,6 +423,7 @@ def test_a_step_without_finite_gradients_changes_nothing_and_is_counted(tiny_par
     assert not torch.equal(before["g_s.0.weight"], session.codec.g_s[0].weight)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_and_says_so(tiny_parameters, capsys):
     p = tiny_parameters(max_lr=1e30, max_epochs=100, max_steps=None)
     assert main(["train", *p.arguments()]) == 2
@@ -431,6 +434,7 @@ def test_a_run_that_diverges_stops_and_says_so(tiny_parameters, capsys):
     assert not (p.folder / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_tensorboard_watches_speed_and_memory(tiny_parameters):
     run, _ = trained(tiny_parameters(max_epochs=25, max_steps=None))
     log = events(run)
@@ -439,12 +443,14 @@ def test_tensorboard_watches_speed_and_memory(tiny_parameters):
     assert all(0 <= event.value < 1 for event in log.Scalars("speed/data_wait_share"))
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(tiny_parameters):
     run, _ = trained(tiny_parameters(batch_size=4, max_epochs=400, max_steps=None))
     used = [event.value for event in events(run).Scalars("speed/process_mb")]
     assert max(used[len(used) // 2 :]) < used[len(used) // 2] + 20
 
 
+@pytest.mark.slow
 def test_bf16_learns_what_fp32_learns(tiny_parameters):
     # The drift depends on the processor: below 2 % on one, 2.6 % on another, bf16 the better.
     losses = [

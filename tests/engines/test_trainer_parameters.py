@@ -95,6 +95,7 @@ def test_device(tiny_parameters):
             start(tiny_parameters(device=name), 2)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_device_cuda(tiny_parameters):
     session = start(tiny_parameters(device="cuda", **WITH_FEATURES), 2)
@@ -128,6 +129,7 @@ def test_batch_size(tiny_parameters):
         assert trained(p)[1]["steps"] == {1: 3, 3: 2}[size]  # four pictures, at most max_steps
 
 
+@pytest.mark.slow
 def test_num_workers(tiny_parameters, tmp_path):
     metrics = []
     for count in (0, 2):
@@ -516,6 +518,7 @@ def test_precision(tiny_parameters):
     assert resolve_precision("16", torch.device("cuda")) == "16-mixed"
 
 
+@pytest.mark.slow
 def test_compile(tiny_parameters):
     def kinds(p):
         return {type(module) for module in start(p, 2).model.modules()}
@@ -526,6 +529,7 @@ def test_compile(tiny_parameters):
     assert OptimizedModule not in kinds(tiny_parameters(compile=False))
 
 
+@pytest.mark.slow
 def test_a_compiled_roi_vbr_takes_the_same_step(tiny_parameters):
     def step(compile):
         session = start(
