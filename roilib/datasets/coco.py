@@ -22,6 +22,8 @@ from roilib.datasets.boxes import checked_box
 from roilib.datasets.images import Sample, is_turned, picture_size
 from roilib.utils.files import read_text
 
+LEAST_CROSSING = 2  # boxes over the border that are believed in any data set
+
 
 class _Picture(BaseModel):
     id: int
@@ -91,7 +93,30 @@ def coco_samples(
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         rows[annotation.image_id].append((*box, labels[annotation.category_id]))
+    try:
+        _check_boxes(rows, sizes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return [_sample(id, file, rows[id]) for id, file in files.items()], classes
+
+
+def _check_boxes(rows: dict[int, list[tuple]], sizes: dict[int, tuple[int, int]]) -> None:
+    """Raise ValueError when the boxes of all pictures together are of another convention."""
+    count = sum(map(len, rows.values()))
+    if count and max(max(row[:4]) for own in rows.values() for row in own) <= 1:
+        raise ValueError(
+            "all coordinates lie in 0 … 1, as shares of a picture; boxes are in pixels"
+        )
+    crossing = sum(
+        min(x0, y0) < -1 or x1 > sizes[id][1] + 1 or y1 > sizes[id][0] + 1
+        for id, own in rows.items()
+        for x0, y0, x1, y1, _ in own
+    )
+    if crossing > max(count / 2, LEAST_CROSSING):
+        raise ValueError(
+            f"{crossing} of {count} boxes reach over the border of their pictures; "
+            "COCO's are x, y, width, height, not the corners"
+        )
 
 
 def _sample(id: int, path: Path, rows: list[tuple]) -> Sample:

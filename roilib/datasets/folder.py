@@ -7,6 +7,7 @@
       b.json      optional: boxes, COCO results or LabelMe (roilib.datasets.boxes)
       classes.txt optional: names of YOLO's classes, one a line
       0000.txt    or, for all pictures, KITTI tracking labels: frame 7 is the picture 000007
+      splits/train.txt, test.txt    optional: ids, one a line, to train on the folder
 
 A picture without a label file has no objects. Files that begin with a dot are ignored.
 """
@@ -42,6 +43,8 @@ def folder_samples(
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     for path in visible_files(folder, (*PICTURE_SUFFIXES, *LABEL_SUFFIXES), below):
+        if path.parent == folder / "splits" and path.suffix == ".txt":
+            continue
         id = path.relative_to(folder).with_suffix("").as_posix()
         kind = images if path.suffix.lower() in PICTURE_SUFFIXES else labels
         if id in kind:
@@ -110,7 +113,7 @@ def unlabelled_samples(folders: str) -> list[Sample]:
             raise ValueError(f"unlabelled={folders}: an empty name among the folders")
         folder = Path(name.strip()).expanduser()
         if not (found := sorted(picture_files(folder, below=True))):
-            raise ValueError(f"{folder}: no pictures here")
+            raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
         for path in found:
             picture_size(path)
         samples += [Sample(path.relative_to(folder.parent).as_posix(), path) for path in found]

@@ -275,6 +275,27 @@ def test_annotations(tiny_coco, change, outcome):
         np.testing.assert_allclose(sample.boxes, wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("boxes", "why"),
+    [
+        ([(0.1, 0.2, 0.3, 0.4), (0, 0, 1, 1)], "all coordinates lie in 0 … 1"),
+        ([(0.5, 0.5, 0.1, 0.1)], "all coordinates lie in 0 … 1"),
+        ([(50, 40, 120, 90), (90, 50, 150, 80), (80, 60, 100, 90)], "3 of 3 boxes reach over"),
+        ([(1, 1, 9, 9), (90, 50, 150, 80), (80, 60, 100, 90), (99, 9, 150, 80)], "3 of 4 boxes"),
+        ([(-9, 1, 30, 9), (90, 50, 71, 47), (80, 60, 10, 10)], None),  # 1 pixel is rounding
+        ([(-9, 1, 30, 9), (90, 50, 99, 47)], None),
+        ([(0.1, 0.2, 0.3, 0.4), (5, 5, 10, 10)], None),
+    ],
+)
+def test_boxes_of_another_convention(tmp_path, boxes, why):
+    """Shares of a picture, or corners, where COCO has x, y, width and height in pixels."""
+    path = write_part(tmp_path, "val2017", {5: [(18, box, 0) for box in boxes]})
+    if why:
+        assert refusal(coco_samples, tmp_path, "val").startswith(f"{path}: {why}")
+    else:
+        assert len(coco_samples(tmp_path, "val")[0][0].boxes) == len(boxes)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"images": 3}', '[{"bbox": [1, 2, 3, 4]}]'])
 def test_files_that_are_no_annotations(tiny_coco, text):
     val(tiny_coco).write_text(text)
