@@ -113,9 +113,8 @@ class RangeCoded(CompressionModel):
 class Hyperprior(RangeCoded, ScaleHyperprior):
     """CompressAI's `ScaleHyperprior`, our baseline: the same transforms and the same `forward`.
 
-        x ──► g_a ──► y ─┬─► |·| ─ h_a ─► z ─ Q · EB ─► h_s ─► scales_hat
-                         └─► Q ────────────── GC ◄──────────────────┘
-        x_hat ◄── g_s ◄──────┘
+        x ─► g_a ─► y ─┬─► |·| ─ h_a ─► z ─ Q · EB ─► h_s ─► scales_hat
+                       └─► Q · GC(scales_hat) ─► g_s ─► x_hat
 
     Args:
         N, M: channels of the transforms, channels of the latent.
@@ -168,14 +167,13 @@ class Projection(nn.Module):
 class HyperpriorWithObjFeatures(RangeCoded):
     """Scale hyperprior whose encoder sees a detector's features; one hyperprior is for objects.
 
-             hook 15      hook 18     hook 21          hooks 15, 18, 21
-                ▼            ▼           ▼                    ▼
-        x ─ cat ┴─g_a.0─ cat ┴─g_a.2─cat ┴─g_a.4─g_a.6─┬─►─ cat ─ |·| ─ h_a_obj ─► w ─ Q · EB ─┐
-                                                       │                                 h_s_obj
-                                                     y ├─►─ |·| ─ h_a_image ─► z ─ Q · EB ─┐   │
-                                                       │                          h_s_image│   │
-                                                       ▼                        scales_hat ▼   ▼
-        x_hat ──◄───────────── g_s ────────◄────────── Q ─────────────────────── GC ──◄────┴───┘
+          hook 15       hook 18       hook 21
+             ▼             ▼             ▼
+        x ─ cat ─ g_a.0 ─ cat ─ g_a.2 ─ cat ─ g_a.4 ─ g_a.6 ─► y
+
+        y ─┬─► cat(hooks 15, 18, 21) ─ |·| ─ h_a_obj ─► w ─ Q · EB ─► h_s_obj ───┐
+           ├─► |·| ─ h_a_image ───────────────────────► z ─ Q · EB ─► h_s_image ─┴─► scales_hat
+           └─► Q · GC(scales_hat) ─► g_s ─► x_hat
 
     y has 2M channels; each hyperprior gives the scales of M of them. The decoder needs no detector.
 

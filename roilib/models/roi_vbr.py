@@ -67,7 +67,8 @@ class RoiVbr(CompressionModel):
     h_s and e run on integers when bits are written or read. g_s corrects the linear synthesis at an
     eighth of the picture's size.
 
-    `e`, the entropy parameters, and their integer twins `e_integer` are named in weights files.
+    `e` holds the entropy parameters, `e_integer` their integer twins. These names stand in weights
+    files, and the model id of a stream depends on them.
 
     Args:
         N: channels of the convolutional transforms at 1/8, and of the hyper networks.
