@@ -338,10 +338,8 @@ def encode(
     Raises ValueError with one line for bad input, and DoesNotFit with the smallest possible size
     where max_bytes is less.
     """
-    codec, setting = model or pretrained_codec(), {"lmbda": lmbda, "alpha": alpha}
-    if max_bytes is None:
-        return codec.encode(image, boxes, **setting)
-    return codec.encode_within(image, boxes, max_bytes, **setting)
+    codec = model or pretrained_codec()
+    return codec.encode(image, boxes, lmbda=lmbda, alpha=alpha, max_bytes=max_bytes)
 
 
 def decode(data: bytes, *, model: Codec | None = None) -> np.ndarray:
