@@ -20,7 +20,6 @@ from roilib.datasets.kitti import KITTI_CLASSES, kitti_classes, kitti_samples
 from roilib.parameters import Parameters
 from roilib.utils.files import read_text
 from roilib.utils.processes import leave_signals_to_parent
-from roilib.utils.provenance import sha256
 
 DEFAULT_TRAIN_SHARE = 0.95  # the paper's
 
@@ -43,10 +42,6 @@ class RoiDataset(Dataset):
         self._cache: dict[int, tv_tensors.Image] = {}
         self._cached_bytes = 0
 
-    def __getstate__(self) -> dict:
-        """For processes that get a copy: without the decoded pictures."""
-        return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}
-
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -58,16 +53,6 @@ class RoiDataset(Dataset):
     def size(self, i: int) -> tuple[int, int]:
         """Height and width of picture i, from its file's header."""
         return picture_size(self.samples[i].path)
-
-    def fill_cache(self) -> None:
-        """Decode pictures until the cache is full: those that loader processes then share.
-
-        Raises ValueError naming a picture that cannot be decoded.
-        """
-        for i in range(len(self)):
-            self._picture(i)
-            if i not in self._cache:
-                return
 
     def __getitem__(self, i: int) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]:
         sample = self.samples[i]
@@ -150,21 +135,8 @@ def load_splits(p: Parameters) -> tuple[RoiDataset, RoiDataset]:
     if p.uses_objects and not any(len(sample.boxes) for sample in train + test):
         warnings.warn(f"{root}: no picture has a region of interest", stacklevel=2)
     if p.unlabelled:
-        train = train + _without_test(unlabelled_samples(p.unlabelled), test)
+        train = train + unlabelled_samples(p.unlabelled)
     return RoiDataset(train, classes), RoiDataset(test, classes)
-
-
-def _without_test(samples: list[Sample], test: list[Sample]) -> list[Sample]:
-    """The samples. Raises ValueError naming one whose file has the content of a test picture."""
-    sizes = {sample.path.stat().st_size for sample in test}
-    contents = {sha256([sample.path]): sample.path for sample in test} if samples else {}
-    for sample in samples:
-        is_candidate = sample.path.stat().st_size in sizes
-        if is_candidate and (tested := contents.get(sha256([sample.path]))):
-            raise ValueError(
-                f"{sample.path}: the test picture {tested} among the unlabelled ones to train on"
-            )
-    return samples
 
 
 def evaluation_pictures(p: Parameters, folder: str | None = None) -> RoiDataset:
