@@ -17,7 +17,8 @@ import torch
 from roilib.codecs.container import Header
 from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.dataset import RoiDataset, load_splits
-from roilib.metrics import bd_rate, psnr_from_mse
+from roilib.evaluation.bd_rate import bd_rate
+from roilib.metrics import psnr_from_mse
 from roilib.parameters import Parameters
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin

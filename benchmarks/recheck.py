@@ -19,7 +19,6 @@ import numpy as np
 
 from roilib.datasets.dataset import RoiDataset, evaluation_pictures
 from roilib.engines.runs import Run
-from roilib.evaluation.bootstrap import knob
 from roilib.evaluation.cache import Task
 from roilib.evaluation.evaluate import finished_runs, read_records, weights_file
 from roilib.parameters import Parameters
@@ -41,7 +40,6 @@ def task(record: dict, runs: Sequence[Run], data: RoiDataset) -> Task:
     sample = next((sample for sample in data.samples if sample.id == record["image"]), None)
     if sample is None:
         raise ValueError(f"picture {record['image']} is not among the {len(data)} of these data")
-    setting = record["setting"]
     if "weights" in record:
         source, model = ("weights", record["weights"]), {"weights": weights_file(record["weights"])}
     elif "run" in record:
@@ -50,16 +48,17 @@ def task(record: dict, runs: Sequence[Run], data: RoiDataset) -> Task:
             raise ValueError(f"run {record['run']} is not among the finished ones")
         source, model = ("run", record["run"]), {"weights": run.weights}
     else:
-        source, model = None, {"peer": record["codec"]}
-    knobs = (knob(record), setting["alpha"] if source else setting["qoffset"])
-    return Task(sample, data.classes, knobs, source=(source,) if source else (), **model)
+        source, model = None, {"conventional": record["codec"]}
+    names = ("lmbda", "alpha") if source else ("quality", "qoffset")
+    knobs = {name: record["setting"][name] for name in names}
+    return Task(sample, data.classes, knobs, source=source, **model)
 
 
 def differences(record: dict, point: Task) -> dict[str, tuple]:
     """Measure a point; return the fields that differ: name → (committed, measured)."""
     now = point.measure()[0]
     if "weights" in record:
-        now = {k: v for k, v in now.items() if k != "run"} | dict(point.source)
+        now = {k: v for k, v in now.items() if k != "run"} | dict([point.source])
     different = {
         name: (value, now.get(name)) for name, value in record.items() if now.get(name) != value
     }

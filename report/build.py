@@ -15,8 +15,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import typst
 
-from roilib.evaluation.results import read_json, read_table
-from roilib.utils.files import replacing
+from roilib.evaluation.tables import read_table
+from roilib.utils.files import read_json, replacing
 from roilib.visualization import rates
 from roilib.visualization.style import save_figure, set_style
 
@@ -31,13 +31,16 @@ def draw(results: str | Path, folder: str | Path) -> list[str]:
     Returns the names of the figures for which there are data.
     """
     set_style()
-    tables = {name: read_table(results, name) for name in ("rates", "detection", "training")}
+    tables = {
+        name: read_table(results, name) for name in ("rates", "roi_trade", "detection", "training")
+    }
+    speed = Path(results) / "speed.json"
     made = {
-        "rate_psnr": rates.rate_curves(tables["rates"]),
-        "roi_plane": rates.roi_plane(tables["rates"]),
+        "rate_psnr": rates.rate_curves(tables["rates"], tables["roi_trade"]),
+        "roi_plane": rates.roi_plane(tables["roi_trade"]),
         "alpha_sweep": rates.alpha_sweep(tables["rates"]),
-        "detection": rates.detection_curves(tables["detection"], tables["rates"]),
-        "latency": rates.latency(read_json(results, "speed")),
+        "detection": rates.detection_curves(tables["detection"], tables["roi_trade"]),
+        "latency": rates.latency(read_json(speed) if speed.exists() else {}),
         "training": rates.training_curves(tables["training"]),
         "training_hours": rates.training_curves(tables["training"], "hours"),
     }

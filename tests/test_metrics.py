@@ -5,15 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from roilib.metrics import (
-    bd_psnr,
-    bd_rate,
-    picture_metrics,
-    pooled_psnr,
-    psnr_from_mse,
-    rising,
-    squared_errors,
-)
+from roilib.metrics import picture_metrics, pooled_psnr, psnr_from_mse, squared_errors
 
 
 @pytest.fixture
@@ -98,53 +90,3 @@ def test_ms_ssim_needs_161_pixels(pair):
     assert picture_metrics(image, image, mask)["ms_ssim"] == pytest.approx(1)
     assert picture_metrics(image[:161], decoded[:161], mask[:161])["ms_ssim"] is not None
     assert picture_metrics(image[:160], decoded[:160], mask[:160])["ms_ssim"] is None
-
-
-def curve(factor=1.0, shift=0.0, low=0):
-    """(bpp, dB) of 6 dB a doubling of the rate, from 2^low / 10 bpp."""
-    return [(factor * 0.1 * 2**i, 24 + 6 * i + shift) for i in range(low, low + 6)]
-
-
-def test_bd_rate_of_a_scaled_curve_is_its_factor():
-    value, overlap = bd_rate(curve(), curve(0.8))
-    assert value == pytest.approx(-20, abs=0.1)
-    assert overlap == pytest.approx(1)
-    assert bd_rate(curve(), curve()) == (pytest.approx(0, abs=1e-9), pytest.approx(1))
-    assert bd_rate(curve(0.8), curve())[0] == pytest.approx(25, abs=0.1)
-
-
-def test_bd_psnr_of_a_shifted_curve_is_its_shift():
-    assert bd_psnr(curve(), curve(shift=-0.5))[0] == pytest.approx(-0.5, abs=1e-6)
-
-
-def test_bd_psnr_of_a_quality_that_hardly_moves_with_the_rate():
-    flat = [
-        (bpp, 24.0 - i / 100) for i, (bpp, _) in enumerate(curve())
-    ]  # a background at its floor, all bits going to the ROI
-    assert bd_psnr(curve(), flat)[0] == pytest.approx(-15 - 0.025, abs=1e-3)
-    with pytest.raises(ValueError, match="does not rise"):
-        bd_rate(flat, flat)
-
-
-def test_points_that_cost_more_and_are_no_better_are_left_out():
-    assert rising([20, 24, 24.02, 23, 26, 26.06]) == [0, 1, 4, 5]
-    assert rising([]) == rising([math.nan]) == rising([None, math.inf]) == []
-    assert rising([20, None, 24]) == [0, 2]
-
-
-def test_points_without_a_psnr_are_left_out_of_bd_numbers():
-    exact = [*curve(), (9.0, None), (0.01, math.nan)]
-    assert bd_rate(exact, curve(0.8)) == bd_rate(curve(), curve(0.8))
-    assert bd_psnr(curve(), exact) == bd_psnr(curve(), curve())
-
-
-def test_no_bd_number_without_overlap_or_points():
-    assert bd_rate(curve(), curve(low=4)) == (None, pytest.approx(0.2))
-    assert bd_rate(curve(), curve(low=9)) == (None, 0)
-    assert bd_rate(curve()[:4], curve())[0] is None
-    assert bd_rate([], curve())[0] is None
-
-
-def test_a_curve_that_falls_is_refused():
-    with pytest.raises(ValueError, match="does not rise"):
-        bd_rate(curve(), [*curve()[:5], (9.9, 30)])

@@ -1,8 +1,9 @@
-"""Rate-distortion curves of records, of all their pictures and of resampled ones.
+"""Rate-distortion curves of records: of all their pictures, and of bootstrap resamples of them.
 
-    records ──► curves: one a codec and ROI strength ──► bpp and pooled PSNRs (1 + COUNT, points): row 0 of all pictures, the others of resamples
+    records ──► one curve a codec and ROI strength: bpp and pooled PSNRs, (1 + COUNT, points) each
 
-A resample draws as many pictures as there are, with replacement, and the same ones for every curve, so that differences of curves are paired.
+Row 0 is of all pictures, the others of resamples. A resample draws as many pictures as there are,
+with replacement, and the same ones for every curve, so that differences of curves are paired.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,17 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from roilib.codecs.registry import CODEC_NAMES
-from roilib.metrics import rising
+from roilib.evaluation.bd_rate import rising
 from roilib.parameters import BASELINES, Parameters
 
-COUNT, SEED, LEVEL = 1000, 0, 0.95
-MOST_UNDEFINED = 0.05  # share of resamples without a number that an interval may leave out
-PARTS, MEAN = ("", "roi_", "bg_"), "mean"
-STRENGTHS = {"alpha": 0.5, "qoffset": 0.0}  # a setting's ROI knob, and where it is uniform
+COUNT = 1000  # resamples
+SEED = 0
+LEVEL = 0.95  # of an interval
+MAX_UNDEFINED = 0.05  # share of resamples without a number that an interval may ignore
+PARTS = ("", "roi_", "bg_")  # whole picture, ROI, background: pooled PSNRs
+MEAN = "mean"  # the mean of each picture's PSNR
+STRENGTHS = {"alpha": 0.5, "qoffset": 0.0}  # ROI knobs of a setting → the uniform value
+TRAININGS = ("seed", "loss_form", "metric")  # parameters whose changes make another curve
 
 
 def resamples(pictures: int, count: int = COUNT, seed: int = SEED) -> np.ndarray:
-    """(1 + count, pictures): how often each picture counts, once in row 0, as drawn in the others."""
+    """Draw how often each picture counts, (1 + count, pictures); once in row 0."""
     drawn = np.random.default_rng(seed).multinomial(
         pictures, np.full(pictures, 1 / pictures), count
     )
@@ -29,29 +34,28 @@ def resamples(pictures: int, count: int = COUNT, seed: int = SEED) -> np.ndarray
 
 
 def interval(rows: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of rows[1:]; NaN where more than 5 % of them are undefined, or the value itself, rows[0], is."""
+    """Return the 95 % percentile interval of rows[1:].
+
+    It is NaN if more than 5 % of them are undefined, or the value itself, rows[0], is.
+    """
     defined = rows[1:][np.isfinite(rows[1:])]
-    if not np.isfinite(rows[0]) or len(defined) < max(1, (1 - MOST_UNDEFINED) * (len(rows) - 1)):
+    if not np.isfinite(rows[0]) or len(defined) < max(1, (1 - MAX_UNDEFINED) * (len(rows) - 1)):
         return np.nan, np.nan
     return tuple(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
 
 
 def with_interval(name: str, rows: np.ndarray, low: str = "", high: str = "") -> dict[str, float]:
-    """`name`, `name_low` and `name_high` (or as given) of a statistic's rows: a table's cells."""
-    return dict(
-        zip(
-            (name, low or f"{name}_low", high or f"{name}_high"),
-            (float(rows[0]), *interval(rows)),
-            strict=True,
-        )
-    )
+    """Return a table's cells of a statistic: `name`, `name_low` and `name_high` (or as given)."""
+    names = (name, low or f"{name}_low", high or f"{name}_high")
+    return dict(zip(names, (float(rows[0]), *interval(rows)), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A codec's points at one ROI strength by rising rate: bpp (1 + B, P), `knobs` their λ or quality, psnr {part: (1 + B, P)} in dB.
+    """A codec's points at one ROI strength, by rising rate.
 
-    The parts are PARTS, pooled, and MEAN, the mean of each picture's PSNR.
+    bpp: (1 + B, P). knobs: λ or quality of each point. psnr: part → (1 + B, P) in dB; the parts are
+    PARTS and MEAN.
     """
 
     codec: str
@@ -66,25 +70,25 @@ class Curve:
 
     @property
     def label(self) -> str:
-        """What figures call the codec."""
+        """Return what figures call the codec."""
         return CODEC_NAMES.get(self.codec, self.codec)
 
     def with_psnr(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """bpp and PSNR of the points that have a PSNR: that have such pixels, and an error in them."""
+        """Return bpp and PSNR of the points that have a PSNR."""
         kept = np.isfinite(self.psnr[part][0])
         return self.bpp[:, kept], self.psnr[part][:, kept]
 
     def rising(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """bpp and PSNR of the points that are better than every cheaper one."""
+        """Return bpp and PSNR of the points that are better than every cheaper one."""
         kept = rising(self.psnr[part][0])
         return self.bpp[:, kept], self.psnr[part][:, kept]
 
 
 def identity(record: dict) -> tuple[str, str, float, bool, bool]:
-    """Codec, run, strength, whether it is uniform and whether trained: what the points of one curve share.
+    """Return what the points of one curve share: codec, run, strength, is uniform, is trained.
 
-    A roi_vbr is a curve by itself, by its run's name (or weights file); the paper's models need one run a λ, so `run` is what sets their training
-    apart, as "seed=1", or nothing.
+    The run of a roi_vbr is its name or weights file. The paper's models need one run a λ; theirs is
+    what distinguishes the training, as "seed=1", or "".
     """
     setting, codec = record["setting"], record["codec"]
     trained = "lmbda" in setting
@@ -93,34 +97,29 @@ def identity(record: dict) -> tuple[str, str, float, bool, bool]:
     changed = {
         k: v
         for k, v in setting.items()
-        if k in ("seed", "loss_form", "metric") and v != Parameters.model_fields[k].default
+        if k in TRAININGS and v != Parameters.model_fields[k].default
     }
-    run = (
-        run_name(record)
-        if codec == "roi_vbr"
-        else ", ".join(f"{k}={v}" for k, v in sorted(changed.items()))
-    )
-    return (
-        codec,
-        run,
-        float(strength),
-        strength == STRENGTHS["alpha" if trained else "qoffset"],
-        trained,
-    )
+    training = ", ".join(f"{k}={v}" for k, v in sorted(changed.items()))
+    uniform = strength == STRENGTHS["alpha" if trained else "qoffset"]
+    run = run_name(record) if codec == "roi_vbr" else training
+    return codec, run, float(strength), uniform, trained
 
 
 def run_name(record: dict) -> str:
-    """The run, or the weights file, that a record is of; nothing for a peer."""
+    """Return the run or the weights file of a record; "" for a conventional codec."""
     return record.get("run") or record.get("weights", "")
 
 
 def knob(record: dict) -> float:
-    """What moves a codec along its curve: λ or quality."""
+    """Return what moves a codec along its curve: λ or quality."""
     return record["setting"]["lmbda" if "lmbda" in record["setting"] else "quality"]
 
 
 def group(records: Iterable[dict], pictures: Sequence[str]) -> dict[tuple, dict[tuple, list[dict]]]:
-    """identity → (knob, run) → its records in the order of `pictures`. Raises ValueError for a point that lacks one of them."""
+    """Group records: identity → (knob, run) → its records in the order of `pictures`.
+
+    Raises ValueError for a point that lacks one of the pictures.
+    """
     found: dict[tuple, dict[tuple, dict[str, dict]]] = {}
     for r in records:
         found.setdefault(identity(r), {}).setdefault((knob(r), run_name(r)), {})[r["image"]] = r
@@ -129,7 +128,8 @@ def group(records: Iterable[dict], pictures: Sequence[str]) -> dict[tuple, dict[
             for picture in pictures:
                 if picture not in by_picture:
                     raise ValueError(
-                        f"{curve[0]} at {point[0]:g}: no record of picture {picture}, which other points have"
+                        f"{curve[0]} at {point[0]:g}: no record of picture {picture}, "
+                        "which other points have"
                     )
     return {
         curve: {point: [rs[picture] for picture in pictures] for point, rs in points.items()}
@@ -138,12 +138,12 @@ def group(records: Iterable[dict], pictures: Sequence[str]) -> dict[tuple, dict[
 
 
 def picture_ids(records: Iterable[dict]) -> list[str]:
-    """The pictures of records, sorted."""
+    """Return the pictures of records, sorted."""
     return sorted({r["image"] for r in records})
 
 
 def curves(records: list[dict], count: int = COUNT, seed: int = SEED) -> list[Curve]:
-    """Every curve of these records, all of the same pictures, with `count` resamples."""
+    """Return every curve of these records, all of the same pictures, with `count` resamples."""
     pictures = picture_ids(records)
     weights = resamples(len(pictures), count, seed)
     return [
@@ -158,14 +158,11 @@ def _curve(who: tuple, points: dict[tuple, list[dict]], weights: np.ndarray) -> 
         for name in _columns()
     }
     psnr = {}
-    with np.errstate(
-        invalid="ignore"
-    ):  # resamples without ROI pixels, and points without error: neither has a PSNR
+    with np.errstate(invalid="ignore"):  # no PSNR without ROI pixels, nor without an error
         for part in PARTS:
             errors = weights @ table[f"{part}sse"].T
-            psnr[part] = 10 * np.log10(
-                255**2 * (weights @ table[f"{part}count"].T) / np.where(errors > 0, errors, np.nan)
-            )
+            values = weights @ table[f"{part}count"].T
+            psnr[part] = 10 * np.log10(255**2 * values / np.where(errors > 0, errors, np.nan))
     bpp, psnr[MEAN] = (
         weights @ table[name].T / weights.sum(1, keepdims=True) for name in ("bpp", "psnr")
     )

@@ -1,12 +1,14 @@
-"""All points of an evaluation, in parallel processes, each kept by its content so that a stopped evaluation goes on.
+"""All points of an evaluation, in parallel processes, each cached by its content.
 
-    runs, weights × (λ, α) ┐
-    peers × grid           ├─► tasks, one a picture and setting ──► processes ──► cache/<hash>.json ──► records, times
-    uncompressed pictures  ┘
+    runs, weights × (λ, α)      ┐
+    conventional codecs × grid  ├─► tasks ──► processes ──► cache/<hash>.json ──► records, times
+    uncompressed pictures       ┘
 
-A point's hash is of the model's weights, device and precision (or the peer's libraries), the modules that code and measure, the setting, the
-picture's bytes and its objects, so nothing stale is found. What a detector found is kept with the point, by the hash of the detector's file: a new
-detector measures it again, without one it is read as it is.
+A task is one picture under one setting. Its hash covers the model's weights, device and precision
+(or the conventional codecs' libraries), the modules that code and measure, the setting, the
+picture's bytes and its objects; a stopped evaluation therefore goes on where it was, and nothing
+stale is found. What a detector found is kept with the point, by the hash of the detector's file: a
+new detector measures the point again, without one it is read as it is.
 """
 
 import functools
@@ -15,22 +17,23 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.images import Sample
 from roilib.engines.runs import Run
 from roilib.evaluation.evaluate import (
     SHIPPED,
+    Setting,
+    conventional_settings,
     evaluate,
-    evaluate_peer,
-    peer_settings,
-    settings,
+    trained_settings,
     uncompressed,
     weights_file,
 )
@@ -41,67 +44,60 @@ from roilib.utils.files import write_json
 from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
 from roilib.utils.processes import cores, end_with_parent
 
-LIBRARIES = ("av", "pillow", "pillow-jxl-plugin")  # which make the peers' bytes
-MEASURING = ("evaluation.evaluate", "evaluation.detection", "metrics")  # of every point
-OURS, CONVENTIONAL = "codecs.roic", "codecs.conventional"  # what makes the bytes
-FORM = 2  # of the cached files; another one makes them all anew
+LIBRARIES = ("av", "pillow", "pillow-jxl-plugin")  # make the conventional codecs' bytes
+MEASURING = ("evaluation.evaluate", "evaluation.detection", "metrics")  # modules of every point
+OURS = "codecs.roic"  # module that makes our bytes
+CONVENTIONAL = "codecs.conventional"  # module that makes the conventional codecs' bytes
+FORMAT = 3  # of the cached files; a new number invalidates them all
 
 
 @dataclass(frozen=True)
 class Task:
-    """One picture under one setting: of trained `weights` (knobs lmbda, alpha), of a `peer` (quality, qoffset), or as it is, and who looks at it.
+    """One picture under one setting of trained `weights` or of a `conventional` codec, or as it is.
 
-    source: what the record says that the weights are, {"run": name} or {"weights": name} as items.
+    detectors: files of those that look at the decoded picture. source: what the record calls the
+    weights, ("run", name) or ("weights", name).
     """
 
     sample: Sample
     classes: tuple[str, ...]
-    knobs: tuple[float, ...] = ()
+    setting: Setting = field(default_factory=dict)
     weights: Path | None = None
-    peer: str = ""
+    conventional: str = ""
     device: str = "cpu"
     detectors: tuple[Path, ...] = ()
-    source: tuple[tuple[str, str], ...] = ()
+    source: tuple[str, str] | None = None
 
     def measure(self) -> tuple[dict, dict]:
-        """(record, times)."""
+        """Return (record, times)."""
         data = RoiDataset([self.sample], self.classes)
         detectors = {path.stem: _detector(path, self.device) for path in self.detectors}
-        knobs = [[knob] for knob in self.knobs]
-        if self.weights:
-            return next(evaluate(_codec(self.weights, self.device), data, *knobs, detectors))
-        return next(
-            evaluate_peer(data, self.peer, *knobs, detectors)
-            if self.peer
-            else uncompressed(data, detectors)
+        if not self.weights and not self.conventional:
+            return next(uncompressed(data, detectors))
+        codec = (
+            _codec(self.weights, self.device)
+            if self.weights
+            else ConventionalCodec(self.conventional)
         )
+        return next(evaluate(codec, data, [self.setting], detectors))
 
     def key(self) -> str:
-        """What stands for this point's content."""
+        """Return the hash of this point's content."""
         if self.weights:
             coder = _codec(self.weights, self.device)
-            codec = [
-                coder.id.hex(),
-                coder.device.type,
-                coder.bf16,
-                _code(OURS),
-            ]
+            codec = [coder.id.hex(), coder.device.type, coder.bf16, _code(OURS)]
         else:
-            codec = [
-                self.peer,
-                *map(version, LIBRARIES),
-                _code(CONVENTIONAL),
-            ]
+            codec = [self.conventional, *map(version, LIBRARIES), _code(CONVENTIONAL)]
         objects = [self.sample.boxes.tolist(), [self.classes[i] for i in self.sample.labels]]
         content = [
-            FORM,
+            FORMAT,
             codec,
-            self.knobs,
+            dict(self.setting),
             self.sample.id,
             objects,
             hashlib.sha256(self.sample.path.read_bytes()).hexdigest(),
         ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @functools.lru_cache(4)
@@ -116,7 +112,7 @@ def _detector(weights: Path, device: str) -> HookedDetector:
 
 @functools.lru_cache
 def _code(codec: str) -> str:
-    """A hash of every module that the bytes of a codec or their measures depend on."""
+    """Hash every module that the bytes of a codec or their measures depend on."""
     others = {OURS, CONVENTIONAL} - {codec}
     return provenance.sha256(provenance.sources((codec, *MEASURING), without=others))[:16]
 
@@ -127,7 +123,10 @@ def _digest(path: Path) -> str:
 
 
 def detector_files(names: Sequence[str]) -> tuple[Path, ...]:
-    """Paths of detectors' weights, "shipped" being ours. Raises ValueError naming one that is missing or has the name of another."""
+    """Return the paths of detectors' weights, "shipped" being ours.
+
+    Raises ValueError naming a file that is missing, or that has the name of another.
+    """
     files = tuple(
         pretrained(PRETRAINED_DETECTOR) if name == SHIPPED else Path(name) for name in names
     )
@@ -136,7 +135,7 @@ def detector_files(names: Sequence[str]) -> tuple[Path, ...]:
             raise ValueError(f"{path}: no such detector weights")
         if path.stem in {other.stem for other in files[:i]}:
             raise ValueError(
-                f"{path}: a second detector of this name, which the tables could not tell apart"
+                f"{path}: a second detector of this name; tables tell detectors apart by name"
             )
     return files
 
@@ -146,42 +145,44 @@ def tasks(
     data: RoiDataset,
     lmbdas: Sequence[float] = (),
     alphas: Sequence[float] = (),
-    peers: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    conventional: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     device: str = "cpu",
     weights: Sequence[str] = (),
     detectors: Sequence[Path] = (),
 ) -> list[Task]:
-    """Every picture of `data` by every run and weights file ("shipped": ours) at the `evaluation.settings` of these lists, and by every peer at its
-    grid of `quality` and `qoffset`; with detectors also as it is.
+    """List every picture of `data` under every setting of every codec.
+
+    Runs and weights files ("shipped": ours) are measured at the `trained_settings` of lmbdas and
+    alphas, each conventional codec at its grid of `quality` and `qoffset`; with detectors the
+    uncompressed pictures are too. Raises ValueError for settings that no codec has, and for
+    nothing to measure.
     """
-    for index, values in (
-        (quality_index, lmbdas),
-        (alpha_index, alphas),
-    ):  # what is wrong is found before hours of measuring
+    for check, values in ((quality_index, lmbdas), (alpha_index, alphas)):
         for value in values:
-            index(value)
-    grids = {name: peer_settings(name, grid) for name, grid in (peers or {}).items()}
+            check(value)
+    grids = {name: conventional_settings(name, grid) for name, grid in (conventional or {}).items()}
     models = [(run.weights, run.parameters, ("run", run.parameters.name)) for run in runs]
     models += [
         (weights_file(name), load_codec(weights_file(name)).parameters, ("weights", name))
         for name in weights
     ]
     ours = [
-        (knobs, {"weights": path, "source": (source,)})
+        (setting, {"weights": path, "source": source})
         for path, p, source in models
-        for knobs in settings(p, lmbdas, alphas)
+        for setting in trained_settings(p, lmbdas, alphas)
     ]
-    theirs = [(knobs, {"peer": name}) for name, grid in grids.items() for knobs in grid]
-    plain = [((), {})] if detectors else []
+    theirs = [(setting, {"conventional": name}) for name, grid in grids.items() for setting in grid]
+    plain = [({}, {})] if detectors else []
     options = {"device": device, "detectors": tuple(detectors)}
     found = [
-        Task(sample, data.classes, knobs, **codec, **options)
-        for knobs, codec in ours + theirs + plain
+        Task(sample, data.classes, setting, **codec, **options)
+        for setting, codec in ours + theirs + plain
         for sample in data.samples
     ]
     if not found:
         raise ValueError(
-            f"nothing to measure: {len(data)} pictures, {len(ours)} settings of trained weights, {len(theirs)} of peers"
+            f"nothing to measure: {len(data)} pictures, {len(ours)} settings of trained weights, "
+            f"{len(theirs)} of conventional codecs"
         )
     return found
 
@@ -189,7 +190,11 @@ def tasks(
 def measure(
     points: Sequence[Task], cache: Path, workers: int | None = None
 ) -> Iterator[tuple[dict, dict]]:
-    """(record, times) of each task, in order. `cache`: folder of what is known already; workers: processes, None: one a core, or one with a GPU."""
+    """Yield (record, times) of each task, in order.
+
+    cache: folder of the points known already. workers: number of processes; None means one per
+    core, or a single one with a GPU.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     workers = workers or (
         1 if any(torch.device(point.device).type == "cuda" for point in points) else cores()
@@ -211,11 +216,9 @@ def _begin(threads: int) -> None:
 
 
 def _look(cache: Path, point: Task) -> tuple[dict, dict]:
-    """What the cache has of this point; measured first if it has nothing readable, or not what these detectors find."""
-    path, wanted = (
-        cache / f"{point.key()}.json",
-        {_digest(file): file.stem for file in point.detectors},
-    )
+    """Return a point from the cache, after measuring it if it or its detections are missing."""
+    path = cache / f"{point.key()}.json"
+    wanted = {_digest(file): file.stem for file in point.detectors}
     try:
         found = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -230,14 +233,11 @@ def _look(cache: Path, point: Task) -> tuple[dict, dict]:
             "detections": known | {digest: rows[name] for digest, name in wanted.items()},
         }
         write_json(path, found)
-        found = json.loads(path.read_text())  # what a later look sees, to the order of its fields
-    seen = (
-        {"detections": {name: found["detections"][digest] for digest, name in wanted.items()}}
-        if wanted
-        else {}
-    )
+        found = json.loads(path.read_text())  # fields in the order that later calls see
+    seen = {name: found["detections"][digest] for digest, name in wanted.items()}
+    source = dict([point.source] if point.source else [])
     record, times = (
-        {k: v for k, v in part.items() if k != "run"} | dict(point.source)
+        {k: v for k, v in part.items() if k != "run"} | source
         for part in (found["record"], found["times"])
     )
-    return record | seen, times
+    return record | ({"detections": seen} if seen else {}), times

@@ -1,11 +1,16 @@
-"""Codecs compared: BD-rates, ROI gain within a budget of background loss, and byte ratios, all with 95 % bootstrap intervals over pictures.
+"""Codecs compared: BD-rates, ROI gain at equal background loss, byte ratios, with 95 % intervals.
 
-    curves ──► families (a codec: its uniform curve and its ROI strengths) ──► tables, one row a comparison
+    curves ──► families (a codec: its uniform curve and its ROI strengths) ──► tables
 
-Values are bjontegaard's (Akima, roilib.metrics); resamples go through the same interpolation by roilib.evaluation.bd_rate. Where curves have fewer than
-6 points or share less than half of the shorter one's range there is no number but a note.
+Values are bjontegaard's; resamples go through the same interpolation. Where curves have fewer than
+MIN_POINTS points or share less than half of the shorter one's range, a note stands for the number.
+
+Equal background loss: a ROI mode can gain anything by ruining the background, so gains are read at
+a loss of exactly so many dB of background BD-PSNR against the codec's own uniform mode. Between
+measured strengths, `at_loss` interpolates; beyond the strongest one there is no number.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -14,18 +19,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from roilib.evaluation.bd_rate import akima_slopes, evaluate, integrate, pchip_slopes
-from roilib.evaluation.bootstrap import MEAN, PARTS, Curve, curves, with_interval
-from roilib.metrics import MIN_POINTS, bd_psnr, bd_rate
+from roilib.evaluation.bd_rate import (
+    MIN_POINTS,
+    akima_slopes,
+    bd_psnr,
+    bd_rate,
+    integrate,
+    interpolate,
+    pchip_slopes,
+)
+from roilib.evaluation.bootstrap import COUNT, MEAN, PARTS, Curve, curves, with_interval
 from roilib.utils.files import read_json
 
-BUDGETS = (0.3, 0.5, 1.0)  # dB of background BD-PSNR
-HULL_BPP = (0.1, 0.5)
+LOSSES = (0.3, 0.5, 1.0)  # dB of background BD-PSNR at which codecs are compared
+HULL_BPP = (0.1, 0.5)  # rates of the points that `byte_ratio_tables` compares
+MIN_KNOTS = 3  # points that PCHIP needs
+OUTSIDE = "no comparable strengths on both sides of this loss"
 
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """A BD-rate (%) or BD-PSNR (dB): rows[0] the value, the others of resamples, NaN where there is none, and why in `note`."""
+    """A BD-rate (%) or BD-PSNR (dB) of two curves.
+
+    rows: [0] the value, the others of resamples; NaN if there is none, and why in `note`.
+    """
 
     rows: np.ndarray
     overlap: float
@@ -36,56 +53,71 @@ class Difference:
 def rate_difference(anchor: Curve, test: Curve, part: str) -> Difference:
     """BD-rate of two curves, over the points of each that are better than all cheaper ones."""
     (rate_a, psnr_a), (rate_t, psnr_t) = anchor.rising(part), test.rising(part)
-    value, overlap = bd_rate(
-        list(zip(rate_a[0], psnr_a[0], strict=True)), list(zip(rate_t[0], psnr_t[0], strict=True))
-    )
-    rows = (
-        None
-        if value is None
-        else 100 * np.expm1(_mean_difference(psnr_a, np.log(rate_a), psnr_t, np.log(rate_t)))
-    )
-    return _difference(value, overlap, min(rate_a.shape[1], rate_t.shape[1]), rows, len(anchor.bpp))
+    value, overlap = bd_rate(_pairs(rate_a, psnr_a), _pairs(rate_t, psnr_t))
+    rows = np.full(len(anchor.bpp), np.nan)
+    if value is not None:
+        logs = _mean_difference(psnr_a, np.log(rate_a), psnr_t, np.log(rate_t))
+        rows = 100 * np.expm1(logs)
+    return _difference(value, overlap, min(rate_a.shape[1], rate_t.shape[1]), rows)
 
 
 def psnr_difference(anchor: Curve, test: Curve, part: str) -> Difference:
     """BD-PSNR of two curves, over the points that have a PSNR."""
     (rate_a, psnr_a), (rate_t, psnr_t) = anchor.with_psnr(part), test.with_psnr(part)
-    value, overlap = bd_psnr(
-        list(zip(rate_a[0], psnr_a[0], strict=True)), list(zip(rate_t[0], psnr_t[0], strict=True))
-    )
-    rows = (
-        None if value is None else _mean_difference(np.log(rate_a), psnr_a, np.log(rate_t), psnr_t)
-    )
-    return _difference(value, overlap, min(rate_a.shape[1], rate_t.shape[1]), rows, len(anchor.bpp))
+    value, overlap = bd_psnr(_pairs(rate_a, psnr_a), _pairs(rate_t, psnr_t))
+    rows = np.full(len(anchor.bpp), np.nan)
+    if value is not None:
+        rows = _mean_difference(np.log(rate_a), psnr_a, np.log(rate_t), psnr_t)
+    return _difference(value, overlap, min(rate_a.shape[1], rate_t.shape[1]), rows)
 
 
-def _difference(
-    value: float | None, overlap: float, points: int, rows: np.ndarray | None, count: int
-) -> Difference:
-    if value is None:
-        note = (
-            f"fewer than {MIN_POINTS} points"
-            if points < MIN_POINTS
-            else "curves share less than half of their range"
-        )
-        return Difference(np.full(count, np.nan), overlap, points, note)
-    rows[0] = value
-    return Difference(rows, overlap, points, "")
+def _pairs(rate: np.ndarray, psnr: np.ndarray) -> list[tuple[float, float]]:
+    return list(zip(rate[0], psnr[0], strict=True))
+
+
+def _difference(value: float | None, overlap: float, points: int, rows: np.ndarray) -> Difference:
+    if value is not None:
+        rows[0] = value
+        return Difference(rows, overlap, points, "")
+    few, far = f"fewer than {MIN_POINTS} points", "curves share less than half of their range"
+    return Difference(rows, overlap, points, few if points < MIN_POINTS else far)
 
 
 def _mean_difference(
     x_a: np.ndarray, y_a: np.ndarray, x_t: np.ndarray, y_t: np.ndarray
 ) -> np.ndarray:
-    """Mean of y_t - y_a over the x that both curves (rows) have; NaN where they share none."""
+    """Mean of y_t - y_a over the x that both curves (rows) have; NaN if they share none."""
     low, high = np.maximum(x_a[:, 0], x_t[:, 0]), np.minimum(x_a[:, -1], x_t[:, -1])
     with np.errstate(all="ignore"):
         area = [integrate(x, y, akima_slopes(x, y), low, high) for x, y in ((x_t, y_t), (x_a, y_a))]
         return np.where(high > low, (area[0] - area[1]) / (high - low), np.nan)
 
 
+def at_loss(losses: np.ndarray, values: np.ndarray, loss: float) -> np.ndarray:
+    """Interpolate values along a codec's strengths to where the background loses `loss` dB.
+
+    losses, values: (S, R), R resamples of S strengths from the uniform mode (loss 0) on. Monotone
+    cubics (PCHIP) of the value over the loss, through the strengths that lose more than every
+    milder one in row 0. Returns (R,); NaN outside the measured range, and for a resample in which
+    the losses do not rise.
+    """
+    kept, highest = [], -np.inf
+    for i, (lost, value) in enumerate(zip(losses[:, 0], values[:, 0], strict=True)):
+        if np.isfinite(value) and lost > highest:
+            kept, highest = [*kept, i], lost
+    if len(kept) < MIN_KNOTS:
+        return np.full(losses.shape[1], np.nan)
+    x, y = losses[kept].T, values[kept].T
+    with np.errstate(all="ignore"):
+        return interpolate(x, y, pchip_slopes(x, y), np.full((len(x), 1), loss))[:, 0]
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
-    """One codec's curves: the one that treats all pixels alike (None where it has no such mode), and its other ROI strengths, mildest first."""
+    """One codec's curves: the uniform one (None if it has no such mode), and its ROI strengths.
+
+    strong: mildest first.
+    """
 
     uniform: Curve | None
     strong: list[Curve]
@@ -95,9 +127,14 @@ class Family:
         """All curves, the uniform one first."""
         return [*([self.uniform] if self.uniform else []), *self.strong]
 
+    @property
+    def has_roi(self) -> bool:
+        """Whether the codec has both a uniform and a ROI mode."""
+        return bool(self.uniform and self.strong)
+
     @cached_property
     def gains(self) -> list[tuple[Difference, Difference]]:
-        """Of each of `strong` against `uniform`: ROI BD-rate and background BD-PSNR."""
+        """ROI BD-rate and background BD-PSNR of each of `strong` against `uniform`."""
         return [
             (
                 rate_difference(self.uniform, curve, "roi_"),
@@ -106,28 +143,31 @@ class Family:
             for curve in self.strong
         ]
 
-    def choose(self, budget: float) -> int:
-        """Which of `members` has the best ROI BD-rate among those whose background loss is within `budget`; 0, the uniform one, if none is.
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """(S, R) dB of background that each of `members` loses against `uniform`, its 0 first."""
+        nothing = np.zeros(len(self.uniform.bpp))
+        return np.stack([nothing, *(0.0 - bg.rows for _, bg in self.gains)])
 
-        There is no interpolation between strengths: a codec gets what one of its measured settings reaches.
-        """
-        gains = [
-            0.0,
-            *(
-                roi.rows[0] if -bg.rows[0] <= budget and not roi.note else np.inf
-                for roi, bg in self.gains
-            ),
-        ]
-        return int(np.argmin(gains))
+    def at_loss(self, loss: float, values: Sequence[np.ndarray]) -> np.ndarray:
+        """Interpolate a value (R,) of each of `members` to a background loss: (R,)."""
+        return at_loss(self.losses, np.stack(values), loss)
+
+    def strength_at(self, loss: float) -> float:
+        """Interpolate the ROI strength that costs so many dB of background."""
+        strengths = [np.full(self.losses.shape[1], curve.strength) for curve in self.members]
+        return float(self.at_loss(loss, strengths)[0])
 
 
-def families(records: list[dict]) -> list[Family]:
-    """The codecs of these records: peers, then trained ones, each roi_vbr for itself and at the end."""
+def families(records: list[dict], count: int = COUNT) -> list[Family]:
+    """Sort the curves of these records by codec: conventional ones first, each roi_vbr last.
+
+    count: resamples.
+    """
     found: dict[tuple[bool, bool, str, str], list[Curve]] = {}
-    for curve in curves(records):
-        found.setdefault(
-            (curve.trained, curve.codec == "roi_vbr", curve.codec, curve.run), []
-        ).append(curve)
+    for curve in curves(records, count):
+        key = (curve.trained, curve.codec == "roi_vbr", curve.codec, curve.run)
+        found.setdefault(key, []).append(curve)
     by_strength = [
         sorted(members, key=lambda c: abs(c.strength - (0.5 if c.trained else 0)))
         for _, members in sorted(found.items())
@@ -139,68 +179,73 @@ def families(records: list[dict]) -> list[Family]:
 
 
 def pairs(codecs: list[Family]) -> list[tuple[Family, Family]]:
-    """What is compared: every codec with every trained one that comes later in the order of `families`."""
+    """Pair every codec with every trained one that comes later in the order of `families`."""
     return [(anchor, test) for anchor, test in combinations(codecs, 2) if test.members[0].trained]
 
 
-def budget_table(codecs: list[Family], budgets: tuple[float, ...] = BUDGETS) -> pd.DataFrame:
-    """ROI BD-rate at a limited background loss, of every codec with a uniform mode and another, against its own uniform mode.
+def trade_table(codecs: list[Family]) -> pd.DataFrame:
+    """What each ROI strength gains in the ROI and costs outside, against the codec's uniform mode.
 
-    Resamples keep the strength that all pictures chose; how sure it is to stay within the budget is what the loss's own interval says.
+    One row a codec and strength: roi_bd_rate (%), bg_loss (dB), intervals, overlaps of the curves.
     """
     rows = []
-    for codec in codecs:
-        for budget in budgets if codec.uniform and codec.strong else ():
-            i = codec.choose(budget)
-            best, nothing = codec.members[i], np.zeros(len(codec.uniform.bpp))
-            gain, loss = (
-                (codec.gains[i - 1][0].rows, 0.0 - codec.gains[i - 1][1].rows)
-                if i
-                else (nothing, nothing)
-            )
-            notes = [
-                f"{curve.strength:g}: {d.note}"
-                for curve, both in zip(codec.strong, codec.gains, strict=True)
-                for d in both
-                if d.note
-            ]
-            row = {
-                "codec": best.codec,
-                "label": best.label,
-                "run": best.run,
-                "budget": budget,
-                "strength": best.strength,
-            }
-            row |= with_interval("roi_bd_rate", gain, "low", "high") | with_interval(
-                "bg_loss", loss
-            )
-            points = min(min(roi.points, bg.points) for roi, bg in codec.gains)
+    for codec in (codec for codec in codecs if codec.has_roi):
+        for curve, (roi, bg) in zip(codec.strong, codec.gains, strict=True):
+            notes = dict.fromkeys(note for note in (roi.note, bg.note) if note)
             rows.append(
-                row
-                | {
-                    "strengths": len(codec.strong),
-                    "points": points,
-                    "pictures": best.pictures,
-                    "note": "; ".join(dict.fromkeys(notes)),
-                }
+                _who(curve)
+                | with_interval("roi_bd_rate", roi.rows, "low", "high")
+                | with_interval("bg_loss", 0.0 - bg.rows)
+                | {"overlap": roi.overlap, "rate_overlap": bg.overlap, "note": "; ".join(notes)}
             )
     return pd.DataFrame(rows)
 
 
-def bd_table(codecs: list[Family], budgets: tuple[float, ...] = BUDGETS) -> pd.DataFrame:
-    """BD-rate and BD-PSNR of `pairs`: both uniform, or at the same α where one of two trained codecs is never so, and both at a budget's best."""
+def nearest_strength(trade: pd.DataFrame, codec: str, loss: float = LOSSES[-1]) -> float | None:
+    """Return the measured ROI strength whose background loss is nearest to `loss` dB.
+
+    trade: of `trade_table`; the first run of the codec counts. None if no loss is known.
+    """
+    rows = trade[trade["codec"] == codec].dropna(subset="bg_loss") if len(trade) else trade
+    if rows.empty:
+        return None
+    rows = rows[rows["run"].fillna("") == rows["run"].fillna("").iloc[0]]
+    return float(rows["strength"].iloc[(rows["bg_loss"] - loss).abs().argmin()])
+
+
+def equal_background_table(codecs: list[Family], losses: Sequence[float] = LOSSES) -> pd.DataFrame:
+    """ROI BD-rate of each codec's ROI mode against its own uniform mode, at equal background loss.
+
+    strength is the interpolated one that costs exactly `bg_loss` dB of background BD-PSNR.
+    """
+    rows = []
+    for codec in (codec for codec in codecs if codec.has_roi):
+        gains = [np.zeros(len(codec.uniform.bpp)), *(roi.rows for roi, _ in codec.gains)]
+        logs = [np.log1p(gain / 100) for gain in gains]
+        for loss in losses:
+            gain = 100 * np.expm1(codec.at_loss(loss, logs))
+            rows.append(
+                _who(codec.uniform)
+                | {"strength": codec.strength_at(loss), "bg_loss": loss}
+                | with_interval("roi_bd_rate", gain, "low", "high")
+                | {"strengths": len(codec.strong), "pictures": codec.uniform.pictures}
+                | {"note": "" if np.isfinite(gain[0]) else OUTSIDE}
+            )
+    return pd.DataFrame(rows)
+
+
+def bd_table(codecs: list[Family], losses: Sequence[float] = LOSSES) -> pd.DataFrame:
+    """BD-rate and BD-PSNR of `pairs`: both uniform, and both at equal background loss.
+
+    Trained codecs of which one has no uniform mode are compared at equal α.
+    """
     rows = []
     for anchor, test in pairs(codecs):
         if anchor.uniform and test.uniform:
-            rows += [_bd_row(anchor.uniform, test.uniform, None, part) for part in PARTS]
-            best = [
-                (b, anchor.members[anchor.choose(b)], test.members[test.choose(b)])
-                for b in budgets
-                if test.strong
-            ]
-            rows += [
-                _bd_row(a, t, budget, part) for budget, a, t in best for part in ("roi_", "bg_")
-            ]
+            rows += [_bd_row(anchor.uniform, test.uniform, part) for part in PARTS]
+            if anchor.has_roi and test.has_roi:
+                for part in ("roi_", "bg_"):
+                    rows += _equal_background_rows(anchor, test, part, losses)
         else:
             same = [
                 (a, t)
@@ -208,14 +253,49 @@ def bd_table(codecs: list[Family], budgets: tuple[float, ...] = BUDGETS) -> pd.D
                 for t in test.members
                 if a.trained and a.strength == t.strength
             ]
-            rows += [_bd_row(a, t, None, part) for a, t in same for part in PARTS]
+            rows += [_bd_row(a, t, part) for a, t in same for part in PARTS]
     return pd.DataFrame(rows)
 
 
-def published_table(codecs: list[Family], path: str | Path) -> pd.DataFrame:
-    """BD-rate and BD-PSNR of trained codecs' uniform modes against a published curve: a JSON file with codec, bpp and psnr, means over the pictures.
+def _equal_background_rows(
+    anchor: Family, test: Family, part: str, losses: Sequence[float]
+) -> list[dict]:
+    """Compare every strength with every strength, then interpolate along both to each loss."""
+    rates, psnrs = (
+        [[difference(a, t, part) for t in test.members] for a in anchor.members]
+        for difference in (rate_difference, psnr_difference)
+    )
 
-    The same pictures must have been measured. Their resamples move our curve only: of the published one just the means are known.
+    def between(differences: list[list[Difference]], loss: float, log: bool) -> Difference:
+        values = [[np.log1p(d.rows / 100) if log else d.rows for d in row] for row in differences]
+        rows = anchor.at_loss(loss, [test.at_loss(loss, row) for row in values])
+        every = [d for row in differences for d in row]
+        return Difference(
+            100 * np.expm1(rows) if log else rows,
+            min(d.overlap for d in every),
+            min(d.points for d in every),
+            "" if np.isfinite(rows[0]) else OUTSIDE,
+        )
+
+    return [
+        _row(
+            *(_who(codec.uniform) | {"strength": codec.strength_at(x)} for codec in (anchor, test)),
+            x,
+            part,
+            between(rates, x, log=True),
+            between(psnrs, x, log=False),
+            anchor.uniform.pictures,
+        )
+        for x in losses
+    ]
+
+
+def published_table(codecs: list[Family], path: str | Path) -> pd.DataFrame:
+    """BD-rate and BD-PSNR of trained codecs' uniform modes against a published curve.
+
+    path: a JSON file with codec, bpp and psnr, means over the pictures. The same pictures must have
+    been measured. Their resamples move our curve only, since the published one is of means. Raises
+    ValueError naming a file that is no such curve.
     """
     try:
         content = read_json(Path(path))
@@ -232,148 +312,143 @@ def published_table(codecs: list[Family], path: str | Path) -> pd.DataFrame:
         anchor = Curve(
             name, "published", 0.0, True, False, tuple(bpp), **curve, pictures=test.pictures
         )
-        rows.append(_bd_row(anchor, test, None, MEAN))
+        rows.append(_bd_row(anchor, test, MEAN))
     return pd.DataFrame(rows)
 
 
-def _bd_row(anchor: Curve, test: Curve, budget: float | None, part: str) -> dict:
+def _bd_row(anchor: Curve, test: Curve, part: str) -> dict:
     rate, psnr = rate_difference(anchor, test, part), psnr_difference(anchor, test, part)
+    return _row(_who(anchor), _who(test), None, part, rate, psnr, anchor.pictures)
+
+
+def _row(
+    anchor: dict,
+    test: dict,
+    loss: float | None,
+    part: str,
+    rate: Difference,
+    psnr: Difference,
+    pictures: int,
+) -> dict:
+    """Return the cells of a comparison; anchor, test: of `_who`."""
     row = {
-        f"{name}{key}": value
-        for name, curve in (("anchor", anchor), ("test", test))
-        for key, value in _who(curve).items()
+        name if key == "codec" else f"{name}_{key}": value
+        for name, who in (("anchor", anchor), ("test", test))
+        for key, value in who.items()
     }
-    row |= (
-        {"budget": budget, "metric": "psnr_mean" if part == MEAN else f"{part}psnr"}
+    notes = dict.fromkeys(note for note in (rate.note, psnr.note) if note)
+    return (
+        row
+        | {"bg_loss": loss, "metric": "psnr_mean" if part == MEAN else f"{part}psnr"}
         | with_interval("bd_rate", rate.rows, "low", "high")
         | with_interval("bd_psnr", psnr.rows)
+        | {"overlap": rate.overlap, "rate_overlap": psnr.overlap, "points": rate.points}
+        | {"pictures": pictures, "note": "; ".join(notes)}
     )
-    notes = dict.fromkeys(note for note in (rate.note, psnr.note) if note)
-    return row | {
-        "overlap": rate.overlap,
-        "rate_overlap": psnr.overlap,
-        "points": rate.points,
-        "pictures": anchor.pictures,
-        "note": "; ".join(notes),
-    }
 
 
 def _who(curve: Curve) -> dict:
-    return {"": curve.codec, "_label": curve.label, "_run": curve.run, "_strength": curve.strength}
+    return {
+        "codec": curve.codec,
+        "label": curve.label,
+        "run": curve.run,
+        "strength": curve.strength,
+    }
 
 
 def byte_ratio_tables(
     codecs: list[Family], bpp: tuple[float, float] = HULL_BPP
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How many bytes a trained codec needs to be at least as good as another, inside and outside the ROI: one row a pair, and one a point.
+    """How many bytes a trained codec needs to be at least as good inside and outside the ROI.
 
-    The points are those of the other's hull with a rate in `bpp`: none of its own has less rate and more of both PSNRs. `bpp_ours` is the least rate
-    at which one of our strengths, its curve interpolated in log bpp by PCHIP, reaches the point's ROI and background PSNR. A pair's `ratio` is the
-    geometric mean over the points that ours reaches. Resamples keep the points.
+    Returns one row a pair of codecs, and one a point of the other's hull with a rate in `bpp`.
+    `bpp_ours` is the least rate at which one of our strengths, its curve interpolated in log bpp by
+    PCHIP, reaches the point's ROI and background PSNR. A pair's `ratio` is the geometric mean over
+    the `reached` points of `hull`. Resamples keep the points.
     """
     summary, points = [], []
     for theirs, ours in pairs(codecs):
         places = hull(theirs, bpp)
-        if not places or max(curve.bpp.shape[1] for curve in ours.members) < 3:
+        if not places or max(curve.bpp.shape[1] for curve in ours.members) < MIN_KNOTS:
             continue
         goal = {name: _points(theirs, places, name) for name in ("bpp", *PARTS)}
-        ratios = (
-            np.fmin.reduce([_bpp_reaching(curve, goal) for curve in ours.members]) / goal["bpp"]
-        )
+        least = np.fmin.reduce([_bpp_reaching(curve, goal) for curve in ours.members])
+        ratios = least / goal["bpp"]
         ratios[~np.isfinite(ratios)] = np.nan
-        found = [
+        points += [
             _point_row(theirs, ours, place, ratios[:, k], {n: v[0, k] for n, v in goal.items()})
             for k, place in enumerate(places)
         ]
-        points += found
         reached = np.isfinite(ratios[0])
-        mean = (
-            np.exp(np.log(ratios[:, reached]).mean(1))
-            if reached.any()
-            else np.full(len(ratios), np.nan)
-        )
-        row = {
-            f"{name}{key}": v
-            for name, codec in (("theirs", theirs), ("ours", ours))
-            for key, v in _who(codec.members[0]).items()
-            if key != "_strength"
-        }
-        row |= with_interval("ratio", mean, "low", "high") | {
-            "reached": int(reached.sum()),
-            "hull": len(places),
-        }
+        mean = np.full(len(ratios), np.nan)
+        if reached.any():
+            mean = np.exp(np.log(ratios[:, reached]).mean(1))
         summary.append(
-            row | {"bpp_low": bpp[0], "bpp_high": bpp[1], "pictures": ours.members[0].pictures}
+            {
+                name if key == "codec" else f"{name}_{key}": value
+                for name, codec in (("theirs", theirs), ("ours", ours))
+                for key, value in _who(codec.members[0]).items()
+                if key != "strength"
+            }
+            | with_interval("ratio", mean, "low", "high")
+            | {"reached": int(reached.sum()), "hull": len(places)}
+            | {"bpp_low": bpp[0], "bpp_high": bpp[1], "pictures": ours.members[0].pictures}
         )
     return pd.DataFrame(summary), pd.DataFrame(points)
 
 
 def hull(codec: Family, bpp: tuple[float, float]) -> list[tuple[int, int]]:
-    """(curve, point) of a codec's points within a range of rates, by rate, of which no other has at most the rate and at least both PSNRs."""
+    """Find a codec's undominated points within a range of rates: (curve, point), by rate.
+
+    No other point of the codec has at most the rate and at least both PSNRs.
+    """
     places = [(i, k) for i, curve in enumerate(codec.members) for k in range(curve.bpp.shape[1])]
-    values = np.stack(
-        [
-            _points(codec, places, name)[0] * sign
-            for name, sign in (("bpp", -1), ("roi_", 1), ("bg_", 1))
-        ],
-        1,
-    )
+    signs = {"bpp": -1, "roi_": 1, "bg_": 1}
+    values = np.stack([_points(codec, places, n)[0] * sign for n, sign in signs.items()], 1)
     better = (values[None] >= values[:, None]).all(2) & (values[None] != values[:, None]).any(2)
-    kept = [
-        k
+    return [
+        places[k]
         for k in np.argsort(-values[:, 0])
         if not better[k].any() and bpp[0] <= -values[k, 0] <= bpp[1]
     ]
-    return [places[k] for k in kept]
 
 
 def _points(codec: Family, places: list[tuple[int, int]], name: str) -> np.ndarray:
     """(1 + B, len(places)) bpp or PSNR of points."""
-    return np.stack(
-        [
-            (codec.members[i].bpp if name == "bpp" else codec.members[i].psnr[name])[:, k]
-            for i, k in places
-        ],
-        1,
-    )
+    columns = [
+        codec.members[i].bpp if name == "bpp" else codec.members[i].psnr[name] for i, _ in places
+    ]
+    return np.stack([column[:, k] for column, (_, k) in zip(columns, places, strict=True)], 1)
 
 
 def _point_row(
     theirs: Family, ours: Family, place: tuple[int, int], ratio: np.ndarray, goal: dict[str, float]
 ) -> dict:
     curve, own = theirs.members[place[0]], ours.members[0]
-    row = {
+    return {
         "theirs": curve.codec,
         "theirs_run": curve.run,
         "ours": own.codec,
         "ours_run": own.run,
         "theirs_strength": curve.strength,
-    }
-    row |= {
         "theirs_setting": curve.knobs[place[1]],
         "bpp": goal["bpp"],
         "roi_psnr": goal["roi_"],
         "bg_psnr": goal["bg_"],
-    }
-    return row | {"bpp_ours": goal["bpp"] * ratio[0]} | with_interval("ratio", ratio, "low", "high")
+        "bpp_ours": goal["bpp"] * ratio[0],
+    } | with_interval("ratio", ratio, "low", "high")
 
 
 def _bpp_reaching(curve: Curve, goal: dict[str, np.ndarray]) -> np.ndarray:
-    """(1 + B, H): the least bpp of a curve at which both PSNRs are those of `goal` or more; inf beyond its best."""
+    """(1 + B, H): least bpp of a curve that reaches both PSNRs of `goal`; inf beyond its best."""
     least = []
     for part in ("roi_", "bg_"):
         bpp, psnr = curve.rising(part)
-        if bpp.shape[1] < 3:
+        if bpp.shape[1] < MIN_KNOTS:
             return np.full(goal["bpp"].shape, np.inf)
+        log_bpp = np.log(bpp)
         with np.errstate(all="ignore"):
-            inside = np.exp(
-                evaluate(psnr, np.log(bpp), pchip_slopes(psnr, np.log(bpp)), goal[part])
-            )
-        least.append(
-            np.where(
-                goal[part] <= psnr[:, :1],
-                bpp[:, :1],
-                np.where(goal[part] > psnr[:, -1:], np.inf, inside),
-            )
-        )
+            inside = np.exp(interpolate(psnr, log_bpp, pchip_slopes(psnr, log_bpp), goal[part]))
+        beyond = np.where(goal[part] > psnr[:, -1:], np.inf, inside)
+        least.append(np.where(goal[part] <= psnr[:, :1], bpp[:, :1], beyond))
     return np.maximum(*least)

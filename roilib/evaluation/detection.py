@@ -1,14 +1,13 @@
-"""How well a detector finds labelled objects: AP at IoU 0.50 and 0.50–0.95, by class and class-agnostic, of the pictures and of resamples of them.
+"""Average precision of a detector: IoU 0.50 and 0.50–0.95, by class and class-agnostic.
 
-    picture ──► detector ──► found (K, 6) ──► scored: a row a detection with its score, group and the IoU thresholds it hits ──► average_precisions
+    picture ──► detector ──► found (K, 6) ──► scored ──► average_precisions, of resamples too
 
-    python -m roilib.evaluation.detection --data-root DIR --out FILE.json DETECTOR.pt [DETECTOR.pt …]
-
-Precision-recall integration is Ultralytics' (101 points, as COCO's); matching is greedy by confidence, one detection an object.
-Classes are compared as KITTI's benchmark names them, so that detectors with COCO's and KITTI's class lists meet.
+`scored` keeps a row a detection: its score, its group and the IoU thresholds at which it hits an
+object. Precision-recall integration is Ultralytics' (101 points, as COCO's); matching is greedy by
+confidence, one detection an object. Classes are KITTI's benchmark classes, so that detectors with
+COCO's and KITTI's class lists can be compared.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,19 +23,19 @@ from roilib.utils.files import write_json
 from roilib.utils.provenance import origin, sha256
 
 BENCHMARK = ("Car", "Pedestrian", "Cyclist")
-GROUPS = {  # KITTI's and COCO's class names → what they count as; other classes only count class-agnostically
+GROUPS = {  # KITTI's and COCO's class names → group
     **dict.fromkeys(("Car", "Van", "car"), "Car"),
     **dict.fromkeys(("Pedestrian", "Person_sitting", "person"), "Pedestrian"),
     **dict.fromkeys(("Cyclist", "bicycle", "motorcycle"), "Cyclist"),
     **dict.fromkeys(("Truck", "Tram", "Misc", "truck", "bus", "train"), "other"),
 }
-GROUP_NAMES = (*BENCHMARK, "other")
+GROUP_NAMES = (*BENCHMARK, "other")  # "other" counts class-agnostically only
 THRESHOLDS = tuple(n / 100 for n in range(50, 100, 5))  # of IoU
-SCORE_UNIT = 1e-6
+SCORE_UNIT = 1e-6  # step of the scores that records hold as integers
 
 
 def grouped(classes: Tensor, names: dict[int, str] | tuple[str, ...]) -> Tensor:
-    """Class ids → indices into GROUP_NAMES, -1 for a class of no group (COCO's animals, furniture, …)."""
+    """Class ids → indices into GROUP_NAMES, -1 for a class of no group, as COCO's animals."""
     groups = [GROUPS.get(names[int(c)]) for c in classes]
     return torch.tensor([GROUP_NAMES.index(g) if g else -1 for g in groups], dtype=torch.int64)
 
@@ -44,7 +43,10 @@ def grouped(classes: Tensor, names: dict[int, str] | tuple[str, ...]) -> Tensor:
 def detect(
     detector: HookedDetector, image: Tensor, confidence: float = 0.001, iou: float = 0.7
 ) -> Tensor:
-    """Detections of a picture, uint8 (3, H, W): (K, 6) with the class column as index into GROUP_NAMES; other classes are left out."""
+    """Detect objects in a picture, uint8 (3, H, W): (K, 6), the last column indexes GROUP_NAMES.
+
+    Classes of no group are left out.
+    """
     device = next(detector.parameters()).device
     boxes = detector.detect(image[None].to(device).float() / 255, confidence, iou)[0].cpu()
     boxes[:, 5] = grouped(boxes[:, 5], detector.names)
@@ -52,12 +54,15 @@ def detect(
 
 
 def detect_all(detector: HookedDetector, data: RoiDataset) -> list[Tensor]:
-    """Detections of every whole picture, as of `detect`."""
+    """Return what `detect` finds on every whole picture."""
     return [detect(detector, image) for image, _, _ in data]
 
 
 def matches(found: Tensor, boxes: Tensor, same_class: Tensor, threshold: float) -> np.ndarray:
-    """Which detections (K, ≥4), best first, hit a box (n, 4) that no better one has hit; same_class: (K, n) bool."""
+    """Match detections (K, ≥4), best first, with boxes (n, 4): which hit one, (K,) bool.
+
+    A box counts for one detection. same_class: (K, n) bool, which pairs may match.
+    """
     hit = np.zeros(len(found), bool)
     if not len(boxes):
         return hit
@@ -69,8 +74,10 @@ def matches(found: Tensor, boxes: Tensor, same_class: Tensor, threshold: float) 
 
 
 def scored(found: Tensor, boxes: Tensor, groups: Tensor) -> list[list[int]]:
-    """What AP needs of a picture's detections (K, 6), best first: score in SCORE_UNIT, group, and as bits which THRESHOLDS it hits, of any box and of
-    one of its own group. boxes (n, 4) and groups (n,) are the labelled objects.
+    """Return what AP needs of a picture's detections (K, 6): a row each, best first.
+
+    A row has the score in SCORE_UNIT, the group, and as bits the THRESHOLDS at which it hits any
+    box, and a box of its own group. boxes (n, 4) and groups (n,) are the labelled objects.
     """
     found = found[found[:, 4].argsort(descending=True, stable=True)]
     same = (found[:, 5:6] == groups[None]) & (groups[None] >= 0)
@@ -89,17 +96,18 @@ def scored(found: Tensor, boxes: Tensor, groups: Tensor) -> list[list[int]]:
 
 
 def objects(groups: Tensor) -> list[int]:
-    """How many objects a picture has: all, and of each BENCHMARK class."""
+    """Count a picture's objects: all, and those of each BENCHMARK class."""
     return [len(groups), *(int((groups == i).sum()) for i in range(len(BENCHMARK)))]
 
 
 def average_precisions(
     pictures: Sequence[list[list[int]]], counts: Sequence[list[int]], weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """APs, (R,) each, of R ways to count the pictures.
+    """APs, (R,) each, of R ways to weight the pictures.
 
-    pictures: `scored` rows of each; counts: its `objects`; weights (R, pictures): how often each counts. agnostic_ap50 is over all objects,
-    car_ap50 … of the BENCHMARK classes with objects, map50 and map50_95 means over them (in a resample over those that it has).
+    pictures: `scored` rows of each; counts: its `objects`; weights (R, pictures): how often each
+    counts. agnostic_ap50 is over all objects, car_ap50 … of the BENCHMARK classes with objects,
+    map50 and map50_95 are means over the classes that a resample has.
     """
     rows = np.concatenate([np.array(found, int).reshape(-1, 4) for found in pictures])
     picture = np.repeat(np.arange(len(pictures)), [len(found) for found in pictures])
@@ -131,26 +139,24 @@ def average_precisions(
 def _average_precisions(
     bits: np.ndarray, picture: np.ndarray, counts: np.ndarray, weights: np.ndarray, thresholds: int
 ) -> np.ndarray:
-    """(thresholds, R) area under the best precision at a higher recall, on a grid of 101 recalls, by trapezoids. bits, picture: of detections, best
-    first; what comes after the last hit changes nothing.
+    """(thresholds, R) areas under the best precision at a higher recall, by trapezoids.
+
+    The grid has 101 recalls. bits, picture: of detections, best first. Detections after the last
+    hit change nothing and are cut.
     """
     last = np.flatnonzero(bits)[-1:] + 1
     bits, picture = bits[: int(last.sum())], picture[: int(last.sum())]
     drawn, objects_drawn = weights[:, picture], weights @ counts
     number, areas = np.cumsum(drawn, 1), []
-    area_below = np.concatenate(
-        [[0.0], np.cumsum([0.005, *[0.01] * 99, 0.005])]
-    )  # by the number of the grid's recalls
+    # area below the first n recalls of the grid
+    area_below = np.concatenate([[0.0], np.cumsum([0.005, *[0.01] * 99, 0.005])])
     for k in range(thresholds):
         hit = bits >> k & 1 > 0
         true = np.cumsum(drawn[:, hit], 1)
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # resamples without objects, or before their first detection
-            precision, recall = (
-                np.where(number[:, hit] > 0, true / number[:, hit], 0),
-                true / objects_drawn[:, None],
-            )
+        # resamples without objects, or before their first detection, divide by zero
+        with np.errstate(divide="ignore", invalid="ignore"):
+            precision = np.where(number[:, hit] > 0, true / number[:, hit], 0)
+            recall = true / objects_drawn[:, None]
         best = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
         reached = area_below[np.searchsorted(np.linspace(0, 1, 101), recall)]
         areas.append(
@@ -160,7 +166,7 @@ def _average_precisions(
 
 
 def average_precision(found: list[Tensor], data: RoiDataset) -> dict[str, float]:
-    """`average_precisions` of detections of whole pictures, each counted once."""
+    """Return the `average_precisions` of detections of whole pictures, each counted once."""
     truth = [
         (boxes.as_subclass(Tensor), grouped(labels, data.classes)) for _, boxes, labels in data
     ]
@@ -171,34 +177,24 @@ def average_precision(found: list[Tensor], data: RoiDataset) -> dict[str, float]
     return {name: float(value[0]) for name, value in values.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("detectors", type=Path, nargs="+")
-    parser.add_argument(
-        "--data-root", type=Path, required=True, help="a KITTI root; its test split is used"
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    test = RoiDataset(split(kitti_samples(args.data_root), None, args.data_root)[1])
+def evaluate_detectors(detectors: Sequence[Path], data_root: Path, out: Path) -> dict:
+    """Measure the AP50 of detectors on the test split of a KITTI root, and write it to `out`.
+
+    Returns what was written: AP50 by detector and class, and where it comes from.
+    """
+    test = RoiDataset(split(kitti_samples(data_root), None, data_root)[1])
     result = {}
-    for path in args.detectors:
+    for path in map(Path, detectors):
         values = average_precision(detect_all(HookedDetector(path), test), test)
-        by_class = {
-            name: values[f"{name.lower()}_ap50"]
-            for name in BENCHMARK
-            if f"{name.lower()}_ap50" in values
-        }
+        found = {name: values.get(f"{name.lower()}_ap50") for name in BENCHMARK}
+        by_class = {name: value for name, value in found.items() if value is not None}
         result[path.name] = {"agnostic": values["agnostic_ap50"], "mAP": values["map50"]} | by_class
-    about = {
+    asked = {"detectors": list(map(str, detectors)), "data_root": data_root, "out": out}
+    content = {
+        "AP50": result,
         "pictures": len(test),
         "data": "KITTI 2D object, test split",
-        "sha256": {path.name: sha256([path]) for path in args.detectors},
-    }
-    write_json(args.out, {"AP50": result} | about | origin(vars(args)))
-    print(args.out.read_text())
-
-
-if __name__ == "__main__":
-    main()
+        "sha256": {Path(path).name: sha256([path]) for path in detectors},
+    } | origin(asked)
+    write_json(out, content)
+    return content

@@ -1,9 +1,10 @@
-"""Detection against rate: what a detector still finds on decoded pictures, anchored at the uncompressed ones.
+"""Detection against rate: the AP that decoded pictures lose against uncompressed ones.
 
-    records with detections ──► points (AP and bpp of all pictures and of resamples) ──► detection_table, detection_at_rates
+    records with detections ──► points: AP and bpp, of resamples too ──► tables
 
-Losses are shares of the uncompressed AP in per cent, with 95 % bootstrap intervals over pictures, the same pictures for both. The file
-`detections.json.gz` holds all that this needs: per picture the number of objects, per detection its score, group and the IoU thresholds it hits.
+Losses are shares of the uncompressed AP in per cent, with 95 % bootstrap intervals over pictures,
+the same pictures for both. The file `detections.json.gz` holds all that this needs: the number of
+objects of a picture, and the `detection.scored` rows of its detections.
 """
 
 import gzip
@@ -31,11 +32,14 @@ from roilib.evaluation.evaluate import UNCOMPRESSED
 from roilib.utils.files import replacing
 
 FILE = "detections.json.gz"
-MEASURES = ("agnostic_ap50", "map50", "map50_95")  # those whose loss is reported
+MEASURES = ("agnostic_ap50", "map50", "map50_95")  # APs whose loss is reported
 
 
-def apart(records: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Records without their detections, and what `points` needs of them: one each, uncompressed pictures included."""
+def split_detections(records: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Split records into those without detections and what `points` needs.
+
+    Uncompressed pictures are in the second list only.
+    """
     names = ("image", "codec", "setting", "run", "weights", "bpp", "objects", "detections")
     found = [{name: r[name] for name in names if name in r} for r in records if "detections" in r]
     return [
@@ -46,17 +50,18 @@ def apart(records: list[dict]) -> tuple[list[dict], list[dict]]:
 
 
 def write_detections(folder: Path, found: list[dict]) -> Path:
-    """Write what `apart` found as `folder/detections.json.gz`, the same bytes each time."""
-    path = Path(folder) / FILE
+    """Write the second list of `split_detections` as `folder/detections.json.gz`.
+
+    The same list gives the same bytes. Returns the path.
+    """
+    path, content = Path(folder) / FILE, json.dumps(found, separators=(",", ":"))
     with replacing(path) as temporary:
-        temporary.write_bytes(
-            gzip.compress(json.dumps(found, separators=(",", ":")).encode(), mtime=0)
-        )
+        temporary.write_bytes(gzip.compress(content.encode(), mtime=0))
     return path
 
 
 def read_detections(folder: Path) -> list[dict]:
-    """What `write_detections` wrote. Raises ValueError naming the file."""
+    """Read what `write_detections` wrote. Raises ValueError naming the file."""
     path = Path(folder) / FILE
     try:
         return json.loads(gzip.decompress(path.read_bytes()))
@@ -68,7 +73,10 @@ def read_detections(folder: Path) -> list[dict]:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A codec's setting (one of its records) seen by a detector: bpp (1 + B,) and APs by name, (1 + B,) each; NaN bpp for uncompressed pictures."""
+    """A codec's setting (one of its records) seen by a detector.
+
+    bpp: (1 + B,), NaN for uncompressed pictures. precisions: APs by name, (1 + B,) each.
+    """
 
     detector: str
     record: dict
@@ -78,7 +86,7 @@ class Point:
     objects: int
 
     def losses(self, original: "Point") -> dict[str, np.ndarray]:
-        """Per cent of the uncompressed AP that is lost, of each of MEASURES; NaN where nothing was found to lose."""
+        """Per cent of the uncompressed AP that is lost, of each of MEASURES; NaN for an AP of 0."""
         whole = {
             name: np.where(original.precisions[name] > 0, original.precisions[name], np.nan)
             for name in MEASURES
@@ -88,24 +96,15 @@ class Point:
 
 
 def points(found: list[dict], count: int = COUNT, seed: int = SEED) -> list[Point]:
-    """Every detector's points, the uncompressed pictures first, then by codec, strength and rate."""
+    """Every detector's points: the uncompressed pictures, then by codec, strength and rate."""
     originals = [r for r in found if r["codec"] == UNCOMPRESSED]
     pictures = picture_ids(originals)
     weights = resamples(len(pictures), count, seed) if pictures else np.zeros((1, 0))
     originals = sorted(originals, key=lambda r: r["image"])
     grouped = group([r for r in found if r["codec"] != UNCOMPRESSED], pictures)
-    settings = (
-        [
-            originals,
-            *(
-                records
-                for _, members in sorted(grouped.items())
-                for _, records in sorted(members.items())
-            ),
-        ]
-        if originals
-        else []
-    )
+    settings = [originals] if originals else []
+    for _, members in sorted(grouped.items() if originals else ()):
+        settings += [records for _, records in sorted(members.items())]
     counts = [r["objects"] for r in originals]
     result = []
     for detector in originals[0]["detections"] if originals else ():
@@ -114,16 +113,8 @@ def points(found: list[dict], count: int = COUNT, seed: int = SEED) -> list[Poin
             precisions = average_precisions(
                 [r["detections"][detector] for r in records], counts, weights
             )
-            result.append(
-                Point(
-                    detector,
-                    records[0],
-                    bpp,
-                    precisions,
-                    len(pictures),
-                    sum(count[0] for count in counts),
-                )
-            )
+            sizes = len(pictures), sum(count[0] for count in counts)
+            result.append(Point(detector, records[0], bpp, precisions, *sizes))
     return result
 
 
@@ -132,31 +123,22 @@ def _originals(found: Sequence[Point]) -> dict[str, Point]:
 
 
 def detection_table(found: Sequence[Point]) -> pd.DataFrame:
-    """One row a detector and point, the uncompressed pictures included: APs, and their losses with intervals."""
+    """One row a detector and point, uncompressed pictures too: APs, losses with intervals."""
     originals, rows = _originals(found), []
     for point in found:
-        where = (
-            {"detector": point.detector}
-            | _who(point.record)
-            | point.record["setting"]
-            | {"bpp": point.bpp[0]}
-        )
-        values = {name: rows_[0] for name, rows_ in point.precisions.items()}
-        losses = [
-            with_interval(f"{name}_loss", loss)
-            for name, loss in point.losses(originals[point.detector]).items()
-        ]
-        rows.append(
-            where
-            | values
-            | {k: v for loss in losses for k, v in loss.items()}
-            | {"pictures": point.pictures, "objects": point.objects}
-        )
+        row = {"detector": point.detector} | _who(point.record) | point.record["setting"]
+        row |= {"bpp": point.bpp[0]} | {name: ap[0] for name, ap in point.precisions.items()}
+        for name, loss in point.losses(originals[point.detector]).items():
+            row |= with_interval(f"{name}_loss", loss)
+        rows.append(row | {"pictures": point.pictures, "objects": point.objects})
     return pd.DataFrame(rows)
 
 
 def detection_at_rates(found: Sequence[Point], rates: Sequence[float] = (0.15,)) -> pd.DataFrame:
-    """What each curve (a codec at one ROI strength) detects at given bpp, linear in log bpp between its points; no row beyond its ends."""
+    """What a detector finds at given bpp, one row a curve: a codec at one ROI strength.
+
+    Curves are linear in log bpp; there is no row beyond their ends.
+    """
     originals, curves, rows = _originals(found), {}, []
     for point in found:
         if point.record["codec"] != UNCOMPRESSED:
@@ -185,14 +167,11 @@ def detection_at_rates(found: Sequence[Point], rates: Sequence[float] = (0.15,))
 
 def _at(members: list[Point], name: str, rate: float) -> np.ndarray:
     """(1 + B,) a curve's AP at a rate, NaN beyond its ends."""
-    bpp, values = (
-        np.stack(v, 1) for v in ([p.bpp for p in members], [p.precisions[name] for p in members])
-    )
+    bpp = np.stack([p.bpp for p in members], 1)
+    values = np.stack([p.precisions[name] for p in members], 1)
+    ends = {"left": np.nan, "right": np.nan}
     return np.array(
-        [
-            np.interp(np.log(rate), np.log(x), y, left=np.nan, right=np.nan)
-            for x, y in zip(bpp, values, strict=True)
-        ]
+        [np.interp(np.log(rate), np.log(x), y, **ends) for x, y in zip(bpp, values, strict=True)]
     )
 
 

@@ -1,28 +1,30 @@
-"""Trained runs on whole frames: real `.roic` streams, decoded again, measured as records.
+"""Codecs on whole frames: real bytes, decoded again, measured as records.
 
-    run folder ──► codec ─┐
-    frame, boxes ─────────┴─► encode ──► bytes ──► decode ──► record
+    codec, setting ─┐
+    frame, boxes ───┴─► encode ──► bytes ──► decode ──► record
 
-One record is one picture under one setting: image, codec, setting, bytes, bpp, bpp_estimated, psnr, roi_psnr, bg_psnr, car_psnr … (of the objects of
-each class), ms_ssim, the squared errors behind the PSNRs (so that they pool), a hash of the stream, and what detectors find on the decoded picture,
-where some are given. Times are kept apart, since no two runs share them.
+One record is one picture under one setting: image, codec, setting, bytes, bpp, psnr, roi_psnr,
+bg_psnr, car_psnr … (of the objects of each class), ms_ssim, the squared errors behind the PSNRs (so
+that they pool), a hash of the stream, for our codecs bpp_estimated, and what detectors find on the
+decoded picture. Times are kept apart, since no two runs share them.
 """
 
-import functools
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from roilib.codecs import conventional
 from roilib.codecs.container import Header
+from roilib.codecs.conventional import WORST_CRF, ConventionalCodec
+from roilib.codecs.protocol import ImageCodec
 from roilib.codecs.registry import codec_name
 from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.dataset import RoiDataset
@@ -37,83 +39,38 @@ from roilib.utils.files import read_json, write_json
 from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
 from roilib.utils.provenance import origin, sha256
 
-UNCOMPRESSED, SHIPPED = "uncompressed", "shipped"
+UNCOMPRESSED = "uncompressed"  # the codec of a record of a picture as it is
+SHIPPED = "shipped"  # names our weights and our detector in parameters
+BEST_QUALITY = 100  # of still codecs
+Setting = Mapping[str, float]  # keywords of a codec's `encode`
 Detectors = Mapping[str, HookedDetector]
 
 
-def settings(
+def trained_settings(
     p: Parameters, lmbdas: Sequence[float] = (), alphas: Sequence[float] = ()
-) -> list[tuple[float, float]]:
-    """The (λ, α) at which a model of this training is to be measured: its own, or for one that has them all every pair of the lists."""
-    if p.which != "roi_vbr" or p.fixed_rate:
-        return [(p.lmbda, p.alpha)]
-    return list(product(lmbdas or [p.lmbda], alphas or [p.alpha]))
+) -> list[Setting]:
+    """List the λ and α at which to measure a model of this training.
 
-
-def evaluate(
-    codec: Codec,
-    data: RoiDataset,
-    lmbdas: Sequence[float] = (),
-    alphas: Sequence[float] = (),
-    detectors: Detectors | None = None,
-) -> Iterator[tuple[dict, dict]]:
-    """Code every whole picture of `data` at the `settings` of these lists, its labelled boxes being the ROI: (record, times) of each."""
-    p = codec.parameters
-    for lmbda, alpha in settings(p, lmbdas, alphas):
-        knobs = {"lmbda": lmbda, "alpha": alpha}
-        where = {
-            "codec": codec_name(p),
-            "setting": knobs | {name: getattr(p, name) for name in ("seed", "loss_form", "metric")},
-            "run": p.name,
-        }
-        for image, boxes, measured in _measure(
-            data, functools.partial(codec.encode, **knobs), codec.decode, where, detectors
-        ):
-            stream = measured[0].pop("stream")
-            container = len(stream) - sum(map(len, Header.unpack(stream)[1]))
-            bits = codec.estimate(image, boxes, **knobs) + 8 * container
-            measured[0]["bpp_estimated"] = bits / (image.shape[0] * image.shape[1])
-            yield measured
-
-
-def evaluate_peer(
-    data: RoiDataset,
-    name: str,
-    qualities: Sequence[float],
-    qoffsets: Sequence[float] = (0.0,),
-    detectors: Detectors | None = None,
-) -> Iterator[tuple[dict, dict]]:
-    """Code every whole picture of `data` by a codec of roilib.codecs.conventional, as "x265 medium" or "jpeg": (record, times) of each picture at each setting."""
-    codec, _, preset = name.partition(" ")
-    for quality, qoffset in peer_settings(name, {"quality": qualities, "qoffset": qoffsets}):
-
-        def encode(image: np.ndarray, boxes: np.ndarray, quality=quality, qoffset=qoffset) -> bytes:
-            return conventional.encode(image, codec, quality, boxes, qoffset, preset)
-
-        where = {"codec": name, "setting": {"quality": quality, "qoffset": qoffset}}
-        for _, _, (record, times) in _measure(
-            data, encode, functools.partial(conventional.decode, codec=codec), where, detectors
-        ):
-            del record["stream"]
-            yield record, times
-
-
-def peer_settings(name: str, grid: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:
-    """The (quality, qoffset) pairs of a peer's grid of `quality` (a video codec's crf, 0 to 51, or 0 to 100) and `qoffset` (-1 to 1).
-
-    Raises ValueError naming the peer for a name, a key or a value that is none.
+    A model of one rate has its own; one for every rate has every pair of the lists.
     """
-    codec, _, preset = name.partition(" ")
-    if codec not in conventional.VIDEO + conventional.STILL or bool(preset) != (
-        codec in conventional.VIDEO
-    ):
-        raise ValueError(
-            f"{name}: a peer is x264 or x265 with a preset, as 'x265 medium', or one of {', '.join(conventional.STILL)}"
-        )
-    limits = {"quality": (0, 51) if codec in conventional.VIDEO else (0, 100), "qoffset": (-1, 1)}
+    if p.which != "roi_vbr" or p.fixed_rate:
+        lmbdas = alphas = ()
+    return [
+        {"lmbda": lmbda, "alpha": alpha}
+        for lmbda, alpha in product(lmbdas or [p.lmbda], alphas or [p.alpha])
+    ]
+
+
+def conventional_settings(name: str, grid: Mapping[str, Sequence[float]]) -> list[Setting]:
+    """List every pair of a conventional codec's grid of `quality` and `qoffset` (default 0).
+
+    Raises ValueError naming the codec for an unknown name or key, or a value outside its range.
+    """
+    top = WORST_CRF if ConventionalCodec(name).is_video else BEST_QUALITY
+    limits = {"quality": (0, top), "qoffset": (-1, 1)}
     if not isinstance(grid, Mapping) or "quality" not in grid or grid.keys() - limits.keys():
         raise ValueError(
-            f"{name}: a peer's settings are lists of quality and, where wanted, qoffset, not {grid!r}"
+            f"{name}: settings are lists of quality and, if wanted, qoffset, not {grid!r}"
         )
     for key, values in grid.items():
         low, high = limits[key]
@@ -123,66 +80,90 @@ def peer_settings(name: str, grid: Mapping[str, Sequence[float]]) -> list[tuple[
             raise ValueError(
                 f"{name}: {key} is a list of numbers from {low} to {high}, not {values!r}"
             )
-    return list(product(grid["quality"], grid.get("qoffset", [0.0])))
+    return [
+        {"quality": quality, "qoffset": qoffset}
+        for quality, qoffset in product(grid["quality"], grid.get("qoffset", [0.0]))
+    ]
 
 
-def uncompressed(data: RoiDataset, detectors: Detectors) -> Iterator[tuple[dict, dict]]:
-    """What detectors find on the pictures as they are: (record without bytes but with the numbers of `objects`, no times) of each."""
-    for sample, (image, boxes, labels) in zip(data.samples, data, strict=True):
-        groups = detection.grouped(labels, data.classes)
-        record = {
-            "image": sample.id,
-            "codec": UNCOMPRESSED,
-            "setting": {},
-            "objects": detection.objects(groups),
-        }
-        yield (
-            record
-            | _detections(
-                image.permute(1, 2, 0).numpy(), boxes.as_subclass(torch.Tensor), groups, detectors
-            ),
-            {},
-        )
+def evaluate(
+    codec: ImageCodec,
+    data: RoiDataset,
+    settings: Sequence[Setting] | None = None,
+    detectors: Detectors | None = None,
+) -> Iterator[tuple[dict, dict]]:
+    """Measure a codec on every picture of `data` at each setting; its labelled boxes are the ROI.
+
+    settings: None means those that our codec was trained for. Yields (record, times) of each.
+    """
+    for setting in trained_settings(codec.parameters) if settings is None else settings:
+        for sample, (image, boxes, labels) in zip(data.samples, data, strict=True):
+            about = {"image": sample.id} | _about(codec, setting)
+            original, boxes = image.permute(1, 2, 0).numpy(), boxes.numpy()
+            groups = detection.grouped(labels, data.classes)
+            measured, seconds = _measure(codec, setting, original, boxes, groups, detectors)
+            yield about | measured, about | {"seconds": seconds}
+
+
+def _about(codec: ImageCodec, setting: Setting) -> dict:
+    """Return a record's codec and setting, and of our codecs the run."""
+    if not isinstance(codec, Codec):
+        return {"codec": codec.name, "setting": dict(setting)}
+    p = codec.parameters
+    training = {name: getattr(p, name) for name in ("seed", "loss_form", "metric")}
+    return {"codec": codec_name(p), "setting": {**setting, **training}, "run": p.name}
 
 
 def _measure(
-    data: RoiDataset, encode: Callable, decode: Callable, where: dict, detectors: Detectors | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[dict, dict]]]:
-    """Each picture of `data`, its boxes, and (record, times) of coding it; the record still holds the stream."""
-    for i, sample in enumerate(data.samples):
-        image, boxes, labels = data[i]
-        original, boxes, groups = (
-            image.permute(1, 2, 0).numpy(),
-            boxes.numpy(),
-            detection.grouped(labels, data.classes),
-        )
-        height, width = original.shape[:2]
-        start = now()
-        stream = encode(original, boxes)
-        encoded = now()
-        decoded = decode(stream)
-        seconds = {"encode": encoded - start, "decode": now() - encoded}
-        rate = {
-            "stream": stream,
-            "bytes": len(stream),
-            "bpp": 8 * len(stream) / (height * width),
-            "sha256": hashlib.sha256(stream).hexdigest()[:16],
-        }
-        mask, here = roi_mask(boxes, height, width), {"image": sample.id} | where
-        classes = {
-            name.lower(): roi_mask(boxes[groups.numpy() == k], height, width)
-            for k, name in enumerate(detection.BENCHMARK)
-        }
-        measured = picture_metrics(original, decoded, mask, classes) | _detections(
-            decoded, torch.from_numpy(boxes), groups, detectors
-        )
-        yield original, boxes, (here | rate | measured, here | {"seconds": seconds})
+    codec: ImageCodec,
+    setting: Setting,
+    original: np.ndarray,
+    boxes: np.ndarray,
+    groups: Tensor,
+    detectors: Detectors | None,
+) -> tuple[dict, dict]:
+    """Code one picture: what a record says of it, and the seconds of encoding and decoding."""
+    height, width = original.shape[:2]
+    start = now()
+    stream = codec.encode(original, boxes, **setting)
+    encoded = now()
+    decoded = codec.decode(stream)
+    seconds = {"encode": encoded - start, "decode": now() - encoded}
+    rate = {
+        "bytes": len(stream),
+        "bpp": 8 * len(stream) / (height * width),
+        "sha256": hashlib.sha256(stream).hexdigest()[:16],
+    }
+    if isinstance(codec, Codec):
+        container = len(stream) - sum(map(len, Header.unpack(stream)[1]))
+        bits = codec.estimate(original, boxes, **setting) + 8 * container
+        rate["bpp_estimated"] = bits / (height * width)
+    classes = {
+        name.lower(): roi_mask(boxes[groups.numpy() == k], height, width)
+        for k, name in enumerate(detection.BENCHMARK)
+    }
+    quality = picture_metrics(original, decoded, roi_mask(boxes, height, width), classes)
+    found = _detections(decoded, torch.from_numpy(boxes), groups, detectors)
+    return rate | quality | found, seconds
+
+
+def uncompressed(data: RoiDataset, detectors: Detectors) -> Iterator[tuple[dict, dict]]:
+    """Yield what detectors find on the pictures as they are: (record, no times) of each.
+
+    Such a record has no bytes, but the numbers of `detection.objects`.
+    """
+    for sample, (image, boxes, labels) in zip(data.samples, data, strict=True):
+        groups = detection.grouped(labels, data.classes)
+        about = {"image": sample.id, "codec": UNCOMPRESSED, "setting": {}}
+        picture, boxes = image.permute(1, 2, 0).numpy(), boxes.as_subclass(Tensor)
+        found = _detections(picture, boxes, groups, detectors)
+        yield about | {"objects": detection.objects(groups)} | found, {}
 
 
 def _detections(
-    image: np.ndarray, boxes: torch.Tensor, groups: torch.Tensor, detectors: Detectors | None
+    image: np.ndarray, boxes: Tensor, groups: Tensor, detectors: Detectors | None
 ) -> dict:
-    """`detections`, the rows of `detection.scored` by detector, where there is one."""
+    """Return `detections`, the rows of `detection.scored` by detector, if there is a detector."""
     frame = torch.from_numpy(image).permute(2, 0, 1)
     found = {
         name: detection.scored(detection.detect(detector, frame), boxes, groups)
@@ -192,21 +173,21 @@ def _detections(
 
 
 def now() -> float:
-    """Seconds, after what was queued on the GPU is done."""
+    """Return the time in seconds, once the GPU has finished its queue."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def write_records(folder: Path, name: str, records: list[dict]) -> Path:
-    """Write records as `folder/name.json`."""
+    """Write records as `folder/name.json` and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", records)
     return folder / f"{name}.json"
 
 
 def read_records(folder: Path, name: str = "records") -> list[dict]:
-    """Records that `write_records` wrote. Raises ValueError naming the file."""
+    """Read what `write_records` wrote. Raises ValueError naming the file."""
     path = Path(folder) / f"{name}.json"
     if not path.exists():
         raise ValueError(f"{path}: no such file; run notebook 05 first")
@@ -217,14 +198,17 @@ def read_records(folder: Path, name: str = "records") -> list[dict]:
 
 
 def weights_file(name: str) -> Path:
-    """The weights file that `name` is the path of, or "shipped" stands for."""
+    """Return the path of a weights file, "shipped" being ours."""
     return pretrained(PRETRAINED_WEIGHTS) if name == SHIPPED else Path(name)
 
 
 def finished_runs(
     logdir: str | Path, names: list[str] | None = None, needed: bool = True
 ) -> list[Run]:
-    """Finished training runs below `logdir`, all or those in `names`. Raises ValueError when one is missing, or there is none though `needed`."""
+    """Read the finished training runs below `logdir`, all or those in `names`.
+
+    Raises ValueError when one of `names` is missing, or none is found though `needed`.
+    """
     folders = [Path(logdir) / name for name in names or _finished_names(Path(logdir))]
     runs = [Run(folder, Parameters.parse(_parameters(folder))) for folder in folders]
     runs = [run for run in runs if run.parameters.what == "train"]
@@ -255,8 +239,10 @@ def provenance(
     weights: Sequence[str] = (),
     detectors: Sequence[Path] = (),
 ) -> dict:
-    """Where an evaluation's numbers come from: its parameters, this code, machine and versions, the pictures; each run's parameters, code, steps and
-    time; weights files' parameters, model, steps and time; detectors' hashes.
+    """Say where an evaluation's numbers come from.
+
+    That is: its parameters, this code, the machine and versions, the pictures; parameters, code,
+    steps and time of each run and weights file; the hashes of detectors.
     """
     found = {}
     for run in runs:
@@ -274,26 +260,21 @@ def provenance(
     }
     for name, about in files.items():
         about |= training_of(weights_file(name))
-    pictures = {
+    return origin(parameters) | {
         "pictures": len(data),
         "pictures_sha256": sha256(sample.path for sample in data.samples),
+        "runs": found,
+        "weights": files,
+        "detectors": {path.stem: sha256([path]) for path in detectors},
     }
-    return (
-        origin(parameters)
-        | pictures
-        | {
-            "runs": found,
-            "weights": files,
-            "detectors": {path.stem: sha256([path]) for path in detectors},
-        }
-    )
 
 
 def refuse_training_pictures(
     runs: list[Run], data: RoiDataset, dataset: str, weights: Sequence[str] = ()
 ) -> None:
-    """Raise ValueError when a run trained on one of the pictures (of the same `dataset`) that it is to be measured on, or one of these weights files
-    did, which know them by their bytes.
+    """Raise ValueError if a run or a weights file trained on one of these pictures.
+
+    Weights files know their pictures by content, runs by their ids in the same `dataset`.
     """
     for name in weights:
         known = trained_on(weights_file(name))
@@ -302,19 +283,21 @@ def refuse_training_pictures(
         ]
         if seen:
             raise ValueError(
-                f"{name}: was trained on {seen[0]} and {len(seen) - 1} more of these pictures; take the root's own split or others"
+                f"{name}: was trained on {seen[0]} and {len(seen) - 1} more of these pictures; "
+                "use the root's own split or other pictures"
             )
     for run in runs:
         splits = json.loads(run.splits.read_text())
         seen = set(splits["train"]) & set(data.ids) if splits["dataset"] == dataset else set()
         if seen:
             raise ValueError(
-                f"{run.splits}: the run trained on {min(seen)} and {len(seen) - 1} more of the test pictures; use its own split"
+                f"{run.splits}: the run trained on {min(seen)} and {len(seen) - 1} more of the "
+                "test pictures; use its own split"
             )
 
 
 def worst_estimate(records: list[dict]) -> float:
-    """Largest relative difference between real and estimated bits per pixel."""
+    """Return the largest relative difference between real and estimated bits per pixel."""
     return max(
         (abs(r["bpp"] / r["bpp_estimated"] - 1) for r in records if "bpp_estimated" in r),
         default=math.nan,

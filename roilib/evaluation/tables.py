@@ -1,4 +1,8 @@
-"""Records and runs as pandas tables."""
+"""Tables: records and runs as pandas tables, tables as CSV files, Markdown and notebook output.
+
+records, runs ──► tables ──► results/NAME.csv ──► tables ──► by_strength: curves for figures
+                     └─────► shown, markdown
+"""
 
 import json
 from collections.abc import Mapping
@@ -8,29 +12,26 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
-from roilib.codecs.registry import CODEC_NAMES
-from roilib.datasets.dataset import RoiDataset
+from roilib.codecs.registry import CODEC_NAMES, DRAWN, LOOKS, uniform_strength
 from roilib.engines.runs import Run
 from roilib.evaluation.bootstrap import run_name
 from roilib.evaluation.detection import BENCHMARK
-from roilib.evaluation.results import roi_gain
 from roilib.metrics import pooled_psnr
-from roilib.models.detector import HookedDetector
-from roilib.parameters import WITHOUT_EFFECT
-from roilib.roi import roi_mask
+from roilib.parameters import BASELINES, WITHOUT_EFFECT
 from roilib.utils.files import replacing
 
 
 def table_of(rows: list[dict]) -> pd.DataFrame:
-    """Rows as a table. What is None is NaN, in columns without any number too, where pandas would keep None."""
+    """Return rows as a table with NaN for None, even in columns without any number."""
     table = pd.DataFrame(rows)
     return table.astype({name: float for name in table if table[name].isna().all()})
 
 
 def rate_table(records: list[dict]) -> pd.DataFrame:
-    """One row a codec and setting: mean bpp and MS-SSIM, PSNRs pooled (dB over all pictures' pixels together) and as means over the pictures.
+    """One row a codec and setting: mean bpp and MS-SSIM, PSNRs pooled and as means over pictures.
 
-    `car_psnr`, `pedestrian_psnr`, `cyclist_psnr` and their means are over the pixels of that class's boxes, where any picture has some.
+    Pooled PSNRs (dB) are over all pictures' pixels together. `car_psnr`, `pedestrian_psnr` and
+    `cyclist_psnr` are over the boxes of that class, if any picture has some.
     """
     points: dict[tuple, list[dict]] = {}
     for r in records:
@@ -69,34 +70,17 @@ def rate_table(records: list[dict]) -> pd.DataFrame:
 
 
 def _mean_psnr(group: list[dict], part: str) -> float:
-    """Mean PSNR of the records that have such pixels; NaN where there is none, or one has no error in them and so no PSNR."""
+    """Mean PSNR of the records with such pixels; NaN if there is none, or one without an error."""
     return pd.Series([r[f"{part}psnr"] for r in group if r[f"{part}count"]], dtype=float).mean(
         skipna=False
     )
 
 
-def roi_trade_table(
-    rates: pd.DataFrame, codec: str = "roi_vbr", uniform: float = 0.5
-) -> pd.DataFrame:
-    """What each α of a codec gains in the ROI and costs outside it, against the same weights at α = `uniform`; rates: of `rate_table`.
-
-    Columns: run, alpha, roi_bd_rate (%), bg_bd_psnr (dB), and the overlaps of the curves they were read from.
-    """
-    rows = []
-    for run, group in rates[rates["codec"] == codec].groupby("run"):
-        curves = {alpha: points.sort_values("bpp") for alpha, points in group.groupby("alpha")}
-        for alpha in sorted(curves.keys() - {uniform}) if uniform in curves else ():
-            rows.append({"run": run, "alpha": alpha} | roi_gain(curves[uniform], curves[alpha]))
-    return pd.DataFrame(
-        rows, columns=["run", "alpha", "roi_bd_rate", "roi_overlap", "bg_bd_psnr", "bg_overlap"]
-    )
-
-
 def one_rate_table(rates: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
-    """The model for every rate against those of one rate each, at equal PSNR; rates: of `rate_table`.
+    """The model for every rate against models of one rate each, at equal PSNR.
 
-    Columns: lmbda of the model of one rate, its psnr and bpp, bpp_roi_vbr (of roi_vbr at this PSNR, its curve interpolated in log bpp by PCHIP; NaN
-    beyond its ends) and difference (%, negative: roi_vbr needs less).
+    rates: of `rate_table`. Columns: lmbda, psnr and bpp of a model of one rate, bpp_roi_vbr at this
+    PSNR (PCHIP in log bpp; NaN beyond the curve's ends), difference (%, negative: roi_vbr less).
     """
     uniform = rates[rates["alpha"] == alpha]
     measured = uniform.dropna(subset="psnr").sort_values("psnr")
@@ -116,7 +100,7 @@ def one_rate_table(rates: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
 
 
 def rate_order_table(records: list[dict]) -> pd.DataFrame:
-    """By run and α: how many pictures a roi_vbr coded at more than one λ (pictures), and how many of them do not get more bytes with every λ."""
+    """Count, by run and α, the pictures whose bytes do not rise with every λ of a roi_vbr."""
     rows = pd.DataFrame(
         [
             {"run": run_name(r), "image": r["image"], "bytes": r["bytes"]} | r["setting"]
@@ -140,8 +124,9 @@ def rate_order_table(records: list[dict]) -> pd.DataFrame:
 
 
 def speed_table(speed: Mapping) -> pd.DataFrame:
-    """One row a codec and device, the slowest first: milliseconds of a frame, the median of encoding and decoding and their 95th percentiles; speed:
-    what benchmarks/codec.py wrote.
+    """One row a codec and device, slowest first: milliseconds a frame, medians and p95.
+
+    speed: the JSON of benchmarks/codec.py.
     """
     times = (
         pd.DataFrame(speed["rows"])
@@ -157,7 +142,7 @@ def speed_table(speed: Mapping) -> pd.DataFrame:
 
 
 def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write every table that has rows as `folder/name.csv`; of an empty one no file of an earlier evaluation stays either."""
+    """Write tables as `folder/name.csv`; for an empty one, remove the file of an earlier run."""
     for name, table in tables.items():
         path = Path(folder) / f"{name}.csv"
         if len(table):
@@ -168,10 +153,11 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
 
 
 def rows(table: pd.DataFrame) -> list[dict]:
-    """A table's rows for JSON, None where there is nothing."""
+    """Return a table's rows for JSON, None for NaN."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
+# Columns of tables → headings, for `shown` and `markdown`.
 RATE_COLUMNS = {
     "label": "codec",
     "lmbda": "λ",
@@ -189,37 +175,47 @@ KNOB_COLUMNS = {
     "bpp": "bpp",
 }
 BOUNDS = {"low": "95 % from", "high": "to"}
-BUDGET_COLUMNS = (
-    {
-        "label": "codec",
-        "budget": "budget dB",
-        "strength": "α or qoffset",
-        "roi_bd_rate": "ROI BD-rate %",
-    }
-    | BOUNDS
-    | {"bg_loss": "background loss dB"}
-)
-BD_COLUMNS = (
-    {"anchor_label": "against", "bd_rate": "BD-rate %"} | BOUNDS | {"bd_psnr": "BD-PSNR dB"}
-)
-BYTE_RATIO_COLUMNS = (
-    {"theirs_label": "against", "ratio": "bytes, ours/theirs"}
-    | BOUNDS
-    | {"reached": "points reached", "hull": "of"}
-)
+TRADE_COLUMNS = {
+    "label": "codec",
+    "strength": "α or qoffset",
+    "roi_bd_rate": "ROI BD-rate %",
+    **BOUNDS,
+    "bg_loss": "background loss dB",
+}
+EQUAL_BACKGROUND_COLUMNS = {
+    "label": "codec",
+    "bg_loss": "background loss dB",
+    "strength": "at α or qoffset",
+    "roi_bd_rate": "ROI BD-rate %",
+    **BOUNDS,
+}
+BD_COLUMNS = {
+    "anchor_label": "against",
+    "bd_rate": "BD-rate %",
+    **BOUNDS,
+    "bd_psnr": "BD-PSNR dB",
+}
+PAIRED_COLUMNS = {
+    "anchor_label": "against",
+    "bg_loss": "background loss dB",
+    "bd_rate": "ROI BD-rate %",
+    **BOUNDS,
+}
+BYTE_RATIO_COLUMNS = {
+    "theirs_label": "against",
+    "ratio": "bytes, ours/theirs",
+    **BOUNDS,
+    "reached": "points reached",
+    "hull": "of",
+}
 DETECTION_COLUMNS = {
     "detector": "detector",
     "label": "codec",
     "strength": "α or qoffset",
     "agnostic_ap50": "AP50",
     "agnostic_ap50_loss": "loss %",
-}
-DETECTION_COLUMNS |= {"agnostic_ap50_loss_low": "95 % from", "agnostic_ap50_loss_high": "to"}
-TRADE_COLUMNS = {
-    "run": "run",
-    "alpha": "α",
-    "roi_bd_rate": "ROI BD-rate %",
-    "bg_bd_psnr": "background BD-PSNR dB",
+    "agnostic_ap50_loss_low": "95 % from",
+    "agnostic_ap50_loss_high": "to",
 }
 ONE_RATE_COLUMNS = {
     "lmbda": "λ of the one",
@@ -235,31 +231,21 @@ SPEED_COLUMNS = {
     "decode": "decode ms",
     "decode_p95": "p95 ",
 }
-DIGITS = {
-    "lmbda": "g",
-    "alpha": "g",
-    "bpp": ".3f",
-    "bpp_roi_vbr": ".3f",
-    "ms_ssim": ".4f",
-    "label": "",
-    "roi_bd_rate": ".1f",
+FORMATS = {  # columns of each format; all others have two digits
+    "": "codec label anchor_label theirs_label detector",
+    "d": "over dropped late lost affected reached hull",
+    "g": "lmbda alpha quality qoffset",
+    ".3g": "strength",
+    ".0f": "delay_p95 encode encode_p95 decode decode_p95",
+    ".1f": "roi_bd_rate bd_rate agnostic_ap50_loss agnostic_ap50_loss_low agnostic_ap50_loss_high",
+    ".3f": "bpp bpp_roi_vbr agnostic_ap50",
+    ".4f": "ms_ssim",
 }
-DIGITS |= dict.fromkeys(("quality", "qoffset"), "g")
-DIGITS |= dict.fromkeys(("over", "dropped", "late", "lost", "affected", "reached", "hull"), "d") | {
-    "delay_p95": ".0f",
-    "agnostic_ap50": ".3f",
-}
-DIGITS |= dict.fromkeys(("anchor_label", "theirs_label", "detector"), "") | dict.fromkeys(
-    ("strength", "budget"), "g"
-)
-DIGITS |= {"codec": ""} | dict.fromkeys(("encode", "encode_p95", "decode", "decode_p95"), ".0f")
-DIGITS |= dict.fromkeys(
-    ("bd_rate", "agnostic_ap50_loss", "agnostic_ap50_loss_low", "agnostic_ap50_loss_high"), ".1f"
-)
+DIGITS = {name: form for form, names in FORMATS.items() for name in names.split()}
 
 
 def shown(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    """Those of the columns (name → heading) that a table of this module has numbers in, rounded, for a notebook; a dash where there is none."""
+    """Round the columns (name → heading) that hold any value, for a notebook; a dash for none."""
     there = {
         name: heading
         for name, heading in columns.items()
@@ -277,61 +263,17 @@ def _cell(name: str, value: object) -> str:
 
 
 def markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
-    """Columns (name → heading) of a table of this module as Markdown, for the README; a dash where there is no number."""
-    rows = [[_cell(name, row[name]) for name in columns] for _, row in table.iterrows()]
-    return "\n".join(
-        "| " + " | ".join(cells) + " |"
-        for cells in [list(columns.values()), ["---"] * len(columns), *rows]
-    )
+    """Return the columns (name → heading) of a table as Markdown; a dash for no number.
 
-
-def object_table(data: RoiDataset) -> pd.DataFrame:
-    """One row an object: picture, class, box and its width, height, centre and share of the picture."""
-    rows = []
-    for i, sample in enumerate(data.samples):
-        height, width = data.size(i)
-        for (x0, y0, x1, y1), label in zip(
-            sample.boxes.tolist(), sample.labels.tolist(), strict=True
-        ):
-            place = {
-                "x": (x0 + x1) / 2 / width,
-                "y": (y0 + y1) / 2 / height,
-                "share": (x1 - x0) * (y1 - y0) / (width * height),
-            }
-            rows.append(
-                {
-                    "image": sample.id,
-                    "class": data.classes[label],
-                    "width": x1 - x0,
-                    "height": y1 - y0,
-                }
-                | place
-            )
-    return pd.DataFrame(rows, columns=["image", "class", "width", "height", "x", "y", "share"])
-
-
-def roi_shares(data: RoiDataset) -> np.ndarray:
-    """The share of each picture that is ROI."""
-    return np.array(
-        [roi_mask(sample.boxes, *data.size(i)).mean() for i, sample in enumerate(data.samples)]
-    )
-
-
-def hook_table(detector: HookedDetector, features: list, height: int) -> pd.DataFrame:
-    """One row a module of the detector: type, output shape and stride; height: of the picture it saw."""
-    rows = []
-    for i, (module, output) in enumerate(zip(detector.yolo.model, features, strict=True)):
-        tensor = output if hasattr(output, "shape") else None
-        shape = "×".join(map(str, tensor.shape[1:])) if tensor is not None else "detections"
-        stride = height // tensor.shape[-2] if tensor is not None else None
-        rows.append(
-            {"layer": i, "module": type(module).__name__, "output": shape, "stride": stride}
-        )
-    return pd.DataFrame(rows)
+    pandas' `to_markdown` pads every column, so that one longer number would change all lines.
+    """
+    body = [[_cell(name, row[name]) for name in columns] for _, row in table.iterrows()]
+    lines = [list(columns.values()), ["---"] * len(columns), *body]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def run_table(runs: list[Run]) -> pd.DataFrame:
-    """One row a run: the parameters in which the runs differ, its state, and the last test epoch's means where it is finished."""
+    """One row a run: the parameters in which the runs differ, its state, its last test means."""
     values = pd.DataFrame(
         [r.parameters.model_dump(exclude=WITHOUT_EFFECT) for r in runs],
         index=[r.folder.name for r in runs],
@@ -340,3 +282,51 @@ def run_table(runs: list[Run]) -> pd.DataFrame:
     values.insert(0, "state", [r.state for r in runs])
     means = pd.DataFrame([(r.metrics or {}).get("test") or {} for r in runs], index=values.index)
     return values.join(means).rename_axis("run").reset_index()
+
+
+def read_table(results: str | Path, name: str) -> pd.DataFrame:
+    """Read `results/name.csv`, empty if it does not exist. Raises ValueError naming the file."""
+    path = Path(results) / f"{name}.csv"
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        return pd.DataFrame()
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a table ({error})") from None
+
+
+def by_strength(rates: pd.DataFrame) -> dict[str, dict[float, pd.DataFrame]]:
+    """Split a table of rates: codec → ROI strength (mildest first) → its points by rising rate.
+
+    Codecs come in the order of LOOKS. Of trainings with equal settings the first is kept.
+    """
+    found = {}
+    for codec in in_order(rates):
+        rows, uniform = rates[rates["codec"] == codec], uniform_strength(codec)
+        knob = "alpha" if codec in CODEC_NAMES else "qoffset"
+        has_strength = knob in rows and codec not in BASELINES
+        rows = rows.assign(strength=rows[knob].fillna(uniform) if has_strength else uniform)
+        keys = ["strength", *(name for name in ("lmbda", "quality") if name in rows)]
+        groups = rows.drop_duplicates(keys).sort_values("bpp").groupby("strength")
+        found[codec] = dict(sorted(groups, key=lambda pair: abs(pair[0] - uniform)))
+    return found
+
+
+def drawn(rates: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows that figures have room for: one preset of a video codec."""
+    presets: dict[str, list[str]] = {}
+    for codec in in_order(rates):
+        video = codec.partition(" ")[0] if codec not in CODEC_NAMES else codec
+        presets.setdefault(video, []).append(codec)
+    return rates[rates["codec"].isin([min(found, key=_rank) for found in presets.values()])]
+
+
+def in_order(table: pd.DataFrame) -> list[str]:
+    """Return the codecs of a table in the order of LOOKS, others at the end."""
+    found, known = list(table["codec"].unique() if len(table) else ()), list(LOOKS)
+    return sorted(found, key=lambda c: (known.index(c) if c in known else len(known), c))
+
+
+def _rank(codec: str) -> tuple:
+    preset = codec.partition(" ")[2]
+    return (*(preset != wanted for wanted in DRAWN), codec)

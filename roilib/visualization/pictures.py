@@ -1,6 +1,6 @@
-"""Figures of pictures and of one run, all in one look (seaborn, colour-blind safe); every function returns the matplotlib Figure.
+"""Figures of pictures and of one training run; figures of measured results: visualization.rates.
 
-Figures of measured results are in roilib.visualization.rates.
+Every function returns the matplotlib Figure.
 """
 
 import matplotlib.pyplot as plt
@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from roilib.apps.playground.coding import Coded, Result
 from roilib.codecs.registry import curve_label
 from roilib.datasets.dataset import RoiDataset
-from roilib.roi import CELL
 from roilib.visualization.side_by_side import Panel, Scene
 
 ROI_COLOUR = "#f0c000"
@@ -54,7 +52,7 @@ def draw_boxes(
 
 
 def show_picture(axes, image: Tensor | np.ndarray, title: str = "") -> None:
-    """A picture, (3, H, W) tensor or (H, W, 3) array, uint8 or in [0, 1], without ticks."""
+    """Show a picture, (3, H, W) tensor or (H, W, 3) array, uint8 or in [0, 1], without ticks."""
     array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image
     axes.imshow(array)
     axes.set_title(title)
@@ -81,64 +79,6 @@ def samples(data: RoiDataset, count: int = 6, columns: int = 2) -> Figure:
                 data.classes[n] if named else ""
                 for n, named in zip(labels.tolist(), large.tolist(), strict=True)
             ],
-        )
-    return figure
-
-
-def object_statistics(objects: pd.DataFrame, roi_share: np.ndarray) -> Figure:
-    """Class counts, box sizes, where boxes stand, and how much of each picture is ROI."""
-    figure, axes = plt.subplots(1, 4, figsize=(13, 2.9), layout="constrained")
-    sns.histplot(x=roi_share, bins=np.linspace(0, 1, 21), ax=axes[3])
-    axes[3].set(
-        title=f"ROI share of a picture (mean {roi_share.mean():.0%})",
-        xlabel="share",
-        ylabel="pictures",
-    )
-    if objects.empty:
-        return figure
-    order = objects["class"].value_counts().index[:12]
-    sns.countplot(objects, y="class", order=order, ax=axes[0], color="C0")
-    axes[0].set(title="objects by class", ylabel="")
-    sns.scatterplot(
-        objects,
-        x="width",
-        y="height",
-        hue="class",
-        hue_order=order[:6],
-        s=9,
-        linewidth=0,
-        ax=axes[1],
-    )
-    axes[1].set(title="box sizes (pixels)", xscale="log", yscale="log")
-    axes[1].legend(fontsize=6, markerscale=2)
-    axes[2].scatter(
-        objects["x"], objects["y"], s=2000 * objects["share"] + 2, alpha=0.25, linewidth=0
-    )
-    axes[2].set(
-        title="box centres (share of width, height)",
-        xlim=(0, 1),
-        ylim=(1, 0),
-        xlabel="x",
-        ylabel="y",
-    )
-    return figure
-
-
-def feature_maps(image: Tensor, features: dict[str, Tensor]) -> Figure:
-    """Mean activation of each feature (C, h, w) laid over the picture (3, H, W)."""
-    figure, axes = plt.subplots(
-        len(features), 1, figsize=(8, 2.6 * len(features)), squeeze=False, layout="constrained"
-    )
-    height, width = image.shape[-2:]
-    for ax, (name, feature) in zip(axes.flat, features.items(), strict=True):
-        show_picture(ax, image, name)
-        activation = feature.float().abs().mean(0).cpu()
-        ax.imshow(
-            activation,
-            alpha=0.6,
-            cmap="viridis",
-            extent=(0, width, height, 0),
-            interpolation="bilinear",
         )
     return figure
 
@@ -170,7 +110,7 @@ def crops(batch: dict, count: int = 6) -> Figure:
 
 
 def history(entries: list[dict]) -> Figure:
-    """Loss, estimated rate and PSNRs of a run's epochs; `entries`: the `history` of its metrics."""
+    """Loss, estimated rate and PSNRs of a run's epochs; entries: the `history` of its metrics."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
     table = pd.DataFrame(
         [
@@ -180,10 +120,8 @@ def history(entries: list[dict]) -> Figure:
             if part in e
         ]
     )
-    style = {
-        "errorbar": None,
-        "marker": "o" if len(entries) < 10 else None,
-    }  # of a single epoch there is no line
+    # a single epoch has no line, so that it needs a marker
+    style = {"errorbar": None, "marker": "o" if len(entries) < 10 else None}
     for ax, name, label in ((axes[0], "loss", "loss"), (axes[1], "bpp_loss", "estimated bpp")):
         sns.lineplot(table, x="step", y=name, hue="part", ax=ax, **style)
         ax.set(ylabel=label, yscale="log")
@@ -214,9 +152,9 @@ def before_after(originals: Tensor, decoded: Tensor, boxes: list[Tensor], count:
 
 
 def comparison(scenes: list[Scene]) -> Figure | None:
-    """Pictures at equal bytes, a column a codec: whole frames with the ROI outlined, and under them one object enlarged, with bytes and PSNRs.
+    """Pictures at equal bytes, a column a codec; None for originals alone.
 
-    None where nothing stands beside the originals.
+    Whole frames with the ROI outlined stand above one object, enlarged, with bytes and PSNRs.
     """
     columns = max(len(scene.panels) for scene in scenes)
     if columns == 1:
@@ -260,7 +198,7 @@ def comparison(scenes: list[Scene]) -> Figure | None:
 
 
 def crop_window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of the window of CROP_ASPECT around a box with a margin, inside the picture as far as it fits."""
+    """x0, y0, x1, y1 of a window of CROP_ASPECT around a box, with a margin, inside the picture."""
     middle, size = (box[:2] + box[2:]) / 2, 1.15 * (box[2:] - box[:2])
     size = np.maximum(size, size[::-1] * (CROP_ASPECT, 1 / CROP_ASPECT))
     size = np.minimum(size, (width, height))
@@ -271,11 +209,8 @@ def crop_window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int
 def _panel_title(panel: Panel) -> str:
     if panel.strength is None:
         return panel.codec
-    return ",\n".join(
-        curve_label(panel.codec, panel.strength, not panel.codec.startswith("hyperprior")).rsplit(
-            ", ", 1
-        )
-    )
+    several = not panel.codec.startswith("hyperprior")
+    return ",\n".join(curve_label(panel.codec, panel.strength, several).rsplit(", ", 1))
 
 
 def _panel_caption(scene: Scene, panel: Panel) -> str:
@@ -290,7 +225,10 @@ def _panel_caption(scene: Scene, panel: Panel) -> str:
 
 
 def bit_allocation(scene: Scene, allocations: dict[tuple[str, float], np.ndarray]) -> Figure | None:
-    """A picture with its boxes, and where each stream of it spends its bits; allocations: of `side_by_side.allocations`, None where they are none."""
+    """A picture with its boxes, and where each of its streams spends its bits; None for no stream.
+
+    allocations: of `side_by_side.allocations`.
+    """
     if not allocations:
         return None
     picture = scene.panels[0].picture
@@ -301,9 +239,8 @@ def bit_allocation(scene: Scene, allocations: dict[tuple[str, float], np.ndarray
     )
     show_picture(axes[0], picture)
     draw_boxes(axes[0], scene.boxes)
-    norm = PowerNorm(
-        0.5, 0, max(bits.max() for bits in allocations.values())
-    )  # few cells take most
+    most = max(bits.max() for bits in allocations.values())
+    norm = PowerNorm(0.5, 0, most)  # few cells take most bits
     for ax, ((codec, strength), bits) in zip(axes[1:], allocations.items(), strict=True):
         shown = ax.imshow(
             bits,
@@ -315,61 +252,10 @@ def bit_allocation(scene: Scene, allocations: dict[tuple[str, float], np.ndarray
         ax.set(
             xlim=(0, width),
             ylim=(height, 0),
-            title=f"{curve_label(codec, strength, codec == 'roi_vbr')}, {bits.sum() / 8:,.0f} bytes",
+            title=f"{curve_label(codec, strength, codec == 'roi_vbr')}, "
+            f"{bits.sum() / 8:,.0f} bytes",
         )
         ax.set_axis_off()
         draw_boxes(ax, scene.boxes, "white")
     figure.colorbar(shown, ax=list(axes[1:]), label="bits in a 16×16 cell", shrink=0.8, pad=0.02)
     return figure
-
-
-def playground(result: Result) -> Figure:
-    """A result as the playground shows it: whole pictures with their boxes, and beside each the ROI that counts most, enlarged."""
-    panels = [("original", result.image), (_caption(result.ours), result.ours.picture)]
-    panels += [(_caption(result.other), result.other.picture)] if result.other else []
-    height, width = result.image.shape[:2]
-    box = max(
-        result.boxes,
-        key=lambda b: (b[4], (b[2] - b[0]) * (b[3] - b[1])),
-        default=(0, 0, width, height, 1),
-    )
-    rows, ratio = len(panels) + (result.bits is not None), width / height
-    size = 2.4 * (ratio + 1.6), 2.7 * rows
-    figure, axes = plt.subplots(
-        rows, 2, figsize=size, width_ratios=[ratio, 1.6], squeeze=False, layout="constrained"
-    )
-    for (whole, part), (title, picture) in zip(axes, panels, strict=False):
-        show_picture(whole, picture, title)
-        show_picture(part, picture)
-        part.set(xlim=(box[0], box[2]), ylim=(box[3], box[1]), adjustable="box")
-    draw_boxes(axes[0, 0], np.reshape(result.boxes, (-1, 5)))
-    if result.bits is not None:
-        show_picture(axes[-1, 0], result.image, "where the bits went")
-        cells = axes[-1, 0].imshow(
-            result.bits,
-            cmap="inferno",
-            alpha=0.75,
-            extent=(0, CELL * result.bits.shape[1], CELL * result.bits.shape[0], 0),
-        )
-        axes[-1, 0].set(xlim=(0, width), ylim=(height, 0))
-        axes[-1, 1].set_axis_off()
-        figure.colorbar(
-            cells, ax=axes[-1, 1], location="left", label="bits a 16×16 cell", fraction=0.3
-        )
-    return figure
-
-
-def _caption(coded: Coded) -> str:
-    psnrs = [
-        f"{name} {value:.2f} dB"
-        for name, value in (("ROI", coded.roi_psnr), ("background", coded.bg_psnr))
-        if value is not None
-    ]
-    return ", ".join(
-        [
-            f"{coded.codec} ({coded.setting})",
-            f"{coded.bytes:,} bytes",
-            f"{coded.bpp:.3f} bpp",
-            *psnrs,
-        ]
-    )

@@ -1,7 +1,8 @@
-"""Figures of measured results, one function each, from the tables that notebook 05 wrote; every function returns the matplotlib Figure.
+"""Figures of measured results, drawn from the tables that notebook 05 wrote.
 
-A table without what a figure shows gives None instead of an empty figure. Where one codec has several ROI strengths (α of ours, the quantiser offset
-of x264 and x265), each is a line of its colour.
+Every function returns the matplotlib Figure, or None for a table without what the figure shows.
+A codec with several ROI strengths (α of ours, the quantiser offset of x264 and x265) has a line of
+its colour for each.
 """
 
 import math
@@ -16,54 +17,47 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from roilib.codecs.registry import (
     CODEC_NAMES,
-    LOOKS,
     codec_label,
     curve_label,
     look,
     strength_label,
     uniform_strength,
 )
-from roilib.evaluation.comparisons import BUDGETS
-from roilib.evaluation.results import curves, drawn, trades, within_budget
+from roilib.evaluation.comparisons import LOSSES, at_loss, nearest_strength
+from roilib.evaluation.tables import by_strength, drawn, in_order
 
 AXES = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)", "psnr": "PSNR (dB)"}
 RATE = "bits per pixel"
 STAGES = ("detector", "transforms", "entropy networks", "entropy coding", "tables", "container")
+ROUND_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3)  # bpp
+HEADROOM = 1.25  # shown above the highest rate of our codecs
+WIDE = 8  # ratio of rates from which the axis is logarithmic
+LINE_STEPS = 100  # points of an interpolated line
+Strengths = dict[float, pd.DataFrame]  # ROI strength → points by rising rate
 
 
-def rate_curves(rates: pd.DataFrame) -> Figure | None:
-    """Rate against ROI-PSNR with rate against background PSNR beside it; rates: `tables.rate_table`.
+def rate_curves(rates: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
+    """Rate against ROI-PSNR, beside rate against background PSNR.
 
-    Dotted: uniform. Solid: the strongest ROI mode that costs at most 1 dB of background (the mildest where all cost more), or what a codec has. Thin:
-    the other strengths. Peers' rates far above ours are left out.
+    rates, trade: of `tables.rate_table` and `comparisons.trade_table`. Dotted: uniform. Solid: the
+    measured ROI strength whose background loss is nearest to 1 dB (the mildest if no loss is
+    known), or what a codec has. Thin: the other strengths. Rates far above ours are left out.
     """
     if rates.empty:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.9), sharex=True, layout="constrained")
     handles, top = [], _highest_rate(rates)
-    for codec, by_strength in curves(drawn(rates)):
-        uniform, chosen, (colour, marker) = (
-            uniform_strength(codec),
-            within_budget(codec, by_strength),
-            look(codec),
-        )
-        chosen = next((s for s in by_strength if s != uniform), None) if chosen is None else chosen
-        for strength, points in by_strength.items():
-            style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.4}
-            if strength == uniform and len(by_strength) > 1:
-                style |= {"linestyle": ":", "markerfacecolor": "white"}
-            elif len(by_strength) > 1 and strength != chosen:
-                style = {"color": colour, "linewidth": 0.5, "alpha": 0.45}
+    for codec, strengths in by_strength(drawn(rates)).items():
+        chosen = _roi_strength(codec, strengths, trade)
+        for strength, points in strengths.items():
+            style = _curve_style(codec, strength, chosen, len(strengths) > 1)
             points = points[points["bpp"] <= top]
             for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
                 ax.plot(points["bpp"], points[name], **style)
             if "marker" in style and len(points):
-                handles.append(
-                    Line2D(
-                        [], [], label=curve_label(codec, strength, len(by_strength) > 1), **style
-                    )
-                )
-    wide = min(rates["bpp"].max(), top) > 8 * rates["bpp"].min()
+                label = curve_label(codec, strength, len(strengths) > 1)
+                handles.append(Line2D([], [], label=label, **style))
+    wide = min(rates["bpp"].max(), top) > WIDE * rates["bpp"].min()
     for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
         _rate_axis(ax, wide)
         ax.set(ylabel=AXES[name])
@@ -71,87 +65,93 @@ def rate_curves(rates: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def roi_plane(rates: pd.DataFrame) -> Figure | None:
-    """What ROI strengths save in the ROI against what they cost outside, each codec against its own uniform mode; a rates table's BD figures."""
-    table = trades(drawn(rates)) if len(rates) else pd.DataFrame()
-    if table.empty:
+def _roi_strength(codec: str, strengths: Strengths, trade: pd.DataFrame) -> float | None:
+    """The ROI strength to draw: nearest to 1 dB of background, else the mildest."""
+    mildest = next((s for s in strengths if s != uniform_strength(codec)), None)
+    nearest = nearest_strength(trade, codec)
+    return nearest if nearest in strengths else mildest
+
+
+def _curve_style(codec: str, strength: float, chosen: float | None, several: bool) -> dict:
+    colour, marker = look(codec)
+    style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.4}
+    if several and strength == uniform_strength(codec):
+        return style | {"linestyle": ":", "markerfacecolor": "white"}
+    if several and strength != chosen:
+        return {"color": colour, "linewidth": 0.5, "alpha": 0.45}
+    return style
+
+
+def roi_plane(trade: pd.DataFrame) -> Figure | None:
+    """What ROI strengths save in the ROI against what they cost in the background.
+
+    trade: of `comparisons.trade_table`. Each codec is compared with its own uniform mode; markers
+    are measured strengths, lines the interpolation of `comparisons.at_loss`.
+    """
+    known = trade.dropna(subset=["roi_bd_rate", "bg_loss"]) if len(trade) else trade
+    if known.empty:
         return None
+    table = drawn(known)
     figure, ax = plt.subplots(figsize=(6.2, 3.9), layout="constrained")
-    for budget in BUDGETS:
-        ax.axvline(budget, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
-        ax.annotate(
-            f"{budget:g} dB",
-            (budget, 1),
-            (2, 2),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            fontsize=7,
-            color="0.4",
-        )
-    named = table["codec"].isin(CODEC_NAMES) | ~table.duplicated(
-        "strength", keep="last"
-    )  # of peers, which lie close, an offset once
-    for codec, group in table.groupby("codec", sort=False):
-        colour, marker = look(codec)
-        ax.plot(
-            [0, *group["bg_loss"]],
-            [0, *group["roi_bd_rate"]],
-            color=colour,
-            marker=marker,
-            markersize=5,
-            label=codec_label(codec),
-        )
-        for _, row in group[named[group.index]].iterrows():
-            text, ours = (
-                strength_label(codec, row["strength"]).removeprefix("offset "),
-                codec in CODEC_NAMES,
-            )  # ours below, theirs above
-            place = {
-                "xytext": (-2, -5) if ours else (3, 3),
-                "ha": "right" if ours else "left",
-                "va": "top" if ours else "bottom",
-            }
-            ax.annotate(
-                text,
-                (row["bg_loss"], row["roi_bd_rate"]),
-                textcoords="offset points",
-                fontsize=7,
-                color=colour,
-                **place,
-            )
+    for loss in LOSSES:
+        ax.axvline(loss, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
+        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        ax.annotate(f"{loss:g} dB", (loss, 1), (2, 2), fontsize=7, color="0.4", **place)
+    # offsets of the conventional codecs, which lie close together, are named once
+    named = table["codec"].isin(CODEC_NAMES) | ~table.duplicated("strength", keep="last")
+    for codec in in_order(table):
+        group = table[table["codec"] == codec]
+        group = group[group["run"].fillna("") == group["run"].fillna("").iloc[0]]
+        (colour, marker), points = look(codec), group[["bg_loss", "roi_bd_rate"]]
+        _interpolated_line(ax, group, colour)
+        style = {"linestyle": "", "marker": marker, "markersize": 5}
+        ax.plot(*points.to_numpy().T, color=colour, **style)
+        ax.plot([], [], color=colour, marker=marker, markersize=5, label=codec_label(codec))
+        ours = codec in CODEC_NAMES  # labelled below the line, the others above it
+        below, above = {"ha": "right", "va": "top"}, {"ha": "left", "va": "bottom"}
+        text = {"xytext": (-2, -5), **below} if ours else {"xytext": (3, 3), **above}
+        for (_, row), place in zip(group.iterrows(), points.to_numpy(), strict=True):
+            if named[row.name]:
+                label = strength_label(codec, row["strength"]).removeprefix("offset ")
+                text |= {"textcoords": "offset points", "fontsize": 7, "color": colour}
+                ax.annotate(label, place, **text)
     ax.set(xlabel="background BD-PSNR lost (dB)", ylabel="ROI BD-rate (%)")
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper right")
     return figure
 
 
+def _interpolated_line(ax, group: pd.DataFrame, colour: str) -> None:
+    losses = np.array([[0.0], *group[["bg_loss"]].to_numpy()])
+    logs = np.log1p(np.array([[0.0], *group[["roi_bd_rate"]].to_numpy()]) / 100)
+    grid = np.linspace(0, losses.max(), LINE_STEPS)
+    line = [100 * np.expm1(at_loss(losses, logs, loss)[0]) for loss in grid]
+    ax.plot(grid, line, color=colour)
+
+
 def alpha_sweep(rates: pd.DataFrame, targets: int = 3) -> Figure | None:
-    """ROI and background PSNR of roi_vbr against α at equal rates, read from its curves in log bpp."""
-    by_strength = dict(curves(rates)).get("roi_vbr", {}) if len(rates) else {}
+    """ROI and background PSNR of roi_vbr against α at equal rates, read in log bpp."""
     usable = {
         alpha: points.dropna(subset=["roi_psnr", "bg_psnr"])
-        for alpha, points in by_strength.items()
+        for alpha, points in by_strength(rates).get("roi_vbr", {}).items()
     }
     usable = {alpha: points for alpha, points in usable.items() if len(points) > 1}
     if len(usable) < 3:
         return None
-    low, high = (
-        max(c["bpp"].min() for c in usable.values()),
-        min(c["bpp"].max() for c in usable.values()),
-    )
+    low = max(points["bpp"].min() for points in usable.values())
+    high = min(points["bpp"].max() for points in usable.values())
     if low >= high:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.2), sharey=True, layout="constrained")
     shades = sns.light_palette(look("roi_vbr")[0], targets + 1)[1:]
     for bpp, shade in zip(_round_rates(low, high, targets), shades, strict=True):
+        style = {"color": shade, "marker": "o", "markersize": 4.5, "label": f"{bpp:g} bpp"}
         for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
             values = [
                 np.interp(np.log(bpp), np.log(points["bpp"]), points[name])
                 for points in usable.values()
             ]
-            ax.plot(
-                list(usable), values, color=shade, marker="o", markersize=4.5, label=f"{bpp:g} bpp"
-            )
+            ax.plot(list(usable), values, **style)
     for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
         ax.set(xlabel="α", ylabel=AXES[name], title=AXES[name].removesuffix(" (dB)"))
     axes[1].legend(title="at equal rate")
@@ -159,94 +159,64 @@ def alpha_sweep(rates: pd.DataFrame, targets: int = 3) -> Figure | None:
 
 
 def training_curves(table: pd.DataFrame, against: str = "step") -> Figure | None:
-    """Loss of every run against its steps, or its hours, which no two trainings share; table: `training_log.training_table`."""
-    if table.empty:
+    """Loss of every run against its steps or hours; table: of `engines.runs.training_table`."""
+    if table.empty or table[against].isna().all():
         return None
     figure, ax = plt.subplots(figsize=(9.2, 3.2), layout="constrained")
     handles = []
-    for codec in sorted(table["codec"].unique(), key=lambda name: list(LOOKS).index(name)):
+    for codec in in_order(table):
         runs = list(table[table["codec"] == codec].groupby("label"))
-        for (label, rows), shade in zip(
-            runs, sns.light_palette(look(codec)[0], len(runs) + 1)[1:], strict=True
-        ):
+        shades = sns.light_palette(look(codec)[0], len(runs) + 1)[1:]
+        for (label, rows), shade in zip(runs, shades, strict=True):
             ax.plot(rows[against], rows["loss"], color=shade, linewidth=1)
             handles.append(Line2D([], [], color=shade, label=label))
     ax.set(xlabel=against, ylabel=f"loss on {table['part'].iloc[0]} crops", yscale="log")
-    ax.set_ylim(
-        top=1.1 * table.groupby("label")["loss"].quantile(0.97).max()
-    )  # the first epochs would leave no room for the rest
+    # the first epochs would leave no room for the rest
+    ax.set_ylim(top=1.1 * table.groupby("label")["loss"].quantile(0.97).max())
     _legend_below(figure, handles)
     return figure
 
 
-def detection_curves(detection: pd.DataFrame, rates: pd.DataFrame) -> Figure | None:
-    """Class-agnostic AP50 on decoded frames against rate, one panel a detector, with 95 % bands of the paired bootstrap against uncompressed frames.
+def detection_curves(detection: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
+    """Class-agnostic AP50 on decoded frames against rate, one panel a detector.
 
-    Of each codec the uniform mode (dotted) and the ROI mode of `rate_curves` (solid, with its band), or the strongest that was looked at.
+    Of each codec the uniform mode (dotted) and the ROI mode of `rate_curves` (solid), with the 95 %
+    band of the paired bootstrap against uncompressed frames.
     """
     if detection.empty:
         return None
     detectors = detection.groupby("detector", sort=False)
-    figure, axes = plt.subplots(
-        1,
-        len(detectors),
-        figsize=(4.6 * len(detectors), 3.9),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    chosen = (
-        {codec: within_budget(codec, by_strength) for codec, by_strength in curves(rates)}
-        if len(rates)
-        else {}
-    )
+    panels = {"figsize": (4.6 * len(detectors), 3.9), "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(detectors), sharey=True, squeeze=False, **panels)
     top = _highest_rate(detection)
     handles: dict[str, Line2D] = {}
     for ax, (detector, rows) in zip(axes.flat, detectors, strict=True):
-        whole, coded = (
-            rows[rows["codec"] == "uncompressed"]["agnostic_ap50"].iloc[0],
-            rows[rows["bpp"] <= top],
-        )
-        handles["uncompressed"] = ax.axhline(
-            whole, color="0.3", linewidth=0.9, linestyle="--", label="uncompressed"
-        )
-        for codec, by_strength in curves(drawn(coded)):
-            for strength, points in _shown(codec, by_strength, chosen.get(codec)).items():
-                line = _detection_line(ax, codec, strength, points, whole, len(by_strength) > 1)
+        whole = rows[rows["codec"] == "uncompressed"]["agnostic_ap50"].iloc[0]
+        coded = rows[rows["bpp"] <= top]
+        style = {"color": "0.3", "linewidth": 0.9, "linestyle": "--"}
+        handles["uncompressed"] = ax.axhline(whole, label="uncompressed", **style)
+        for codec, strengths in by_strength(drawn(coded)).items():
+            shown = {uniform_strength(codec), _roi_strength(codec, strengths, trade)}
+            for strength in [s for s in strengths if s in shown]:
+                points, several = strengths[strength], len(strengths) > 1
+                line = _detection_line(ax, codec, strength, points, whole, several)
                 handles.setdefault(line.get_label(), line)
-        _rate_axis(ax, coded["bpp"].max() > 8 * coded["bpp"].min())
+        _rate_axis(ax, coded["bpp"].max() > WIDE * coded["bpp"].min())
         ax.set(title=f"detector {detector}", ylabel="AP50, any class")
     _legend_below(figure, list(handles.values()))
     return figure
-
-
-def _shown(
-    codec: str, by_strength: dict[float, pd.DataFrame], chosen: float | None
-) -> dict[float, pd.DataFrame]:
-    """The uniform curve and one ROI curve: `chosen`, or the strongest."""
-    wanted = {uniform_strength(codec), chosen if chosen in by_strength else list(by_strength)[-1]}
-    return {strength: curve for strength, curve in by_strength.items() if strength in wanted}
 
 
 def _detection_line(
     ax, codec: str, strength: float, points: pd.DataFrame, whole: float, several: bool
 ) -> Line2D:
     colour, marker = look(codec)
-    uniform, label = (
-        several and strength == uniform_strength(codec),
-        curve_label(codec, strength, several),
-    )
-    style = {"linestyle": ":", "markerfacecolor": "white"} if uniform else {}
-    (line,) = ax.plot(
-        points["bpp"],
-        points["agnostic_ap50"],
-        color=colour,
-        marker=marker,
-        markersize=4.5,
-        label=label,
-        **style,
-    )
-    if strength != uniform_strength(codec):
+    is_uniform = strength == uniform_strength(codec)
+    style = {"linestyle": ":", "markerfacecolor": "white"} if several and is_uniform else {}
+    style |= {"color": colour, "marker": marker, "markersize": 4.5}
+    label = curve_label(codec, strength, several)
+    (line,) = ax.plot(points["bpp"], points["agnostic_ap50"], label=label, **style)
+    if not is_uniform:
         low, high = (
             whole * (1 - points[f"agnostic_ap50_loss_{end}"] / 100) for end in ("high", "low")
         )
@@ -255,8 +225,10 @@ def _detection_line(
 
 
 def latency(speed: dict) -> Figure | None:
-    """Median milliseconds of encoding and decoding, with a line to the 95th percentile, ours by stage and without and with the detector; speed: the
-    benchmark's JSON."""
+    """Median milliseconds of encoding and decoding, with a line to the 95th percentile.
+
+    Ours is shown by stage, without and with the detector; speed: the JSON of benchmarks/codec.py.
+    """
     table = pd.DataFrame(speed.get("rows", []))
     if table.empty:
         return None
@@ -313,19 +285,17 @@ def _latency_bar(ax, y: int, rows: pd.DataFrame, colours: dict[str, tuple]) -> N
 
 
 def _round_rates(low: float, high: float, count: int) -> np.ndarray:
-    """`count` rates between low and high, round ones where there are enough."""
-    known = [
-        bpp for bpp in (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3) if low <= bpp <= high
-    ]
+    """`count` rates from low to high, round ones if there are enough."""
+    known = [bpp for bpp in ROUND_RATES if low <= bpp <= high]
     if len(known) < count:
         return np.geomspace(low, high, count).round(3).clip(low, high)
     return np.array(known)[np.linspace(0, len(known) - 1, count).round().astype(int)]
 
 
 def _highest_rate(table: pd.DataFrame) -> float:
-    """What figures show up to: a little above the rates of our codecs, or everything where there are none."""
+    """The highest rate that figures show: a little above our codecs', if there is one."""
     ours = table.loc[table["codec"].isin(CODEC_NAMES), "bpp"]
-    return 1.25 * ours.max() if len(ours) else math.inf
+    return HEADROOM * ours.max() if len(ours) else math.inf
 
 
 def _rate_axis(ax, wide: bool) -> None:

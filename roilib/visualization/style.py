@@ -10,10 +10,9 @@ from roilib.utils.files import replacing
 
 
 def set_style() -> None:
-    """The house's look, for notebooks and files alike."""
-    sns.set_theme(
-        context="paper", style="whitegrid", palette="colorblind", font="DejaVu Sans"
-    )  # matplotlib's own: the same on every machine
+    """Set one look for notebooks and files."""
+    # DejaVu Sans comes with matplotlib and is therefore the same on every machine
+    sns.set_theme(context="paper", style="whitegrid", palette="colorblind", font="DejaVu Sans")
     plt.rcParams |= {
         "figure.dpi": 110,
         "savefig.bbox": "tight",
@@ -24,7 +23,10 @@ def set_style() -> None:
 
 
 def save_figure(figure: Figure | None, folder: str | Path, name: str) -> list[Path]:
-    """Write `name.pdf` and `name.png` without dates, so that the same figure gives the same bytes. None removes them: there is nothing to show."""
+    """Write `name.pdf` and `name.png` without dates: the same figure gives the same bytes.
+
+    For None, remove the files of an earlier run.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("pdf", "png")]

@@ -1,4 +1,4 @@
-"""roilib.evaluation.cache: every point once, in order, and again after an interruption without measuring what is known."""
+"""roilib.evaluation.cache: every point once, in order; a stopped evaluation goes on."""
 
 import json
 import shutil
@@ -16,11 +16,14 @@ from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.kitti import kitti_samples
 from roilib.evaluation import cache
 from roilib.evaluation.cache import detector_files, measure, tasks
-from roilib.evaluation.evaluate import evaluate
+from roilib.evaluation.evaluate import evaluate, trained_settings
 from roilib.utils import provenance
 from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
 
-PEERS = {"x264 ultrafast": {"quality": [30, 40], "qoffset": [0.0, -0.2]}, "jpeg": {"quality": [50]}}
+CONVENTIONAL = {
+    "x264 ultrafast": {"quality": [30, 40], "qoffset": [0.0, -0.2]},
+    "jpeg": {"quality": [50]},
+}
 
 
 WORKING = """
@@ -48,7 +51,11 @@ def alive(pid):
 @pytest.fixture(scope="module")
 def points(vbr_run, tiny_kitti):
     return tasks(
-        [vbr_run], RoiDataset(kitti_samples(tiny_kitti)[:2]), [0.002, 0.02], [0.5, 0.9], PEERS
+        [vbr_run],
+        RoiDataset(kitti_samples(tiny_kitti)[:2]),
+        [0.002, 0.02],
+        [0.5, 0.9],
+        CONVENTIONAL,
     )
 
 
@@ -60,8 +67,7 @@ def test_points_are_all_pictures_at_all_settings_in_order(points, vbr_run, tiny_
         for record, _ in evaluate(
             load_codec(vbr_run.weights),
             RoiDataset(kitti_samples(tiny_kitti)[:2]),
-            [0.002, 0.02],
-            [0.5, 0.9],
+            trained_settings(vbr_run.parameters, [0.002, 0.02], [0.5, 0.9]),
         )
     ]
     assert records[:8] == plain
@@ -93,11 +99,12 @@ def test_other_content_is_another_point(points, vbr_run, tiny_kitti):
     sample = points[0].sample
     moved = type(sample)(sample.id, sample.path, sample.boxes + 1, sample.labels)
     assert (
-        cache.Task(moved, points[0].classes, points[0].knobs, points[0].weights).key() not in keys
+        cache.Task(moved, points[0].classes, points[0].setting, points[0].weights).key() not in keys
     )
     renamed = type(sample)(sample.id, sample.path, sample.boxes, sample.labels + 1)
     assert (
-        cache.Task(renamed, points[0].classes, points[0].knobs, points[0].weights).key() not in keys
+        cache.Task(renamed, points[0].classes, points[0].setting, points[0].weights).key()
+        not in keys
     )
 
 
@@ -107,18 +114,18 @@ def test_other_content_is_another_point(points, vbr_run, tiny_kitti):
         ({"lmbdas": [5.0]}, "lmbda is a number from"),
         ({"lmbdas": ["a"]}, "lmbda is a number from"),
         ({"alphas": [0.5, 2]}, "alpha is a number from"),
-        ({"peers": {"x265": {"quality": [30]}}}, "x265: a peer is"),
-        ({"peers": {"jpeg": {"crf": [30]}}}, "jpeg: a peer's settings are lists of quality"),
+        ({"conventional": {"x265": {"quality": [30]}}}, "x265: a conventional codec is"),
+        ({"conventional": {"jpeg": {"crf": [30]}}}, "jpeg: settings are lists of quality"),
         (
-            {"peers": {"jpeg": {"quality": 50}}},
+            {"conventional": {"jpeg": {"quality": 50}}},
             "jpeg: quality is a list of numbers from 0 to 100, not 50",
         ),
         (
-            {"peers": {"jpeg": {"quality": [500]}}},
+            {"conventional": {"jpeg": {"quality": [500]}}},
             "jpeg: quality is a list of numbers from 0 to 100",
         ),
         (
-            {"peers": {"x264 fast": {"quality": [30], "qoffset": [-3]}}},
+            {"conventional": {"x264 fast": {"quality": [30], "qoffset": [-3]}}},
             "x264 fast: qoffset is a list of numbers from -1 to 1",
         ),
         ({}, "nothing to measure: 2 pictures, 0 settings"),
@@ -179,11 +186,11 @@ def test_what_detectors_find_is_kept_with_the_point(data, tmp_path, monkeypatch)
     measured, original = [], cache.Task.measure
     monkeypatch.setattr(cache.Task, "measure", lambda task: measured.append(task) or original(task))
     plain, looking = (
-        tasks([], data, peers={"jpeg": {"quality": [90]}}, detectors=d)
+        tasks([], data, conventional={"jpeg": {"quality": [90]}}, detectors=d)
         for d in ((), detector_files(["shipped"]))
     )
-    assert [(point.peer, point.key()) for point in looking[:2]] == [
-        (point.peer, point.key()) for point in plain
+    assert [(point.conventional, point.key()) for point in looking[:2]] == [
+        (point.conventional, point.key()) for point in plain
     ]
     assert "detections" not in next(measure(plain, tmp_path, 1))[0]
     assert len(measured) == 1

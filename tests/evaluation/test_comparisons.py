@@ -1,4 +1,4 @@
-"""roilib.evaluation.bootstrap and roilib.evaluation.comparisons: identities that BD-rates, budgets, byte ratios and their intervals must keep."""
+"""roilib.evaluation.bootstrap and comparisons: identities that comparisons must keep."""
 
 import copy
 import json
@@ -8,17 +8,21 @@ import pandas as pd
 import pytest
 
 from roilib.evaluation import comparisons
+from roilib.evaluation.bd_rate import bd_psnr, bd_rate
 from roilib.evaluation.bootstrap import curves, interval, resamples
 from roilib.evaluation.comparisons import (
+    at_loss,
     bd_table,
-    budget_table,
     byte_ratio_tables,
+    equal_background_table,
     families,
+    nearest_strength,
     psnr_difference,
     published_table,
     rate_difference,
+    trade_table,
 )
-from roilib.metrics import bd_psnr, bd_rate, psnr_from_mse
+from roilib.metrics import psnr_from_mse
 
 PICTURES, POINTS = 8, 7
 
@@ -26,9 +30,10 @@ PICTURES, POINTS = 8, 7
 def codec(
     name, trained=False, strengths=(0.0,), rate=1.0, noise=0.0, points=POINTS, gain=12.0, seed=0
 ):
-    """Records of a codec on pictures of different difficulty: 6 dB a doubling of the rate; a strength gives the ROI `gain` dB a unit and costs bits.
+    """Records of a codec on pictures of different difficulty: 6 dB a doubling of the rate.
 
-    noise: of the rate of each picture, so that resamples differ.
+    A strength gives the ROI `gain` dB a unit and costs bits. noise: of the rate of each picture, so
+    that resamples differ.
     """
     random = np.random.default_rng(seed)
     records = []
@@ -168,44 +173,100 @@ def test_no_number_but_a_note_without_points_or_overlap():
 STRENGTHS = (0.0, -0.1, -0.2, -0.4)
 
 
-def test_a_budget_takes_the_strongest_roi_that_it_allows():
+def test_values_are_read_at_exactly_the_loss():
     records = codec("x265 medium", strengths=STRENGTHS, noise=0.02)
-    family = families(records)[0]
-    losses = [-bg.rows[0] for _, bg in family.gains]
-    assert losses == sorted(losses)
-    table = budget_table([family], (losses[0] - 0.01, losses[1] + 0.01, 9.0))
-    assert table["strength"].tolist() == [0.0, -0.2, -0.4]
-    assert table.loc[0, ["roi_bd_rate", "bg_loss", "low", "high"]].tolist() == [0.0] * 4
-    assert table["bg_loss"][1] == pytest.approx(losses[1])
-    assert (table["low"] <= table["roi_bd_rate"]).all()
-    assert (table["roi_bd_rate"] <= table["high"]).all()
-    assert table["roi_bd_rate"][2] < table["roi_bd_rate"][1] < 0
+    (family,) = families(records)
+    trade = trade_table([family])
+    assert trade["strength"].tolist() == [-0.1, -0.2, -0.4]
+    assert trade["bg_loss"].is_monotonic_increasing
+    assert trade["roi_bd_rate"].is_monotonic_decreasing
     uniform, roi = (next(c for c in family.members if c.strength == s) for s in (0.0, -0.2))
     pair = [list(zip(c.bpp[0], c.psnr["roi_"][0], strict=True)) for c in (uniform, roi)]
-    assert table["roi_bd_rate"][1] == pytest.approx(bd_rate(*pair)[0])
+    assert trade["roi_bd_rate"][1] == pytest.approx(bd_rate(*pair)[0])
+    measured, between = trade["bg_loss"][1], (trade["bg_loss"][0] + trade["bg_loss"][1]) / 2
+    table = equal_background_table([family], (measured, between, trade["bg_loss"][2] + 0.01))
+    assert table["bg_loss"].tolist()[:2] == [measured, between]
+    assert table["strength"][0] == pytest.approx(-0.2)
+    assert table["roi_bd_rate"][0] == pytest.approx(trade["roi_bd_rate"][1])
+    assert trade["roi_bd_rate"][1] < table["roi_bd_rate"][1] < trade["roi_bd_rate"][0]
+    assert (table["low"] < table["roi_bd_rate"])[:2].all()
+    assert (table["roi_bd_rate"] < table["high"])[:2].all()
+    assert np.isnan(table.loc[2, ["roi_bd_rate", "low", "high", "strength"]].astype(float)).all()
+    assert table["note"].tolist() == ["", "", comparisons.OUTSIDE]
 
 
-def test_codecs_without_a_uniform_mode_or_without_strengths_have_no_budget():
+def smooth(strengths):
+    """Records of an x265 whose loss bends with the strength, and differs by picture."""
+    records = []
+    for strength in strengths:
+        for r in codec("x265 medium", strengths=(strength,), noise=0.03, gain=30, seed=3):
+            bend = 1.2 * (0.7 + 0.6 * int(r["image"]) / PICTURES) * strength**2
+            sse = r["bg_sse"] * 10**bend
+            bpp = r["bpp"] / (1 + 0.4 * abs(strength))
+            records.append(r | {"bg_sse": sse, "sse": r["roi_sse"] + sse, "bpp": bpp})
+    return records
+
+
+GRID = (0.0, -0.1, -0.15, -0.2, -0.3, -0.4)  # that of params' conventional codecs
+SHIFTED = (0.0, -0.07, -0.12, -0.18, -0.25, -0.35, -0.45)
+
+
+def test_a_codec_on_a_shifted_grid_of_strengths_gives_the_same_number():
+    first, second = (equal_background_table(families(smooth(grid))) for grid in (GRID, SHIFTED))
+    assert first["roi_bd_rate"].notna().all()
+    assert first["roi_bd_rate"].to_numpy() == pytest.approx(second["roi_bd_rate"], rel=0.01)
+
+
+def test_a_denser_grid_moves_no_number_by_more_than_its_interval():
+    coarse, dense = (
+        equal_background_table(families(smooth(grid)))
+        for grid in (GRID, sorted({*GRID, *SHIFTED}, reverse=True))
+    )
+    assert (coarse["low"] < dense["roi_bd_rate"]).all()
+    assert (dense["roi_bd_rate"] < coarse["high"]).all()
+
+
+def test_only_strengths_that_lose_more_than_milder_ones_are_interpolated():
+    losses = np.array([[0.0], [0.2], [0.1], [0.4], [np.nan]])
+    values = np.array([[0.0], [-2.0], [-9.0], [-4.0], [-5.0]])
+    assert at_loss(losses, values, 0.3)[0] == pytest.approx(-3)
+    assert np.isnan(at_loss(losses, values, 0.41)[0])
+    assert np.isnan(at_loss(losses[:2], values[:2], 0.1)[0])  # two points make no cubic
+
+
+def test_the_strength_to_draw_is_the_nearest():
+    trade = pd.DataFrame({"codec": "a", "run": "", "strength": [0.7, 0.9], "bg_loss": [0.2, 1.3]})
+    assert nearest_strength(trade, "a") == 0.9
+    assert nearest_strength(trade, "a", 0.3) == 0.7
+    assert nearest_strength(trade, "b") is None
+    assert nearest_strength(pd.DataFrame(), "a") is None
+
+
+def test_codecs_without_a_uniform_mode_or_without_strengths_have_no_trade():
     records = codec("jpeg") + [
         r
         for r in codec("roi_vbr", trained=True, strengths=(0.0, 0.4))
         if r["setting"]["alpha"] == 0.9
     ]
-    assert budget_table(families(records)).empty
+    assert equal_background_table(families(records)).empty
+    assert trade_table(families(records)).empty
 
 
-def test_codecs_are_compared_at_what_each_may_lose():
+def test_codecs_are_compared_where_both_lose_as_much():
+    ours = (0.0, 0.1, 0.2, 0.4)
     records = codec("x265 medium", strengths=STRENGTHS) + codec(
-        "roi_vbr", trained=True, strengths=(0.0, 0.1, 0.2), rate=0.8
+        "roi_vbr", trained=True, strengths=ours, rate=0.8
     )
-    table = bd_table(families(records), (0.6, 9.0))
+    loss = trade_table(families(records))["bg_loss"].iloc[1]
+    table = bd_table(families(records), (loss, 99.0))
     assert len(table) == 3 + 2 * 2
-    budget = table[table["budget"] == 9.0]
-    assert set(budget["anchor_strength"]) == {-0.4}
-    assert set(budget["test_strength"]) == {0.7}
-    same = table[(table["budget"] == 0.6) & (table["metric"] == "roi_psnr")].iloc[0]
-    assert abs(same["anchor_strength"]) == pytest.approx(same["test_strength"] - 0.5)
+    same = table[(table["bg_loss"] == loss) & (table["metric"] == "roi_psnr")].iloc[0]
+    assert same["anchor_strength"] == pytest.approx(-0.2)
+    assert same["test_strength"] == pytest.approx(0.7)
     assert same["bd_rate"] == pytest.approx(-20, abs=1e-6)
+    beyond = table[table["bg_loss"] == 99.0]
+    assert beyond["bd_rate"].isna().all()
+    assert set(beyond["note"]) == {comparisons.OUTSIDE}
 
 
 def test_trained_codecs_without_a_uniform_mode_meet_at_their_strength():

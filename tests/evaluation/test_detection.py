@@ -105,7 +105,7 @@ def test_lower_confidence_of_false_alarms_helps(labelled):
 
 @pytest.fixture(scope="module")
 def noisy():
-    """`scored` rows and counts of 12 random pictures, and what Ultralytics needs of them; some pictures are empty, scores repeat nowhere."""
+    """`scored` rows and counts of 12 random pictures, some empty, and what Ultralytics needs."""
     random = torch.Generator().manual_seed(0)
     rows, counts, raw = [], [], []
     for i in range(12):

@@ -1,4 +1,4 @@
-"""roilib.evaluation.detection_rates: losses against the uncompressed pictures, from the file alone."""
+"""roilib.evaluation.detection_rates: losses against uncompressed pictures, from one file."""
 
 import gzip
 
@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from roilib.evaluation.detection_rates import (
-    apart,
     detection_at_rates,
     detection_table,
     points,
     read_detections,
+    split_detections,
     write_detections,
 )
 
@@ -29,7 +29,7 @@ def record(image, name, rows, setting=None, **more):
 
 @pytest.fixture(scope="module")
 def records():
-    """Eight pictures of a car and a person: found in all as they are; each codec's setting misses the cars of pictures below a number."""
+    """Eight pictures of a car and a person; each setting of a codec misses the first cars."""
     both, person, alarm = (
         [[90_000, 0, 1023, 1023], [80_000, 1, 1, 1]],
         [[80_000, 1, 1, 1]],
@@ -55,20 +55,20 @@ def records():
 
 @pytest.fixture(scope="module")
 def seen(records):
-    return points(apart(records)[1], 200)
+    return points(split_detections(records)[1], 200)
 
 
 def test_records_and_detections_are_told_apart(records):
-    plain, found = apart(records)
+    plain, found = split_detections(records)
     assert len(plain) == 7 * PICTURES
     assert not any("detections" in r for r in plain)
     assert all("psnr" in r for r in plain)
     assert len(found) == 8 * PICTURES
-    assert apart(plain) == (plain, [])
+    assert split_detections(plain) == (plain, [])
 
 
 def test_the_file_is_the_same_each_time_and_damage_is_named(records, tmp_path):
-    found = apart(records)[1]
+    found = split_detections(records)[1]
     path = write_detections(tmp_path, found)
     first = path.read_bytes()
     assert read_detections(tmp_path) == found
@@ -115,7 +115,7 @@ def test_the_same_pictures_are_drawn_for_both(records):
     """A codec that misses what the detector misses anyway loses nothing, whatever is drawn."""
     found = [
         r | {"detections": {"a": [] if r["image"] < "000004" else r["detections"]["a"]}}
-        for r in apart(records)[1]
+        for r in split_detections(records)[1]
     ]
     row = (
         detection_table(points(found, 200))
@@ -131,7 +131,7 @@ def test_the_same_pictures_are_drawn_for_both(records):
 def test_where_the_detector_finds_nothing_nothing_can_be_lost(records):
     found = [
         r | {"detections": {"a": [] if r["codec"] == "uncompressed" else r["detections"]["a"]}}
-        for r in apart(records)[1]
+        for r in split_detections(records)[1]
     ]
     seen = points(found, 20)
     assert detection_table(seen).filter(like="loss").isna().all(axis=None)
@@ -139,7 +139,7 @@ def test_where_the_detector_finds_nothing_nothing_can_be_lost(records):
 
 
 def test_tables_are_deterministic(records):
-    first, second = (detection_table(points(apart(records)[1], 50)) for _ in range(2))
+    first, second = (detection_table(points(split_detections(records)[1], 50)) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
 
 

@@ -8,28 +8,30 @@ import yaml
 from conftest import REPOSITORY, strictly
 from PIL import Image
 
+from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset, load_splits, split
 from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
 from roilib.engines import train
 from roilib.engines.runs import open_run
-from roilib.evaluation import comparisons, results, tables
+from roilib.evaluation import comparisons, tables
 from roilib.evaluation.cache import detector_files
 from roilib.evaluation.evaluate import (
+    conventional_settings,
     evaluate,
-    evaluate_peer,
     finished_runs,
-    peer_settings,
     provenance,
     read_records,
     refuse_training_pictures,
+    trained_settings,
     write_records,
 )
 from roilib.metrics import psnr_from_mse
 from roilib.models.detector import HookedDetector, frame_features
 from roilib.roi import roi_mask
 from roilib.visualization import pictures
+from roilib.visualization import rates as figures
 from roilib.visualization.side_by_side import compare
 
 
@@ -85,17 +87,16 @@ def test_records_measure_what_was_decoded(trained, tiny_kitti):
     data = RoiDataset(kitti_samples(tiny_kitti))
     codec = load_codec(trained[0].weights)
     image, boxes, _ = data[1]
-    original, mask = image.permute(1, 2, 0).numpy(), roi_mask(boxes, 96, 160)
+    original, inside = image.permute(1, 2, 0).numpy(), roi_mask(boxes.numpy(), 96, 160)
     stream = codec.encode(original, boxes.numpy())
     record, times = next(evaluate(codec, RoiDataset(data.samples[1:2])))
     error = (codec.decode(stream).astype(float) - original.astype(float)) ** 2
-    inside = mask[0].bool().numpy()
     assert record["bytes"] == len(stream)
     assert record["bpp"] == pytest.approx(8 * len(stream) / (96 * 160))
     assert record["psnr"] == pytest.approx(psnr_from_mse(error.mean(), 255))
     assert record["roi_psnr"] == pytest.approx(psnr_from_mse(error[inside].mean(), 255))
     assert record["bg_psnr"] == pytest.approx(psnr_from_mse(error[~inside].mean(), 255))
-    car = roi_mask(boxes[:1], 96, 160)  # the first box of each of these pictures
+    car = roi_mask(boxes[:1].numpy(), 96, 160)  # the first box of each of these pictures
     assert record["car_psnr"] == pytest.approx(psnr_from_mse(error[car].mean(), 255))
     assert record["car_count"] + record["pedestrian_count"] >= record["roi_count"]
     assert (record["cyclist_psnr"], record["cyclist_count"]) == (None, 0)
@@ -195,19 +196,10 @@ def test_rate_table_pools_over_pictures(trained, tiny_kitti):
     assert "cyclist_psnr" not in table
 
 
-def test_empty_tables_leave_no_file_of_an_earlier_evaluation(tmp_path):
-    table = pd.DataFrame({"a": [1, 2]})
-    tables.write_tables(tmp_path, {"one": table, "two": table})
-    tables.write_tables(tmp_path, {"one": table[:1], "two": table[:0]})
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one.csv": "a\n1\n"}
-
-
 def test_one_model_is_measured_at_every_pair_of_knobs(vbr_run, trained, tiny_kitti):
     data = RoiDataset(kitti_samples(tiny_kitti)[:2])
-    records = [
-        record
-        for record, _ in evaluate(load_codec(vbr_run.weights), data, [0.002, 0.02], [0.5, 0.95])
-    ]
+    settings = trained_settings(vbr_run.parameters, [0.002, 0.02], [0.5, 0.95])
+    records = [record for record, _ in evaluate(load_codec(vbr_run.weights), data, settings)]
     assert [(r["setting"]["lmbda"], r["setting"]["alpha"]) for r in records[::2]] == [
         (0.002, 0.5),
         (0.002, 0.95),
@@ -219,34 +211,8 @@ def test_one_model_is_measured_at_every_pair_of_knobs(vbr_run, trained, tiny_kit
     sharp, plain = (table[table["alpha"] == alpha].iloc[0] for alpha in (0.95, 0.5))
     assert sharp["bpp"] < plain["bpp"]
     assert sharp["bg_psnr"] < plain["bg_psnr"]
-    assert {
-        r["setting"]["lmbda"]
-        for r, _ in evaluate(load_codec(trained[0].weights), data, [0.002], [0.9])
-    } == {0.02}
-
-
-def test_roi_trade_is_read_from_the_curves():
-    rows = []
-    for alpha, shift, loss in ((0.5, 0, 0), (0.9, 1, 0.4)):
-        for i in range(6):
-            psnrs = {"roi_psnr": 25 + 3 * (i + shift), "bg_psnr": 24 + 3 * i - loss}
-            rows.append(
-                {"codec": "roi_vbr", "run": "a", "alpha": alpha, "bpp": 0.06 * 1.5**i} | psnrs
-            )
-    table = tables.roi_trade_table(pd.DataFrame(rows))
-    assert table["alpha"].tolist() == [0.9]
-    assert table["roi_bd_rate"][0] == pytest.approx(100 / 1.5 - 100, abs=0.1)
-    assert table["bg_bd_psnr"][0] == pytest.approx(-0.4, abs=1e-6)
-    ended = {
-        **rows[-1],
-        "bpp": 1.01 * rows[-1]["bpp"],
-        "roi_psnr": rows[-1]["roi_psnr"] - 0.001,
-    }  # λ has reached its end in the ROI
-    assert (
-        tables.roi_trade_table(pd.DataFrame([*rows, ended]))["roi_bd_rate"][0]
-        == table["roi_bd_rate"][0]
-    )
-    assert tables.roi_trade_table(pd.DataFrame(rows[6:])).empty
+    one_rate = trained_settings(trained[0].parameters, [0.002], [0.9])
+    assert one_rate == [{"lmbda": 0.02, "alpha": trained[0].parameters.alpha}]
 
 
 def test_pictures_without_any_region_have_tables_and_figures(tmp_path):
@@ -269,16 +235,15 @@ def test_pictures_without_any_region_have_tables_and_figures(tmp_path):
     ]
     rates = tables.rate_table(records)
     assert rates["roi_psnr"].isna().all()
-    trade = tables.roi_trade_table(rates)
-    assert trade["roi_bd_rate"].isna().all()
-    assert trade["bg_bd_psnr"].to_numpy(float) == pytest.approx(0, abs=1e-9)
     codecs = comparisons.families(records)
-    assert comparisons.budget_table(codecs)["strength"].tolist() == [0.5] * 3
-    tables.write_tables(tmp_path, {"rates": rates})
-    again = results.read_table(tmp_path, "rates")
-    pictures.plt.close(rates.rate_curves(again))
-    assert results.trades(again).empty
-    assert rates.alpha_sweep(again) is rates.roi_plane(again) is None
+    trade = comparisons.trade_table(codecs)
+    assert trade["roi_bd_rate"].isna().all()
+    assert trade["bg_loss"].to_numpy(float) == pytest.approx(0, abs=1e-9)
+    assert comparisons.equal_background_table(codecs)["roi_bd_rate"].isna().all()
+    tables.write_tables(tmp_path, {"rates": rates, "roi_trade": trade})
+    again, trade = (tables.read_table(tmp_path, name) for name in ("rates", "roi_trade"))
+    pictures.plt.close(figures.rate_curves(again, trade))
+    assert figures.alpha_sweep(again) is figures.roi_plane(trade) is None
 
 
 def test_one_model_for_every_rate_is_compared_at_equal_psnr():
@@ -352,11 +317,15 @@ def flat(tmp_path_factory):
 
 
 def test_a_part_without_error_goes_through_files_tables_and_figures(flat, vbr_run, tmp_path):
-    ours = evaluate(
-        load_codec(vbr_run.weights), flat, [0.001, 0.003, 0.01, 0.03, 0.06, 0.1], [0.5, 0.9]
-    )
-    theirs = (evaluate_peer(flat, f"{codec} medium", *GRID.values()) for codec in ("x264", "x265"))
-    measured = [record for records in (ours, *theirs) for record, _ in records]
+    lmbdas = [0.001, 0.003, 0.01, 0.03, 0.06, 0.1]
+    points = [
+        (load_codec(vbr_run.weights), trained_settings(vbr_run.parameters, lmbdas, [0.5, 0.9]))
+    ]
+    for name in ("x264 medium", "x265 medium"):
+        points.append((ConventionalCodec(name), conventional_settings(name, GRID)))
+    measured = [
+        record for codec, settings in points for record, _ in evaluate(codec, flat, settings)
+    ]
     exact = [r for r in measured if r["bg_sse"] == 0]
     assert {r["codec"] for r in exact} == {"x264 medium", "x265 medium"}
     assert all(
@@ -372,16 +341,16 @@ def test_a_part_without_error_goes_through_files_tables_and_figures(flat, vbr_ru
     made = {
         "rates": rates,
         "bd_rates": comparison,
-        "budgets": comparisons.budget_table(codecs),
-        "roi_trade": tables.roi_trade_table(rates),
+        "equal_background": comparisons.equal_background_table(codecs),
+        "roi_trade": comparisons.trade_table(codecs),
     }
     made["byte_ratios"], made["byte_ratio_points"] = comparisons.byte_ratio_tables(codecs)
     tables.write_tables(tmp_path, made)
-    again = results.read_table(tmp_path, "rates")
+    again, trade = (tables.read_table(tmp_path, name) for name in ("rates", "roi_trade"))
     pd.testing.assert_frame_equal(again[["bpp", "bg_psnr"]], rates[["bpp", "bg_psnr"]])
-    results.trades(again)
-    for draw in (rates.rate_curves, rates.alpha_sweep, rates.roi_plane):
-        pictures.plt.close(draw(again))
+    for figure in (figures.rate_curves(again, trade), figures.alpha_sweep(again)):
+        pictures.plt.close(figure)
+    pictures.plt.close(figures.roi_plane(trade))
     (scene,) = compare([vbr_run], records, flat, [(0, np.array(FLAT_BOX, np.float32))])
     assert len(scene.panels) == 3
     pictures.plt.close(pictures.comparison([scene]))
@@ -402,8 +371,8 @@ def test_shipped_weights_know_the_pictures_that_they_were_trained_on(shared_data
 @pytest.mark.parametrize(
     "path", sorted((REPOSITORY / "params" / "peers").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_the_profiles_peers_have_settings(path):
+def test_the_profiles_conventional_codecs_have_settings(path):
     for name, grid in yaml.safe_load(path.read_text()).items():
-        assert len(peer_settings(name, grid)) == len(grid["quality"]) * len(
+        assert len(conventional_settings(name, grid)) == len(grid["quality"]) * len(
             grid.get("qoffset", [0])
         )

@@ -241,7 +241,8 @@ def test_tables_are_those_of_their_files(executed):
     assert table.keys() >= {
         "rates",
         "bd_rates",
-        "budgets",
+        "equal_background",
+        "roi_trade",
         "byte_ratios",
         "byte_ratio_points",
         "detection",
@@ -249,16 +250,15 @@ def test_tables_are_those_of_their_files(executed):
         "published",
     }
     codecs = comparisons.families(json.loads((folder / "records.json").read_text()))
-    assert (folder / "budgets.csv").read_text() == comparisons.budget_table(codecs).to_csv(
-        index=False
-    )
+    trade = comparisons.trade_table(codecs)
+    assert (folder / "roi_trade.csv").read_text() == trade.to_csv(index=False)
     seen = detection_rates.points(detection_rates.read_detections(folder))
     assert (folder / "detection.csv").read_text() == detection_rates.detection_table(seen).to_csv(
         index=False
     )
-    assert set(table["budgets"]["budget"]) == {0.3, 0.5, 1.0}
-    assert len(table["budgets"]) == 2 * 3
-    uniform = table["bd_rates"][table["bd_rates"]["budget"].isna()]
+    assert set(table["equal_background"]["bg_loss"]) == {0.3, 0.5, 1.0}
+    assert len(table["equal_background"]) == 2 * 3
+    uniform = table["bd_rates"][table["bd_rates"]["bg_loss"].isna()]
     assert uniform["metric"].tolist() == ["psnr", "roi_psnr", "bg_psnr"]
     assert (uniform["low"] <= uniform["bd_rate"]).all()
     assert set(table["detection"]["codec"]) == {

@@ -17,7 +17,7 @@ import yaml
 from roilib.apps.drive import report
 from roilib.codecs import conventional
 from roilib.evaluation import comparisons, evaluate, tables
-from roilib.metrics import MIN_POINTS
+from roilib.evaluation.bd_rate import MIN_POINTS
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -329,20 +329,22 @@ def test_the_readmes_comparisons_are_the_shipped_codecs_records():
         (ROOT / "README.md").read_text(),
     )
     codecs = comparisons.families(json.loads((folder / "records.json").read_text()))
-    rates, budgets = comparisons.bd_table(codecs), comparisons.budget_table(codecs)
-    ratios, _ = comparisons.byte_ratio_tables(codecs)
-    for name, table in {"bd_rates": rates, "budgets": budgets, "byte_ratios": ratios}.items():
+    rates, ratios = comparisons.bd_table(codecs), comparisons.byte_ratio_tables(codecs)[0]
+    equal, trade = comparisons.equal_background_table(codecs), comparisons.trade_table(codecs)
+    made = {"bd_rates": rates, "byte_ratios": ratios, "equal_background": equal}
+    for name, table in (made | {"roi_trade": trade}).items():
         written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
         pd.testing.assert_frame_equal(written, pd.read_csv(folder / f"{name}.csv"), rtol=1e-6)
-    assert (
-        tables.markdown(
-            rates[rates["budget"].isna() & (rates["metric"] == "psnr")], tables.BD_COLUMNS
-        )
-        in readme
-    )
-    assert tables.markdown(ratios, tables.BYTE_RATIO_COLUMNS) in readme
-    shown = budgets["label"].isin(["x264 medium", "x265 medium", "x265 slow", "roi_vbr"])
-    assert tables.markdown(budgets[shown], tables.BUDGET_COLUMNS) in readme
+    uniform = rates[rates["bg_loss"].isna() & (rates["metric"] == "psnr")]
+    paired = rates[rates["bg_loss"].notna() & (rates["metric"] == "roi_psnr")]
+    shown = ["x264 medium", "x265 medium", "x265 slow", "roi_vbr"]
+    for table, columns in (
+        (uniform, tables.BD_COLUMNS),
+        (ratios, tables.BYTE_RATIO_COLUMNS),
+        (equal[equal["label"].isin(shown)], tables.EQUAL_BACKGROUND_COLUMNS),
+        (paired[paired["anchor"].isin(shown)], tables.PAIRED_COLUMNS),
+    ):
+        assert tables.markdown(table, columns) in readme
 
 
 def test_the_papers_models_beside_the_shipped_codec_are_as_their_records_say():

@@ -14,6 +14,7 @@ from pypdf import PdfReader
 
 from roilib.evaluation import comparisons, tables
 from roilib.visualization import pictures, rates
+from roilib.visualization.style import save_figure
 
 REFERENCE = REPOSITORY / "report" / "results" / "reference" / "kitti_small"
 SIZE = 96 * 160 * 3
@@ -62,7 +63,7 @@ def write_results(folder):
                 for j, noise in enumerate(random.normal(0, 0.05, 4)):
                     quality = (
                         24 + 2.13 * i + 2.61 * k + j + noise,
-                        23 + 2.07 * i - 0.22 * k + j - noise,
+                        23 + 2.07 * i - 0.62 * k + j - noise,
                     )
                     records.append(
                         record(
@@ -77,7 +78,8 @@ def write_results(folder):
     made = {
         "rates": rates,
         "bd_rates": comparisons.bd_table(codecs),
-        "budgets": comparisons.budget_table(codecs),
+        "equal_background": comparisons.equal_background_table(codecs),
+        "roi_trade": comparisons.trade_table(codecs),
     }
     made["byte_ratios"], made["byte_ratio_points"] = comparisons.byte_ratio_tables(codecs)
     made["published"] = made["bd_rates"].dropna(subset="bd_rate").head(1).assign(metric="psnr_mean")
@@ -226,7 +228,7 @@ def test_a_section_for_every_file_and_none_without(full, full_text, tmp_path):
 
 SHOWN = {
     "rates": ["bpp", "roi_psnr", "bg_psnr", "ms_ssim"],
-    "budgets": ["roi_bd_rate", "low", "high", "bg_loss", "bg_loss_low", "bg_loss_high"],
+    "equal_background": ["roi_bd_rate", "low", "high", "strength"],
     "bd_rates": ["bd_rate", "low", "high", "bd_psnr", "bd_psnr_low", "bd_psnr_high"],
     "published": ["bd_rate", "low", "high"],
     "byte_ratios": ["ratio", "low", "high", "reached", "hull"],
@@ -272,8 +274,7 @@ def scaled(content, factor=1.37):
             "alpha",
             "qoffset",
             "quality",
-            "strength",
-            "budget",
+            "bg_loss",
             "at_bpp",
             "bpp_low",
             "bpp_high",
@@ -283,7 +284,10 @@ def scaled(content, factor=1.37):
         keep = [
             c
             for c in content
-            if c in fixed or c.endswith("_strength") or content[c].dtype.kind not in "fi"
+            if c in fixed
+            or (c == "strength" and "strengths" not in content)
+            or c.endswith("_strength")
+            or content[c].dtype.kind not in "fi"
         ]
         return content.assign(
             **{c: (content[c] * factor).astype(content[c].dtype) for c in content if c not in keep}
@@ -356,7 +360,7 @@ def test_figures_are_the_same_bytes_when_drawn_again_and_others_when_their_table
     assert text_of(full, tmp_path / "a", tmp_path / "out.pdf")
     other = tmp_path / "full"
     shutil.copytree(full, other)
-    for name in ("rates", "detection", "training"):
+    for name in ("rates", "roi_trade", "detection", "training"):
         scaled(pd.read_csv(full / f"{name}.csv"), 1.1).to_csv(other / f"{name}.csv", index=False)
     write(other / "speed.json", scaled(json.loads((full / "speed.json").read_text()), 1.1))
     build.draw(other, tmp_path / "b")
@@ -404,7 +408,7 @@ def test_a_codec_whose_every_mode_costs_much_background_has_a_curve():
         }
         for bpp, more in rates
     ]
-    figure = rates.rate_curves(pd.DataFrame(points).assign(codec="roi_vbr"))
+    figure = rates.rate_curves(pd.DataFrame(points).assign(codec="roi_vbr"), pd.DataFrame())
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "roi_vbr, uniform",
         "roi_vbr, α 0.8",
@@ -447,7 +451,7 @@ def test_rates_far_above_ours_are_not_drawn():
         {"codec": "jpeg", "bpp": 3, "roi_psnr": 33, "bg_psnr": 32, "quality": 90, "qoffset": 0.0}
     )
     for shown, highest in ((rows, 1), (rows[3:], 4)):
-        figure = rates.rate_curves(pd.DataFrame(shown))
+        figure = rates.rate_curves(pd.DataFrame(shown), pd.DataFrame())
         assert (
             max(rate for ax in figure.axes for line in ax.get_lines() for rate in line.get_xdata())
             == highest
@@ -458,7 +462,9 @@ def test_rates_far_above_ours_are_not_drawn():
         pictures.plt.close(figure)
 
 
-@pytest.mark.parametrize("missing", ["budgets", "bd_rates", "byte_ratios", "detection_at_bpp"])
+@pytest.mark.parametrize(
+    "missing", ["equal_background", "roi_trade", "bd_rates", "byte_ratios", "detection_at_bpp"]
+)
 def test_a_report_without_a_table_leaves_its_sections_out(full, tmp_path, missing):
     other = tmp_path / "full"
     shutil.copytree(full, other)
@@ -474,7 +480,7 @@ def test_every_folder_of_reference_results_makes_a_report(name, tmp_path):
 def test_a_figure_without_data_is_none_and_takes_its_files_away(tmp_path):
     empty = pd.DataFrame()
     assert (
-        rates.rate_curves(empty)
+        rates.rate_curves(empty, empty)
         is rates.roi_plane(empty)
         is rates.alpha_sweep(empty)
         is rates.training_curves(empty)
@@ -482,7 +488,7 @@ def test_a_figure_without_data_is_none_and_takes_its_files_away(tmp_path):
     )
     assert rates.latency({}) is rates.detection_curves(empty, empty) is None
     (tmp_path / "old.png").write_bytes(b"stale")
-    assert pictures.save_figure(None, tmp_path, "old") == []
+    assert save_figure(None, tmp_path, "old") == []
     assert not list(tmp_path.iterdir())
 
 

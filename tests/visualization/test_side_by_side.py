@@ -1,21 +1,23 @@
 """roilib.visualization.side_by_side: pictures decoded again at equal bytes."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
-from roilib.evaluation.evaluate import evaluate, evaluate_peer
+from roilib.evaluation.evaluate import conventional_settings, evaluate, trained_settings
 from roilib.roi import roi_mask
 from roilib.visualization import pictures
 from roilib.visualization.side_by_side import (
-    _strength,
     allocations,
     choose_boxes,
     closest_in_bytes,
     compare,
+    strength_at,
 )
 
 
@@ -28,44 +30,37 @@ def data(tiny_kitti):
 def records(vbr_run, data):
     """Of the first two pictures, by a roi_vbr and x264."""
     few = RoiDataset(data.samples[:2], data.classes)
-    ours = evaluate(load_codec(vbr_run.weights), few, [0.002, 0.01, 0.05], [0.5, 0.9])
-    theirs = evaluate_peer(few, "x264 medium", [20, 30, 40], [0.0, -0.2])
+    settings = trained_settings(vbr_run.parameters, [0.002, 0.01, 0.05], [0.5, 0.9])
+    ours = evaluate(load_codec(vbr_run.weights), few, settings)
+    grid = {"quality": [20, 30, 40], "qoffset": [0.0, -0.2]}
+    settings = conventional_settings("x264 medium", grid)
+    theirs = evaluate(ConventionalCodec("x264 medium"), few, settings)
     return [record for measured in (ours, theirs) for record, _ in measured]
 
 
 def test_closest_in_bytes_takes_the_nearest_of_each_codec():
-    sizes = {"a": [100, 400], "b": [180, 390, 1000], "c": [50, 420]}
-    records = [
-        {"image": "x", "codec": codec, "bytes": size}
-        for codec, all_sizes in sizes.items()
-        for size in all_sizes
-    ]
-    assert [r["bytes"] for r in closest_in_bytes(records, "x", ["a", "b", "c"])] == [400, 390, 420]
-    assert closest_in_bytes(records, "x", []) == []
+    sizes = ([100, 400], [180, 390, 1000], [50, 420])
+    choices = [[{"bytes": size} for size in own] for own in sizes]
+    assert [r["bytes"] for r in closest_in_bytes(choices)] == [400, 390, 420]
+    assert closest_in_bytes([]) == []
 
 
-def test_a_strength_is_one_that_gets_as_low():
-    def record(qoffset, size, roi, bg):
-        errors = {
-            f"{part}_sse": 255**2 * 10 ** (-db / 10) for part, db in (("roi", roi), ("bg", bg))
-        } | {"roi_count": 1, "bg_count": 1}
-        return {
-            "setting": {"qoffset": qoffset},
-            "bytes": size,
-            "roi_psnr": roi,
-            "bg_psnr": bg,
-            "psnr": bg,
-        } | errors
+def test_a_strength_is_the_nearest_to_the_loss_of_those_that_get_as_low():
+    def record(qoffset, bpp):
+        errors = {f"{part}{name}": 1.0 for part in ("", "roi_", "bg_") for name in ("sse", "count")}
+        about = {"image": "a", "codec": "x265 slow", "bpp": bpp, "psnr": 30.0}
+        return about | {"setting": {"quality": bpp, "qoffset": qoffset}} | errors
 
     records = [
-        record(q, size * k, roi + k, 25 + k)
-        for q, size, roi in ((0.0, 80, 25), (-0.1, 100, 28), (-0.3, 300, 32))
-        for k in (1, 2)
+        record(q, bpp * k) for q, bpp in ((0.0, 0.08), (-0.1, 0.1), (-0.3, 0.3)) for k in (1, 2)
     ]
-    assert _strength(records, 150)[0] == -0.1
-    assert _strength(records, 350)[0] == -0.3
-    assert _strength(records, 90)[0] == 0.0
-    assert [r["bytes"] for r in _strength(records, 150)[1]] == [100, 200]
+    trade = pd.DataFrame(
+        {"codec": "x265 slow", "run": "", "strength": [-0.1, -0.3], "bg_loss": [0.3, 1.2]}
+    )
+    assert strength_at(records, 0.35, trade) == -0.3
+    assert strength_at(records, 0.15, trade) == -0.1
+    assert strength_at(records, 0.09, trade) == 0.0
+    assert strength_at(records, 0.35, pd.DataFrame()) == -0.1
 
 
 def test_boxes_are_the_largest_of_each_class_in_different_pictures(data):
@@ -95,8 +90,8 @@ def test_boxes_are_the_largest_of_each_class_in_different_pictures(data):
 def test_panels_are_what_their_streams_decode_to_at_about_equal_bytes(vbr_run, records, data):
     (scene,) = compare([vbr_run], records, data, [(1, data.samples[1].boxes[0])])
     assert [panel.codec for panel in scene.panels] == ["original", "x264 medium", "roi_vbr"]
-    original, peer, ours = scene.panels
-    assert peer.strength == -0.2
+    original, x264, ours = scene.panels
+    assert x264.strength == -0.2
     assert ours.strength == 0.9
     assert len(ours.stream) == pytest.approx(0.2 * 96 * 160 / 8, rel=0.25)
     assert np.array_equal(ours.picture, load_codec(vbr_run.weights).decode(ours.stream))

@@ -15,6 +15,7 @@ from pathlib import Path
 import anywidget
 import ipywidgets as ui
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import traitlets as t
 from IPython import get_ipython
@@ -23,8 +24,8 @@ from PIL import Image
 
 from roilib import roi
 from roilib.apps.playground.coding import CONVENTIONAL, Coded, Coder, Newest, Request, Result
+from roilib.apps.playground.figure import draw_result
 from roilib.datasets.images import Sample
-from roilib.visualization import pictures
 
 HEAD = ["", "setting", "bytes", "bits a pixel", "ROI", "background", "encode", "decode"]
 TIERS = {"high": 1.0, "mid": 0.5, "low": 0.25}  # importance of a box
@@ -300,6 +301,6 @@ def playground(coder: Coder, samples: Sequence[Sample], request: Request) -> Pla
     """
     if watched():
         return Playground(coder, samples, request)
-    figure = pictures.playground(coder.answer(replace(request, bit_map=True)))
-    pictures.plt.close(figure)  # or the inline backend would show it a second time
+    figure = draw_result(coder.answer(replace(request, bit_map=True)))
+    plt.close(figure)  # or the inline backend would show it a second time
     return figure

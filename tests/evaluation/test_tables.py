@@ -1,0 +1,71 @@
+"""roilib.evaluation.tables: tables read back, and what figures make of them."""
+
+import pandas as pd
+import pytest
+
+from roilib.codecs.registry import LOOKS, codec_label, look, strength_label
+from roilib.evaluation.tables import by_strength, drawn, read_table, write_tables
+
+
+def test_every_codec_has_a_look_of_its_own():
+    looks = [look(codec) for codec in LOOKS if codec not in ("hyperprior", "bmshj2018-hyperprior")]
+    assert len(set(looks)) == len(looks)
+    assert len({marker for _, marker in looks}) == len(looks)
+    assert look("x265 ultrafast") != look("x265 medium") != look("x264 ultrafast")
+    assert codec_label("jpeg") == "JPEG"
+    assert strength_label("x265 medium", -0.2) == "offset −0.2"
+    assert strength_label("roi_vbr", 0.9) == "α 0.9"
+
+
+def test_curves_come_mildest_first_and_by_rate():
+    rates = pd.DataFrame(
+        {"codec": codec, knob: strength, setting: i, "bpp": 0.1 * 2**-i}
+        for codec, knob, setting in (
+            ("x265 slow", "qoffset", "quality"),
+            ("roi_vbr", "alpha", "lmbda"),
+        )
+        for strength in ((0.0, -0.2, -0.1) if codec == "x265 slow" else (0.9, 0.5, 0.8))
+        for i in range(3)
+    )
+    found = by_strength(rates)
+    assert {codec: list(curves) for codec, curves in found.items()} == {
+        "roi_vbr": [0.5, 0.8, 0.9],
+        "x265 slow": [0.0, -0.1, -0.2],
+    }
+    assert all(
+        c["bpp"].is_monotonic_increasing for curves in found.values() for c in curves.values()
+    )
+    assert by_strength(pd.DataFrame()) == {}
+
+
+def test_missing_tables_are_empty_and_damaged_ones_named(tmp_path):
+    assert read_table(tmp_path, "rates").empty
+    (tmp_path / "rates.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"rates\.csv: not a table"):
+        read_table(tmp_path, "rates")
+
+
+def test_empty_tables_leave_no_file_of_an_earlier_evaluation(tmp_path):
+    table = pd.DataFrame({"a": [1, 2]})
+    write_tables(tmp_path, {"one": table, "two": table})
+    write_tables(tmp_path, {"one": table[:1], "two": table[:0]})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one.csv": "a\n1\n"}
+
+
+def test_of_a_video_encoder_one_preset_is_drawn():
+    def shown(*codecs):
+        return drawn(pd.DataFrame({"codec": codecs}))["codec"].tolist()
+
+    assert shown(
+        "x265 medium", "x265 slow", "x264 ultrafast+zerolatency", "x264 medium", "jpeg", "roi_vbr"
+    ) == [
+        "x265 slow",
+        "x264 medium",
+        "jpeg",
+        "roi_vbr",
+    ]
+    assert shown("x264 ultrafast+zerolatency", "roi_vbr", "roi_vbr (fixed_rate)") == [
+        "x264 ultrafast+zerolatency",
+        "roi_vbr",
+        "roi_vbr (fixed_rate)",
+    ]
