@@ -61,6 +61,7 @@ def decibels(pictures, shown, box):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["x264 ultrafast live", "x264 veryfast live", "x265 ultrafast live", "x265 veryfast live"],
@@ -85,6 +86,7 @@ def test_regions_are_better_in_a_live_stream_too(name):
     assert roi[1] < plain[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["x264", "x265"])
 def test_a_lost_frame_hurts_until_the_next_keyframe_or_itself_alone(codec):
     pictures, boxes = street_of(9)
@@ -200,6 +202,7 @@ def test_what_does_not_fit_is_dropped_and_counted(tiny_kitti):
     assert list(report.summary(records)["dropped"]) == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
     for i in range(2):
         Image.fromarray(np.full((96, 160, 3), 128, np.uint8)).save(tmp_path / f"{i}.png")
@@ -221,6 +224,7 @@ def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_one_frame_is_a_drive(tiny_kitti, tmp_path):
     frames = Drive(tiny_kitti, boxes=str(tiny_kitti / "training" / "label_2"), count=1)
     records, _ = drive.run(frames, Plan(mbit=MBIT, codecs=()), tmp_path, tmp_path)
@@ -243,6 +247,7 @@ def test_frames_that_do_not_go_together_are_named_before_any_is_coded(tmp_path):
         Drive(tmp_path, boxes=str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -271,6 +276,7 @@ def test_bad_options_are_one_line(tiny_kitti, capsys, options, message):
     assert message in error[0]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_headless(tiny_kitti, tmp_path):
     values = {"drive": str(tiny_kitti), "frames": 3, "mbit": MBIT}
     values["codecs"] = ["x264 ultrafast live"]

@@ -119,6 +119,7 @@ def test_values_that_make_no_sense_are_refused(wrong):
         wrong()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("burst", "mean"), [(None, 1 / 0.9), (4, 4)])
 def test_packets_are_lost_as_often_and_in_such_bursts_as_said(burst, mean):
     loss = Loss(0.1, burst, seed=3)

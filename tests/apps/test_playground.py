@@ -73,6 +73,7 @@ def test_a_byte_budget_chooses_lmbda(coder, request_):
         coder.answer(replace(request_, max_bytes=40))
 
 
+@pytest.mark.slow
 def test_without_boxes_of_its_own_a_request_gets_the_detectors(coder, request_):
     streets = Path(__file__).parent.parent.parent / "report" / "pictures" / "sample.png"
     result = coder.answer(Request(streets, lmbda=0.0004))
@@ -141,6 +142,7 @@ def test_the_video_codecs_offset_stands_for_the_same_alpha():
     assert -1 <= matching_qoffset(middle, roi.alpha_index(1.0)) < strong
 
 
+@pytest.mark.slow
 def test_comparison_records_are_plain_and_repeat(coder, request_):
     records, again = ([c.record() for c in coder.compare(request_)] for _ in range(2))
     assert [r["codec"] for r in records] == ["roi_vbr", *CONVENTIONAL.values()]

@@ -10,6 +10,8 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 import screenshot
 from playwright.sync_api import Page, expect
 
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
 
 @pytest.fixture(scope="module")
 def page(tiny_kitti, tmp_path_factory) -> Iterator[Page]:

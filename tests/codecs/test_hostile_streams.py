@@ -140,6 +140,7 @@ HEADERS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(HEADERS, st.data())
 def test_a_header_comes_back(fields, data):
@@ -221,6 +222,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_what_a_stream_does_not_hold_takes_no_memory():
     """The hyper-latent is whole, so decoding begins. All of y would take hundreds of MB."""
     done = subprocess.run(
@@ -245,6 +247,7 @@ def limited():
     resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev/urandom", "/proc/self/mem", "."])
 def test_the_command_refuses_endless_and_empty_files(path):
     """`decode`, too, looks at the stream before it loads anything large or slow."""

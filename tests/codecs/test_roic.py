@@ -57,6 +57,7 @@ def test_lmbda_and_alpha_are_knobs(vbr, image):
     assert psnr(strong[inside], image[inside]) > psnr(even[inside], image[inside])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boxes", [(), BOX])
 def test_a_byte_cap_is_kept_and_used(vbr, image, boxes):
     best = len(roic.encode(image, boxes, lmbda=0.12, model=vbr))
@@ -69,6 +70,7 @@ def test_a_byte_cap_is_kept_and_used(vbr, image, boxes):
         assert roic.decode(data, model=vbr).shape == image.shape
 
 
+@pytest.mark.slow
 def test_a_cap_that_nothing_fits_into_names_the_smallest_size(vbr, image):
     with pytest.raises(DoesNotFit, match=r"the smallest possible size .* is \d+ bytes") as caught:
         roic.encode(image, BOX, max_bytes=50, model=vbr)
@@ -173,6 +175,7 @@ def test_importance_lies_between_background_and_full_weight(vbr, image):
     assert sizes == sorted(sizes)
 
 
+@pytest.mark.slow
 def test_two_hundred_random_sizes_and_boxes(vbr):
     random = np.random.default_rng(0)
     for i in range(200):
@@ -323,6 +326,7 @@ PAPERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", PAPERS)
 def test_the_papers_models_are_coded_too(tiny_parameters, image, options):
     run = open_run(tiny_parameters(max_epochs=15, max_steps=None, max_lr=5e-3, **options))

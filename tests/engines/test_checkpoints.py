@@ -80,6 +80,7 @@ def test_resume_bit_identical_after_kill(long_run, tmp_path):
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_between_its_last_step_and_its_last_test_is_ended_by_the_next_call(
     tiny_parameters, tmp_path, monkeypatch
 ):

@@ -58,6 +58,7 @@ def numbers(content):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ENGINES)
 def test_each_engine_trains_and_writes_its_files(tiny_parameters, options):
     run, metrics = trained(p := tiny_parameters(**options))
@@ -133,6 +134,7 @@ class Unplugged(RoiDataset):
         return super().__getitem__(i)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_exactly(tiny_parameters, tmp_path):
     p = tiny_parameters(
         which="hyperprior_eval_with_objs", max_steps=6, checkpoint_seconds=0
@@ -205,6 +207,7 @@ def test_a_test_picture_under_another_name_does_not_train(tiny_parameters, tmp_p
         trained(tiny_parameters(unlabelled=str(own)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_an_unreadable_picture_is_found_before_the_first_step(tiny_parameters, tmp_path, suffix):
     own = tmp_path / "photos"
@@ -222,6 +225,7 @@ def test_an_unreadable_picture_is_found_before_the_first_step(tiny_parameters, t
     assert trained(p)[1]["steps"] == 3
 
 
+@pytest.mark.slow
 def test_raised_max_steps_go_on_from_the_finished_run(tiny_parameters):
     short = tiny_parameters(max_steps=2, max_epochs=9)
     run, first = trained(short)
@@ -242,6 +246,7 @@ def test_raised_max_steps_go_on_from_the_finished_run(tiny_parameters):
     assert "continues" not in trained(other)[1]
 
 
+@pytest.mark.slow
 def test_raised_max_steps_are_interrupted_and_resumed_exactly(tiny_parameters, tmp_path):
     histories = []
     for name in ("whole", "halves"):
@@ -330,6 +335,7 @@ def test_a_checkpoint_every_fifty_epochs(tiny_parameters):
     assert metrics["history"][-1]["train"]["loss"] < metrics["history"][0]["train"]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [ENGINES[0], ENGINES[2]])
 def test_testing_the_weights_gives_the_trainings_last_test(tiny_parameters, options):
     run, metrics = trained(tiny_parameters(**options))
@@ -360,6 +366,7 @@ def test_no_pictures_to_work_on(tiny_parameters, tmp_path):
         train.test(open_run(p), load_splits(p)[1])
 
 
+@pytest.mark.slow
 def test_aux_loss_moves_the_quantiles_and_nothing_else(tiny_parameters):
     p = tiny_parameters(which="hyperprior_with_obj_features", zero_hooks=True, max_steps=20)
     batch = next(iter(batches(load_splits(p)[0], p, train=True)))

@@ -218,6 +218,7 @@ def test_flip(tiny_parameters):
     assert torch.equal(*tests)
 
 
+@pytest.mark.slow
 def test_ema(tiny_parameters):
     p = tiny_parameters(ema=0.5, max_lr=0.01, max_steps=8, max_epochs=4)
     session = start(p, 2)
@@ -388,6 +389,7 @@ def test_mask_hooks(tiny_parameters):
     assert same(first_output(zero), first_output(zero, roi_mask=1 - mask))
 
 
+@pytest.mark.slow
 def test_model_load_file(tiny_parameters, tmp_path):
     run, metrics = trained(tiny_parameters(max_lr=0.01))
     p = tiny_parameters(model_load_file=str(run.weights), max_steps=1)
@@ -401,6 +403,7 @@ def test_model_load_file(tiny_parameters, tmp_path):
         start(tiny_parameters(model_load_file=str(tmp_path / "missing.safetensors")), 2)
 
 
+@pytest.mark.slow
 def test_training_the_extended_model_starts_from_the_baselines_picture(tiny_parameters):
     run, _ = trained(tiny_parameters(max_lr=0.01))
     baseline = tiny_parameters(model_load_file=str(run.weights))
@@ -477,6 +480,7 @@ def test_M(tiny_parameters):
         assert channels == [12 * share, 20 * share]
 
 
+@pytest.mark.slow
 def test_seed(tiny_parameters, tmp_path):
     one, again, other = (
         trained(tiny_parameters(seed=s, logdir=str(tmp_path / f)))[1]["history"]

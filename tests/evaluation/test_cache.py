@@ -59,6 +59,7 @@ def points(vbr_run, tiny_kitti):
     )
 
 
+@pytest.mark.slow
 def test_points_are_all_pictures_at_all_settings_in_order(points, vbr_run, tiny_kitti, tmp_path):
     assert len(points) == 2 * (4 + 4 + 1)
     records = [record for record, _ in measure(points, tmp_path, workers=2)]

@@ -316,6 +316,7 @@ def flat(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_part_without_error_goes_through_files_tables_and_figures(flat, vbr_run, tmp_path):
     lmbdas = [0.001, 0.003, 0.01, 0.03, 0.06, 0.1]
     points = [

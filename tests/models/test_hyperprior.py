@@ -34,6 +34,7 @@ def inputs(size=(128, 192), batch=1):
     return x, features, mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"zero_hooks": True}, {"mask_hooks": True}])
 @pytest.mark.parametrize("size", [(64, 64), (128, 192)])
 def test_decompress_gives_the_eval_forward(options, size):

@@ -207,6 +207,7 @@ def test_no_order_of_sums_changes_a_result(quantised, monkeypatch):
         assert torch.equal(got.movedim(-1, 1).double(), wanted), name
 
 
+@pytest.mark.slow
 def test_int8_products_are_used_only_where_they_keep_every_bit():
     largest = torch.full((8, 1000), MAX, dtype=torch.int8)
     wanted = (largest.double() @ largest.T.double()).int()

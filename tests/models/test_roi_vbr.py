@@ -120,6 +120,7 @@ def test_a_region_of_higher_quality_is_better_where_it_is(trained, frame):
     )
 
 
+@pytest.mark.slow
 def test_symbols_do_not_depend_on_how_the_decoder_computes(trained, frame):
     _, model = trained
     q = uniform(300, frame)

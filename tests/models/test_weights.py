@@ -141,6 +141,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_safetensors_are_one_line(name, request, tmp_path):
     source, change, message = HOSTILE[name]
