@@ -4,13 +4,13 @@ Exit code 0, or 2 with one line on stderr that says which command failed, on whi
 Commands import what is heavy themselves, so that `roilib info` and `--help` stay fast.
 """
 
+import importlib.metadata
 import importlib.util
 import inspect
 import json as json_format
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +26,7 @@ File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # "-" is standard 
 app = App(
     name="roilib",
     help="ROI-aware neural image codec and its workbook.",
-    version=lambda: version("roilib"),
+    version=lambda: importlib.metadata.version("roilib"),
     help_format="markdown",
     help_formatter="plain",
     default_parameter=Parameter(negative=(), show_default=False),
@@ -37,7 +37,7 @@ app = App(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = [home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     name = f"roilib {words[0]}" if words and words[0] in app else "roilib"
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="replace")  # "?" for what a locale other than UTF-8 lacks
@@ -60,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not out_of_memory(error):
             raise
         return fail(name, "not enough memory for a picture of this size")
+
+
+def home(word: str) -> str:
+    """Expand the ~ of --name=~/file, which no shell does, and of a word that was quoted."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + os.path.expanduser(value)
 
 
 def fail(command: str, why: object, code: int = 2) -> int:
@@ -136,7 +142,7 @@ def encode(
         json: print one JSON object a picture
         force: overwrite files that roilib did not make
     """
-    from roilib.datasets.images import PICTURE_SUFFIXES
+    from roilib.datasets.images import PICTURE_SUFFIXES, is_turned
 
     jobs = io.pair(paths(files), PICTURE_SUFFIXES, ".roic")
     if jobs[0].out.suffix.lower() in PICTURE_SUFFIXES:
@@ -174,6 +180,8 @@ def encode(
 
     def work(job: Job) -> dict:
         record = transcode.encode(job, codec, regions, setting, depth, preview)
+        if record["boxes"] and job.source != io.STANDARD and is_turned(job.source):
+            note("encode", f"{job.source}: EXIF's rotation is not applied, nor to its boxes")
         if seen and not record["boxes"] and alpha is not None:
             note("encode", f"{record['source']}: no boxes, so --alpha has no effect")
         return record
@@ -353,6 +361,7 @@ def drive(
     count: int | None = None,
     results: Path = Path("runs/drive"),
     figures: Path = Path("runs/drive"),
+    force: bool = False,
 ) -> int:
     """Send the frames of a drive over a thin link, by our codec and by conventional ones.
 
@@ -366,15 +375,20 @@ def drive(
         count: the first so many frames
         results: folder for the records; default runs/drive
         figures: folder for figures and films; default runs/drive
+        force: overwrite files that roilib did not make
     """
     from roilib.apps.drive.drive import run
     from roilib.apps.drive.frames import Drive
-    from roilib.apps.drive.report import text
+    from roilib.apps.drive.report import outputs, text
     from roilib.visualization.style import set_style
 
     set_style()
     try:
-        show(text(*run(Drive(frames, boxes, truth, count), plan, results, figures)))
+        pictures = Drive(frames, boxes, truth, count)
+        given = [Path(file) for file in (plan.trace, plan.weights) if file]
+        for made in outputs(results, figures):
+            io.protect(made, [*pictures.files, *given], force or made[0].exists())
+        show(text(*run(pictures, plan, results, figures)))
     except OSError as error:
         why = error.strerror or error
         raise ValueError(f"{error.filename or results}: cannot be written ({why})") from None
@@ -383,7 +397,13 @@ def drive(
 
 @app.command(usage="Usage: roilib notebook IN OUT [OPTIONS]")
 def notebook(
-    source: Path, executed: Path, /, *, parameters: str = "{}", gpus: int | None = None
+    source: Path,
+    executed: Path,
+    /,
+    *,
+    parameters: str = "{}",
+    gpus: int | None = None,
+    force: bool = False,
 ) -> int:
     """Run a notebook headless, with its parameters checked first.
 
@@ -394,9 +414,9 @@ def notebook(
         executed: where the executed notebook goes
         parameters: values of its parameters cell, as a JSON object
         gpus: run on so many GPUs that no other job with this option has taken; default: all
+        force: overwrite a file that is no executed notebook
     """
-    if executed.exists() and source.exists() and executed.samefile(source):
-        raise ValueError(f"{executed}: is an input of this command, and is not overwritten")
+    io.protect([executed], [source], force)
     try:
         values = json_format.loads(parameters)
     except ValueError as error:
@@ -429,6 +449,7 @@ def report(
     figures: Path | None = None,
     out: Path | None = None,
     compile_only: bool = False,
+    force: bool = False,
 ) -> int:
     """Draw the figures of a results folder and compile the report, in a clone of the repository.
 
@@ -439,6 +460,7 @@ def report(
         figures: its figures; default: the folder of the same name in report/figures
         out: the report; default report/report.pdf
         compile_only: do not draw the figures again
+        force: overwrite a file that is no report
     """
     script = Path(__file__).parent.parent / "report" / "build.py"
     if not script.is_file():
@@ -448,6 +470,7 @@ def report(
     spec.loader.exec_module(builder)
     figures = figures or script.parent / "figures" / results.resolve().name
     out = out or builder.OUT
+    io.protect([out], results.glob("*"), force)
     if not compile_only:
         builder.draw(results, figures)
     for warning in builder.build(results, figures, out):
@@ -461,7 +484,7 @@ def paths(words: Sequence[Path]) -> list[Path]:
     for word in map(str, words):
         if word.startswith("-") and word != "-":
             raise ValueError(f"unknown option {word}")
-    return [word.expanduser() for word in words]
+    return list(words)
 
 
 def each(command: str, jobs: Sequence[Job], work: Callable[[Job], dict], json: bool) -> int:

@@ -310,6 +310,45 @@ def test_tracking_labels_of_a_sequence(pictures, weights, tmp_path, capsys):
     refused(capsys, words, "one.json: boxes of one picture, but there are 3")
 
 
+def test_a_notebook_is_never_overwritten(tmp_path, capsys):
+    mine, other = tmp_path / "mine.ipynb", tmp_path / "other.ipynb"
+    for path in (mine, other):
+        path.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    refused(capsys, ["notebook", mine, mine, "--force"], "mine.ipynb: is an input")
+    refused(capsys, ["notebook", mine, other], "other.ipynb: exists, and roilib did not make it")
+
+
+def test_a_report_overwrites_only_reports(tmp_path, capsys):
+    (tmp_path / "thesis.pdf").write_bytes(b"%PDF-1.7 mine")
+    results = REPOSITORY / "report" / "results" / "reference" / "drive"
+    words = ["report", results, "--out", tmp_path / "thesis.pdf"]
+    refused(capsys, words, "thesis.pdf: exists, and roilib did not make it")
+
+
+def test_the_home_folder_is_found_behind_an_equals_sign(picture, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "boxes.json").write_text("[[10, 50, 58, 80]]")
+    words = ["encode", "~/street.png", "~/a.roic", "--boxes=~/boxes.json", *weights]
+    assert main(words) == 0
+    assert (tmp_path / "a.roic").exists()
+
+
+def test_a_person_who_looks_on_sees_progress(pictures, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["encode", str(pictures), str(tmp_path / "out"), *weights]) == 0
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_a_turned_photograph_is_said(tmp_path, weights, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(street(0)).save(tmp_path / "a.jpg", exif=exif)
+    (tmp_path / "a.json").write_text("[[10, 50, 58, 80]]")
+    words = ["encode", str(tmp_path / "a.jpg"), str(tmp_path / "a.roic"), *weights]
+    assert main([*words, "--boxes", str(tmp_path / "a.json")]) == 0
+    assert "a.jpg: EXIF's rotation is not applied" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

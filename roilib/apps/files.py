@@ -4,8 +4,9 @@
     a.png b.png FOLDER out   several files, or folders of them, into the folder `out`
     - -                      standard input to standard output
 
-A command overwrites only what this package made: a .roic stream, or a PNG that says so in its
-Software field. `--force` overwrites other files too, but never an input of the same command.
+A command overwrites only what this package made: a .roic stream, a PNG that says so in its
+Software field, an executed notebook, a report. `--force` overwrites other files too, but never an
+input of the same command.
 """
 
 import sys
@@ -33,7 +34,7 @@ PICTURES = {  # what `decode` writes: suffix → Pillow's options
 SOFTWARE = "roilib"  # of the PNG files that this package writes
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_MARK = b"tEXtSoftware\0" + SOFTWARE.encode()
-PNG_HEAD_BYTES = 512  # of a PNG; Pillow writes text before the pixels
+HEAD_BYTES = 512  # of a file; Pillow writes a PNG's text before the pixels
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,20 @@ def protect(outputs: Iterable[Path], inputs: Iterable[Path], force: bool = False
 
 
 def made_here(path: Path) -> bool:
-    """Return whether this package made a file: a stream, or a PNG that says so."""
+    """Return whether this package made a file, by what stands in it."""
     try:
         with path.open("rb") as file:
-            head = file.read(PNG_HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
+            rest = file.read() if path.suffix.lower() in (".ipynb", ".pdf") else b""
     except OSError:
         return False
-    return head.startswith(MAGIC) or (head.startswith(PNG_START) and PNG_MARK in head)
+    if head.startswith(PNG_START):
+        return PNG_MARK in head
+    if path.suffix.lower() == ".ipynb":
+        return b'"papermill"' in head + rest
+    if head.startswith(b"%PDF"):
+        return b"Typst" in head + rest
+    return head.startswith(MAGIC)
 
 
 def name_of(path: Path) -> str:

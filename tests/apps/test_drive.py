@@ -277,6 +277,23 @@ def test_bad_options_are_one_line(tiny_kitti, capsys, options, message):
 
 
 @pytest.mark.slow
+def test_a_drive_overwrites_neither_inputs_nor_files_of_others(tiny_kitti, tmp_path, capsys):
+    trace = tmp_path / "drive.csv"
+    trace.write_text("time_s,mbit_s\n0,1\n")
+    words = ["drive", str(tiny_kitti), "--count", "1", "--codecs", "x264 ultrafast intra"]
+    words += ["--boxes", str(tiny_kitti / "training" / "label_2"), "--loss", "0"]
+    words += ["--results", str(tmp_path), "--figures", str(tmp_path / "figures")]
+    assert main([*words, "--trace", str(trace), "--force"]) == 2
+    assert "drive.csv: is an input of this command" in capsys.readouterr().err
+    assert main(words) == 2
+    assert "drive.csv: exists, and roilib did not make it" in capsys.readouterr().err
+    assert trace.read_text() == "time_s,mbit_s\n0,1\n"
+    trace.unlink()
+    for _ in range(2):  # the second one finds what the first one made
+        assert main(words) == 0
+
+
+@pytest.mark.slow
 def test_the_notebook_runs_headless(tiny_kitti, tmp_path):
     values = {"drive": str(tiny_kitti), "frames": 3, "mbit": MBIT}
     values["codecs"] = ["x264 ultrafast live"]

@@ -62,6 +62,7 @@ class Drive:
             None if given is None else self._boxes(Path(given), size) for given in (boxes, truth)
         )
         self.detector = HookedDetector() if boxes is None else None
+        self.files = [*self.pictures, *(Path(given) for given in (boxes, truth) if given)]
 
     def _common_size(self) -> tuple[int, int]:
         """Return the frames' height and width.

@@ -213,6 +213,16 @@ def films(
         complete = True
 
 
+def outputs(results: Path, figures: Path) -> list[list[Path]]:
+    """Return the files that a drive writes to each folder; the first marks it as a drive's."""
+    tables = ("drive.csv", "drive_frames.csv", "drive_times.csv")
+    drawn = [f"drive_{network}.{kind}" for network in TITLES for kind in ("png", "pdf", "mp4")]
+    return [
+        [results / name for name in ("drive_provenance.json", *tables)],
+        [figures / name for name in ("drive.html", *drawn)],
+    ]
+
+
 def write(
     results: str | Path,
     figures: str | Path,
