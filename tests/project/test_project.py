@@ -160,7 +160,10 @@ def run_all(folder, *words):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"parameters": {"dataset": "sample", "batchsize": 4}}, "batchsize: Extra inputs"),
+        (
+            {"parameters": {"dataset": "sample", "batchsize": 4}},
+            "batchsize: no such parameter; did you mean batch_size?",
+        ),
         pytest.param(
             {"parameters": {"data_root": 2011}},
             "data_root: Input should be a valid string",

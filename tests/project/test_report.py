@@ -241,6 +241,7 @@ SHOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "column"), [(name, column) for name, columns in SHOWN.items() for column in columns]
 )
