@@ -197,14 +197,14 @@ def test_splits_hold_the_content_of_pictures(tiny_parameters):
 
 
 def test_a_test_picture_under_another_name_does_not_train(tiny_parameters, tmp_path):
-    own = tmp_path / "photos"
-    own.mkdir()
-    test_picture = load_splits(tiny_parameters())[1].samples[0].path
-    shutil.copy(test_picture, own / "holiday.png")
+    root = write_tiny_kitti(tmp_path / "own")
+    pictures = root / "training" / "image_2"
+    shutil.copy(pictures / "000004.png", pictures / "000001.png")
     with pytest.raises(
-        ValueError, match=r"^[^\n]*holiday\.png: [^\n]*content of test picture 000004$"
+        ValueError,
+        match=r"000001\.png: a training picture with the content of test picture 000004$",
     ):
-        trained(tiny_parameters(unlabelled=str(own)))
+        trained(tiny_parameters(data_root=str(root)))
 
 
 @pytest.mark.slow
