@@ -5,7 +5,7 @@
 The float curve has the bits and pictures of `forward`. The integer curve has the payloads of real
 streams and their decoded pictures, so that the entropy coder's own loss counts too. The cost is the
 BD-rate between them over whole test frames, at α = 0.5 with transforms in fp32. The coder's share
-is measured apart: payload bits beyond those that the coder's tables promise.
+is a number of its own: payload bits beyond those that the coder's tables promise.
 """
 
 import argparse

@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     result = {}
-    for peer in ("", "x265"):
-        with screenshot.playground(pictures=args.pictures, peer=peer) as page:
+    for against in ("", "x265"):
+        with screenshot.playground(pictures=args.pictures, against=against) as page:
             for move in range(args.moves):
                 screenshot.answered(
                     page,
@@ -40,12 +40,12 @@ def main() -> None:
             times = [
                 int(time) for time in page.locator(".roi-clock").get_attribute("title").split(", ")
             ]
-        result[peer or "original"] = {
+        name = against or "original"
+        result[name] = {
             "median": float(np.median(times)),
             "p95": float(np.quantile(times, 0.95)),
             "moves": len(times),
         }
-        name = peer or "original"
         print(f"beside the {name}, ms from slider to picture: {result[name]}", flush=True)
     if args.json:
         write_json(args.json, {"milliseconds_beside": result} | origin(vars(args)))

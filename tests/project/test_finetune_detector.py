@@ -75,7 +75,7 @@ def test_dataset_is_laid_out_as_ultralytics_reads_it(tiny_kitti, tmp_path):
     assert parts == {"train": ["000001", "000003"], "val": ["000000", "000002"]}
 
 
-def test_a_strangers_weights_are_warned_of_and_mistakes_are_one_line(tiny_kitti, tmp_path, capsys):
+def test_unknown_weights_cause_a_warning_and_mistakes_are_one_line(tiny_kitti, tmp_path, capsys):
     (tmp_path / "other.pt").write_bytes(b"not weights")
     (tmp_path / "model.onnx").write_bytes(b"")
     command = [

@@ -25,7 +25,7 @@ SMALL = {
     "obj_det_img_size": 64,
 }
 VBR = SMALL | {"which": "roi_vbr", "N": 16, "M": 48, "lmbda": 0.012, "crop": "native", "ema": 0.9}
-PEERS = {
+CODECS = {
     "x264 medium": {"quality": [24, 30, 36], "qoffset": [0, -0.2]},
     "x265 ultrafast": {"quality": [34], "qoffset": [-0.2]},
     "avif": {"quality": [40]},
@@ -51,7 +51,7 @@ def profile(folder: Path) -> list[tuple[str, dict]]:
         ("01_dataset_exploration", data),
         ("03_baseline_training", data | SMALL),
         ("04_roi_training", data | VBR),
-        ("05_evaluation", data | results | {"peers": PEERS} | KNOBS),
+        ("05_evaluation", data | results | {"peers": CODECS} | KNOBS),
         ("06_figures", data | results | figures),
         ("07_playground", data),
         (
@@ -92,8 +92,8 @@ def contents(folder: Path) -> dict[str, object]:
             about = json.loads(path.read_text())
             found[name] = about | {
                 "runs": {
-                    run: {"parameters": told["parameters"], "steps": told["steps"]}
-                    for run, told in about["runs"].items()
+                    run: {"parameters": source["parameters"], "steps": source["steps"]}
+                    for run, source in about["runs"].items()
                 }
             }
         elif "points" in name or path.suffix == ".pt":
