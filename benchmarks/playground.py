@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     result = {}
-    for against in ("", "x265"):
+    for against in ("", "x265 medium"):
         with screenshot.playground(pictures=args.pictures, against=against) as page:
             for move in range(args.moves):
                 screenshot.answered(
