@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -21,6 +21,8 @@ from roilib.apps.drive.plan import Plan
 from roilib.apps.files import Job
 
 Word = Annotated[str, Parameter(allow_leading_hyphen=True)]
+Item = TypeVar("Item")
+Many = Annotated[tuple[Item, ...], Parameter(consume_multiple=True)]
 File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # "-" is standard input or output
 
 app = App(
@@ -347,6 +349,49 @@ def train(*words: Word) -> int:
     if rank() == 0:
         measured = {part: metrics[part] for part in ("train", "test") if metrics[part]}
         show(f"{trained.folder}: {summary(measured)}")
+    return 0
+
+
+@app.command(usage="Usage: roilib evaluate PICTURES [OPTIONS]")
+def evaluate(
+    pictures: Path,
+    /,
+    *,
+    weights: Many[str] = ("shipped",),
+    lmbda: Many[float] = (),
+    alpha: Many[float] = (),
+    codecs: Path | None = None,
+    detectors: Many[str] = (),
+    out: Path = Path("runs/evaluate"),
+    device: str = "auto",
+    workers: int | None = None,
+    force: bool = False,
+) -> int:
+    """Measure weights, conventional codecs and detectors on pictures with labels.
+
+    Prints rates and qualities; the records and tables go to a folder.
+
+    Example: `roilib evaluate photos --lmbda 0.003 0.012 --alpha 0.5 0.9 --detectors shipped`
+
+    Args:
+        pictures: a folder of pictures and label files, or a KITTI root, whose test split is taken
+        weights: weights.safetensors of trainings; shipped: the pretrained roi_vbr, the default
+        lmbda: qualities of roi_vbr, each with every alpha; default: its own
+        alpha: ROI strengths of roi_vbr; default: its own
+        codecs: YAML file of conventional codecs and their settings, as params/codecs/all.yaml
+        detectors: YOLOv8 files that look at the decoded pictures; shipped: the pretrained one
+        out: folder for records and tables; default runs/evaluate
+        device: of the computation, as cpu or cuda; default: cuda where there is one
+        workers: processes; default: one a core, or a single one on a GPU
+        force: overwrite files that roilib did not make
+    """
+    from roilib.apps import measure
+
+    given = [*(Path(name) for name in (*weights, *detectors)), *([codecs] if codecs else [])]
+    made = [out / name for name in measure.MADE]
+    io.protect(made, given, force or made[0].exists())
+    options = (weights, lmbda, alpha, codecs, detectors, device, workers)
+    show(measure.text(*measure.measure(pictures, out, *options)))
     return 0
 
 

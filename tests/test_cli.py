@@ -310,6 +310,27 @@ def test_tracking_labels_of_a_sequence(pictures, weights, tmp_path, capsys):
     refused(capsys, words, "one.json: boxes of one picture, but there are 3")
 
 
+def test_evaluate_measures_a_folder(pictures, weights, tmp_path, capsys):
+    (tmp_path / "codecs.yaml").write_text("jpeg: {quality: [30, 80]}\n")
+    out = tmp_path / "out"
+    words = ["evaluate", str(pictures), "--codecs", str(tmp_path / "codecs.yaml")]
+    words += [*weights, "--lmbda", "0.003", "0.03", "--alpha", "0.5", "--detectors", "shipped"]
+    words += ["--out", str(out), "--device", "cpu", "--workers", "1"]
+    assert main(words) == 0
+    rates, detection = capsys.readouterr().out.split("\n\n")
+    assert len(rates.splitlines()) == 2 + 2 + 2
+    assert len(detection.splitlines()) == 2 + 1 + 2 + 2  # uncompressed too
+    records = json.loads((out / "records.json").read_text())
+    assert len(records) == 3 * 4
+    assert {r["codec"] for r in records} == {"roi_vbr", "jpeg"}
+    roi = [r["roi_count"] for r in records]
+    assert set(roi) == {3 * 48 * 30}
+    assert main(words) == 0  # its own files are written again
+    (out / "provenance.json").unlink()
+    refused(capsys, words, "records.json: exists, and roilib did not make it")
+    refused(capsys, ["evaluate", tmp_path / "none", *words[2:], "--force"], "none: ")
+
+
 def test_a_notebook_is_never_overwritten(tmp_path, capsys):
     mine, other = tmp_path / "mine.ipynb", tmp_path / "other.ipynb"
     for path in (mine, other):
@@ -405,7 +426,8 @@ def test_wrong_words_are_one_line_too(words, named, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["encode", "decode", "info", "compare", "train", "drive", "report", "notebook"]
+    "command",
+    ["encode", "decode", "info", "compare", "train", "evaluate", "drive", "report", "notebook"],
 )
 def test_every_command_has_help_with_an_example(command, capsys):
     assert main([command, "--help"]) == 0

@@ -221,21 +221,3 @@ def without_sei(packets: Sequence[av.Packet], codec: str) -> bytes:
     stream = b"".join(map(bytes, packets)).replace(b"\0\0\0\1", b"\0\0\1")
     units = stream.split(b"\0\0\1")[1:]
     return b"".join(b"\0\0\1" + unit for unit in units if not SEI[codec](unit[0]))
-
-
-def encode(
-    image: np.ndarray,
-    codec: str,
-    quality: float,
-    boxes: Sequence = (),
-    qoffset: float = 0.0,
-    preset: str = "medium",
-) -> bytes:
-    """As ConventionalCodec.encode; for callers that do not use the class yet."""
-    name = f"{codec} {preset}" if codec in VIDEO else codec
-    return ConventionalCodec(name).encode(image, boxes, quality=quality, qoffset=qoffset)
-
-
-def decode(data: bytes, codec: str) -> np.ndarray:
-    """As ConventionalCodec.decode; for callers that do not use the class yet."""
-    return ConventionalCodec(f"{codec} medium" if codec in VIDEO else codec).decode(data)
