@@ -71,8 +71,8 @@ def read_kitti_label(path: Path, size: Size | None = None) -> Labels:
     """Read a KITTI label file without its DontCare regions; other formats are refused by name."""
     path, lines = Path(path), formats.split_lines(read_text(Path(path)))
     try:
-        if (found := formats.text_format(lines)) != "kitti":
-            raise ValueError(f"{found} labels, where KITTI's are expected")
+        if formats.text_format(lines) == "yolo":
+            raise ValueError("YOLO labels, where KITTI's are expected")
         return _checked(formats.kitti(lines), size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -111,7 +111,7 @@ def write_kitti_label(path: Path, names: list[str], boxes: np.ndarray) -> None:
 
 
 def checked_box(values: list, size: Size | None = None) -> list[float]:
-    """x0, y0, x1, y1 as float32 stores them. Raises ValueError for a box that cannot be meant."""
+    """x0, y0, x1, y1 as float32 stores them. Raises ValueError for an implausible box."""
     shown = reprlib.repr(values)  # short, however long a number is
     if any(not isinstance(v, int | float) or isinstance(v, bool) for v in values):
         raise ValueError(f"a box is four numbers, not {shown}")

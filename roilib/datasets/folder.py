@@ -13,6 +13,7 @@ A picture without a label file has no objects. Files that begin with a dot are i
 """
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from roilib.datasets.boxes import Labels, is_tracking, read_labels, read_trackin
 from roilib.datasets.images import (
     PICTURE_SUFFIXES,
     Sample,
+    is_turned,
     picture_files,
     picture_size,
     visible_files,
@@ -62,6 +64,12 @@ def folder_samples(
         raise ValueError(f"{next(iter(strays.values()))}: boxes for no picture in {folder}")
     else:
         found = {id: read_labels(path, sizes[id], box_format) for id, path in labels.items()}
+    for id in found:
+        if images[id].suffix.lower() != ".png" and is_turned(images[id]):  # cameras write no PNG
+            warnings.warn(
+                f"{images[id]}: EXIF turns it, but its boxes are taken as those of the stored pixels",
+                stacklevel=2,
+            )
     return _samples(images, found, yolo_names)
 
 

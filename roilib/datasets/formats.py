@@ -35,6 +35,8 @@ def text_format(lines: Lines) -> str:
     """The format of a text file. Raises ValueError naming one that is not read."""
     if lines and lines[0][1][0].startswith("<"):
         raise ValueError("XML, as Pascal VOC's, is not read; KITTI, YOLO, COCO and LabelMe are")
+    if lines and all("," in line[1][0] for line in lines):
+        raise ValueError("values separated by commas, as in MOT's files, are not read")
     if is_tracking(lines):
         raise ValueError(
             f"KITTI tracking labels: {len(lines[0][1])} columns; such a file belongs to a whole "
@@ -131,7 +133,7 @@ def corners(rows: Any, are_sizes: bool = False) -> Iterator[Entry]:
 
 
 def _to_corners(values: list) -> list:
-    """x, y, width, height as x0, y0, x1, y1; what is not numbers stays, to be refused."""
+    """x, y, width, height as x0, y0, x1, y1; texts stay, so that `checked_box` names them."""
     if any(not isinstance(v, int | float) for v in values):
         return values
     x, y, width, height = values
@@ -170,8 +172,10 @@ def labelme(content: Any, size: Size | None) -> Iterator[Entry]:
         for i, shape in enumerate(content["shapes"]):
             if (kind := shape.get("shape_type", "polygon")) not in ("rectangle", "polygon"):
                 raise ValueError(f"shape {i} is a {kind}; rectangles and polygons are read")
-            columns = list(zip(*shape["points"], strict=True))
-            (left, right), (top, bottom) = ((min(c), max(c)) for c in columns)
-            yield f"shape {i}", str(shape["label"]), [left, top, right, bottom], None
+            points = shape["points"]
+            if not points or any(len(point) != 2 for point in points):
+                raise ValueError(f"shape {i}: points are [[x, y], …]")
+            xs, ys = zip(*points, strict=True)
+            yield f"shape {i}", str(shape["label"]), [min(xs), min(ys), max(xs), max(ys)], None
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not LabelMe's JSON ({type(error).__name__}: {error})") from None

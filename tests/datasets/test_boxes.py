@@ -92,7 +92,7 @@ REFUSED = {  # kind of file, contents → why it is refused
     "YOLO key points": ("a.txt", "0 0.5 0.5 0.2 0.2 " + "0.4 0.4 2 " * 3, "line 1 begins with a"),
     "DOTA": ("a.txt", "10 20 30 20 30 40 10 40 plane 0", "line 1 begins with a number"),
     "MOT, with spaces": ("a.txt", "1 2 10 20 30 40 1 -1 -1 -1", "line 1 begins with a number"),
-    "MOT": ("a.txt", "1,2,10,20,30,40,1,-1,-1,-1", "line 1 has 1 fields"),
+    "MOT": ("a.txt", "1,2,10,20,30,40,1,-1,-1,-1", "values separated by commas"),
     "four numbers": ("a.txt", "10 20 30 40", "line 1 begins with a number"),
     "COCO keypoints' numbers": ("a.txt", "17 10 20 30 40 50", "line 1 begins with a number"),
     "a number for the class": ("a.txt", CAR + "\n" + CAR.replace("Car", "2"), "line 2: a KITTI"),
@@ -125,6 +125,16 @@ REFUSED = {  # kind of file, contents → why it is refused
         "a.json",
         '{"shapes": [], "imageHeight": 192, "imageWidth": 320}',
         "labels of a picture of 320x192 pixels, it has 160x96",
+    ),
+    "LabelMe without points": (
+        "a.json",
+        '{"shapes": [{"label": "a", "points": []}]}',
+        "shape 0: points",
+    ),
+    "LabelMe in space": (
+        "a.json",
+        '{"shapes": [{"label": "a", "points": [[1, 2, 3]]}]}',
+        "shape 0: points are",
     ),
     "LabelMe without labels": (
         "a.json",
@@ -235,7 +245,7 @@ def test_a_format_that_does_not_fit_is_refused(tmp_path):
 
 
 def test_kittis_reader_reads_nothing_else(tmp_path):
-    for content, why in (("0 0.5 0.5 0.2 0.2", "yolo labels"), (TRACKED, "KITTI tracking labels")):
+    for content, why in (("0 0.5 0.5 0.2 0.2", "YOLO labels"), (TRACKED, "KITTI tracking labels")):
         path = written(tmp_path, "a.txt", content)
         assert refusal(read_kitti_label, path).startswith(f"{path}: {why}")
 
@@ -262,6 +272,45 @@ def test_tracking_labels_are_read_by_frame(tmp_path):
 def test_tracking_labels_with_a_mistake(tmp_path, content, why):
     path = written(tmp_path, "0000.txt", content)
     assert refusal(read_tracking, path, SIZE).startswith(f"{path}: {why}")
+
+
+def as_yolo(boxes):
+    height, width = SIZE
+    centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    rows = np.hstack([centres, sides]) / (width, height, width, height)
+    return "".join(f"0 {' '.join(f'{v:.6f}' for v in row)}\n" for row in rows)
+
+
+def as_results(boxes):
+    rows = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]).tolist()
+    return json.dumps([{"image_id": 1, "category_id": 1, "bbox": row} for row in rows])
+
+
+def as_labelme(boxes):
+    shapes = [{"label": "a", "points": [[x1, y0], [x0, y1]]} for x0, y0, x1, y1 in boxes.tolist()]
+    return json.dumps({"shapes": shapes, "imageHeight": SIZE[0], "imageWidth": SIZE[1]})
+
+
+def as_tracking(boxes):
+    return "".join(f"3 0 Car 0 0 0 {' '.join(map(str, box))} {REST}\n" for box in boxes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_same_boxes_in_every_format(tmp_path, seed):
+    random = np.random.default_rng(seed)
+    corners = random.uniform(0, 1, (6, 2, 2)).round(3) * (SIZE[1], SIZE[0])
+    boxes = np.hstack([corners.min(1), corners.max(1) + 0.5]).clip(0, (160, 96, 160, 96))
+    write_kitti_label(tmp_path / "kitti.txt", ["Car"] * 6, boxes)
+    written(tmp_path, "yolo.txt", as_yolo(boxes))
+    written(tmp_path, "xyxy.json", json.dumps(boxes.tolist()))
+    written(tmp_path, "coco.json", as_results(boxes))
+    written(tmp_path, "labelme.json", as_labelme(boxes))
+    for path in tmp_path.iterdir():
+        np.testing.assert_allclose(read_boxes(path, SIZE), boxes, atol=0.01)
+        read_again = read_boxes(path, SIZE, path.stem)
+        np.testing.assert_array_equal(read_again, read_boxes(path, SIZE))
+    tracked = read_tracking(written(tmp_path, "tracking.txt", as_tracking(boxes)), SIZE)
+    np.testing.assert_allclose(tracked[3][1], boxes, rtol=1e-6)
 
 
 def test_written_labels_read_back_and_have_kittis_fields(tmp_path):

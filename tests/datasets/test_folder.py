@@ -100,6 +100,17 @@ def test_yolos_labels_and_class_names(tmp_path, names, wanted):
     assert len(second.boxes) == 0
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.tiff", "a.webp"])
+def test_labels_of_a_picture_that_exif_turns_are_said(tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(street(0)).save(tmp_path / name, exif=exif)
+    assert len(folder_samples(tmp_path)[0]) == 1  # without labels nothing can be wrong
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.25 0.5")
+    with pytest.warns(UserWarning, match=rf"{name}: EXIF turns it"):
+        folder_samples(tmp_path)
+
+
 def test_a_format_for_all_files(tmp_path):
     folder = pictures(tmp_path / "own", "a.png")
     (folder / "a.json").write_text("[[10, 20, 30, 40]]")

@@ -48,7 +48,7 @@ def test_wrong_layouts_and_empty_roots(tmp_path):
     ("text", "why"),
     [
         ("Car 0.00 0 1.85 387.63\n", "line 1 has 5 fields"),
-        ("0 0.5 0.5 0.2 0.2", "yolo labels, where KITTI's are expected"),
+        ("0 0.5 0.5 0.2 0.2", "YOLO labels, where KITTI's are expected"),
         (f"0 1 Car 0 0 0 10 20 30 40{' 0' * 7}", "KITTI tracking labels: 17 columns"),
         (f"Car 0 0 0 0.1 0.2 0.3 0.4{' 0' * 7}", "all coordinates lie in 0 … 1"),
         (f"Car 0 0 0 10 100 30 120{' 0' * 7}", "line 1: the box [10.0, 100.0, 30.0, 120.0] lies"),
