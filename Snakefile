@@ -34,8 +34,8 @@ STEPS = ["01_dataset_exploration", "02_detector_hooks", "07_playground"]
 EVALUATE = SETTINGS.get("evaluate", {})
 EVALUATION = dict(EVALUATE or {})
 if "codecs" in EVALUATION:
-    GRIDS = Path(f"params/codecs/{EVALUATION.pop('codecs')}.yaml")
-    EVALUATION["peers"] = yaml.safe_load(GRIDS.read_text())
+    GRIDS = Path(f"params/codecs/{EVALUATION['codecs']}.yaml")
+    EVALUATION["codecs"] = yaml.safe_load(GRIDS.read_text())
 if "second_detector" in config:
     EVALUATION["detectors"] = ["shipped", config["second_detector"]]
 REPORT = ["report/report.pdf"] if EVALUATE is not False else []

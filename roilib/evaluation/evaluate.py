@@ -270,29 +270,28 @@ def provenance(
 
 
 def refuse_training_pictures(
-    runs: list[Run], data: RoiDataset, dataset: str, weights: Sequence[str] = ()
+    runs: Sequence[Run], data: RoiDataset, weights: Sequence[str] = ()
 ) -> None:
     """Raise ValueError if a run or a weights file trained on one of these pictures.
 
-    Weights files know their pictures by content, runs by their ids in the same `dataset`.
+    Pictures are known by their content, whatever their names and wherever they lie. A run of an
+    earlier version knows the ids of its pictures only.
     """
-    for name in weights:
-        known = trained_on(weights_file(name))
-        seen = [
-            sample.id for sample in data.samples if known and picture_hash(sample.path) in known
-        ]
-        if seen:
-            raise ValueError(
-                f"{name}: was trained on {seen[0]} and {len(seen) - 1} more of these pictures; "
-                "use the root's own split or other pictures"
-            )
+    measured = {picture_hash(sample.path): sample.id for sample in data.samples}
+    trained = {name: trained_on(weights_file(name)) for name in weights}
     for run in runs:
-        splits = json.loads(run.splits.read_text())
-        seen = set(splits["train"]) & set(data.ids) if splits["dataset"] == dataset else set()
+        splits, start = read_json(run.splits), run.parameters.model_load_file
+        trained[run.splits] = set(splits.get("train_pictures", ()))
+        if "train_pictures" not in splits:
+            trained[run.splits] = {h for h, id in measured.items() if id in splits["train"]}
+        if start and Path(start).is_file():
+            trained[run.splits] |= trained_on(start)
+    for source, pictures in trained.items():
+        seen = [id for digest, id in measured.items() if digest in pictures]
         if seen:
             raise ValueError(
-                f"{run.splits}: the run trained on {min(seen)} and {len(seen) - 1} more of the "
-                "test pictures; use its own split"
+                f"{source}: trained on {seen[0]} and {len(seen) - 1} more of these pictures; "
+                "measure on the data set's own test split, or on other pictures"
             )
 
 

@@ -1,5 +1,7 @@
 """roilib.evaluation.evaluate: whole frames, real bytes, records."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +13,11 @@ from PIL import Image
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset, load_splits, split
+from roilib.datasets.folder import folder_samples
 from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
 from roilib.engines import train
-from roilib.engines.runs import open_run
+from roilib.engines.runs import Run, open_run
 from roilib.evaluation import comparisons, tables
 from roilib.evaluation.cache import detector_files
 from roilib.evaluation.evaluate import (
@@ -29,7 +32,9 @@ from roilib.evaluation.evaluate import (
 )
 from roilib.metrics import psnr_from_mse
 from roilib.models.detector import HookedDetector, frame_features
+from roilib.parameters import Parameters
 from roilib.roi import roi_mask
+from roilib.utils.files import write_json
 from roilib.visualization import pictures
 from roilib.visualization import rates as figures
 from roilib.visualization.side_by_side import compare
@@ -38,8 +43,6 @@ from roilib.visualization.side_by_side import compare
 @pytest.fixture(scope="module")
 def trained(tiny_kitti, tmp_path_factory):
     """Two small models trained for long enough that their bytes mean something."""
-    from roilib.parameters import Parameters
-
     base = {
         "dataset": "kitti",
         "data_root": str(tiny_kitti),
@@ -138,12 +141,24 @@ def test_finished_runs_are_found_and_missing_ones_named(trained, tmp_path):
     assert finished_runs(tmp_path, needed=False) == []
 
 
-def test_pictures_that_a_run_trained_on_are_refused(trained, tiny_kitti):
+def test_pictures_that_a_run_trained_on_are_refused(trained, tiny_kitti, tmp_path):
     samples = kitti_samples(tiny_kitti)
-    refuse_training_pictures(trained, RoiDataset(samples[4:]), "kitti")
-    refuse_training_pictures(trained, RoiDataset(samples), "coco")
-    with pytest.raises(ValueError, match=r"splits\.json: the run trained on 000003 "):
-        refuse_training_pictures(trained, RoiDataset(samples[3:]), "kitti")
+    refuse_training_pictures(trained, RoiDataset(samples[4:]))
+    with pytest.raises(ValueError, match=r"splits\.json: trained on 000003 and 0 more of these"):
+        refuse_training_pictures(trained, RoiDataset(samples[3:]))
+    for sample in samples[3:5]:  # a copy of a training picture and one of a test picture
+        shutil.copy(sample.path, tmp_path / f"{sample.id}-copy.png")
+    with pytest.raises(ValueError, match=r"trained on 000003-copy and 0 more"):
+        refuse_training_pictures(trained, RoiDataset(*folder_samples(tmp_path)))
+
+
+def test_a_run_of_an_earlier_version_knows_its_pictures_by_id(tiny_kitti, tmp_path):
+    run = Run(tmp_path, Parameters.parse({"dataset": "kitti", "data_root": str(tiny_kitti)}))
+    write_json(run.splits, {"dataset": "kitti", "train": ["000003"], "test": ["000004"]})
+    samples = kitti_samples(tiny_kitti)
+    refuse_training_pictures([run], RoiDataset(samples[4:]))
+    with pytest.raises(ValueError, match="trained on 000003 and 0 more"):
+        refuse_training_pictures([run], RoiDataset(samples[3:]))
 
 
 def test_provenance_names_code_parameters_and_time(trained, tiny_kitti):
@@ -360,17 +375,14 @@ def test_a_part_without_error_goes_through_files_tables_and_figures(flat, vbr_ru
 def test_shipped_weights_know_the_pictures_that_they_were_trained_on(shared_data):
     root = shared_data / "kitti"
     train, test = split(kitti_samples(root), None, root)
-    refuse_training_pictures([], RoiDataset(test), "kitti", ["shipped"])
-    with pytest.raises(
-        ValueError, match=rf"shipped: was trained on {train[-1].id} and 0 more of these pictures"
-    ):
-        refuse_training_pictures(
-            [], RoiDataset([*test, train[-1]]), "pictures", ["shipped"]
-        )  # under whatever name
+    refuse_training_pictures([], RoiDataset(test), ["shipped"])
+    message = rf"shipped: trained on {train[-1].id} and 0 more of these pictures"
+    with pytest.raises(ValueError, match=message):
+        refuse_training_pictures([], RoiDataset([*test, train[-1]]), ["shipped"])
 
 
 @pytest.mark.parametrize(
-    "path", sorted((REPOSITORY / "params" / "peers").glob("*.yaml")), ids=lambda path: path.stem
+    "path", sorted((REPOSITORY / "params" / "codecs").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_the_profiles_conventional_codecs_have_settings(path):
     for name, grid in yaml.safe_load(path.read_text()).items():

@@ -33,7 +33,7 @@ OWN = {
     "workers": 1,
 }
 OWN |= {
-    "peers": {
+    "codecs": {
         "x265 ultrafast+zerolatency": {
             "quality": [24, 29, 34, 38, 42, 46],
             "qoffset": [0, -0.1, -0.3],
@@ -88,7 +88,7 @@ def executed(tiny_kitti, tmp_path_factory):
             "05",
             results
             | {
-                "peers": {
+                "codecs": {
                     "x264 medium": {"quality": [30, 40], "qoffset": [0, -0.2]},
                     "jpeg": {"quality": [30]},
                 }

@@ -51,7 +51,7 @@ def profile(folder: Path) -> list[tuple[str, dict]]:
         ("01_dataset_exploration", data),
         ("03_baseline_training", data | SMALL),
         ("04_roi_training", data | VBR),
-        ("05_evaluation", data | results | {"peers": CODECS} | KNOBS),
+        ("05_evaluation", data | results | {"codecs": CODECS} | KNOBS),
         ("06_figures", data | results | figures),
         ("07_playground", data),
         (
