@@ -26,12 +26,12 @@ MADE = (  # the first one marks a folder as made here
 )
 
 
-def read_pictures(folder: Path) -> tuple[RoiDataset, str]:
-    """Read a folder of pictures and labels, or a KITTI root's test pictures, and its kind."""
+def read_pictures(folder: Path) -> RoiDataset:
+    """Read a folder of pictures and labels, or a KITTI root's test pictures."""
     if (folder / "training" / "image_2").is_dir():
         p = Parameters.parse({"dataset": "kitti", "data_root": str(folder)})
-        return evaluation_pictures(p), p.dataset
-    return evaluation_pictures(Parameters.parse({}), str(folder)), "pictures"
+        return evaluation_pictures(p)
+    return evaluation_pictures(Parameters.parse({}), str(folder))
 
 
 def read_grids(path: Path | None) -> dict:
@@ -66,8 +66,8 @@ def measure(
     weights, detectors: files, or "shipped" for the pretrained ones. Points measured before are
     taken from out/points. Raises ValueError for what is wrong with settings or files.
     """
-    data, kind = read_pictures(folder)
-    refuse_training_pictures([], data, kind, weights)
+    data = read_pictures(folder)
+    refuse_training_pictures([], data, weights)
     grids, looking = read_grids(codecs), cache.detector_files(detectors)
     where = str(resolve_device(device))
     points = cache.tasks([], data, lmbdas, alphas, grids, where, weights, looking)
