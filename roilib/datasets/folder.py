@@ -67,7 +67,7 @@ def folder_samples(
     for id in found:
         if images[id].suffix.lower() != ".png" and is_turned(images[id]):  # cameras write no PNG
             warnings.warn(
-                f"{images[id]}: EXIF turns it, but its boxes are taken as those of the stored pixels",
+                f"{images[id]}: EXIF turns it, but boxes are taken to be in the stored pixels",
                 stacklevel=2,
             )
     return _samples(images, found, yolo_names)
