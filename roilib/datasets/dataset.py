@@ -127,7 +127,7 @@ def load_splits(p: Parameters) -> tuple[RoiDataset, RoiDataset]:
     if p.dataset == "coco":
         (train, test), classes = coco_splits(root, p.train_size_p1)
     elif p.dataset == "folder":
-        samples, classes = folder_samples(root, below=True)
+        samples, classes = folder_samples(root, below=True, with_objects=p.uses_objects)
         train, test = split(samples, p.train_size_p1, root)
     else:
         classes = kitti_classes(root)

@@ -33,18 +33,23 @@ LABEL_SUFFIXES = (".txt", ".json")
 
 
 def folder_samples(
-    folder: str | Path, box_format: str | None = None, below: bool = False
+    folder: str | Path,
+    box_format: str | None = None,
+    below: bool = False,
+    with_objects: bool = True,
 ) -> tuple[list[Sample], tuple[str, ...]]:
     """Read the pictures of a folder in natural order, with their objects, and the class names.
 
     box_format: that of the label files, None recognises it; below: also in folders below.
+    with_objects=False reads no label files, so that other .txt and .json files may lie there.
     Objects without a name are called "object"; importances are not kept. Every picture's header
     is read. Raises ValueError naming the file that is wrong.
     """
     folder = Path(folder).expanduser()
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
-    for path in visible_files(folder, (*PICTURE_SUFFIXES, *LABEL_SUFFIXES), below):
+    suffixes = (*PICTURE_SUFFIXES, *(LABEL_SUFFIXES if with_objects else ()))
+    for path in visible_files(folder, suffixes, below):
         if path.parent == folder / "splits" and path.suffix == ".txt":
             continue
         id = path.relative_to(folder).with_suffix("").as_posix()
@@ -86,6 +91,8 @@ def _by_frame(path: Path, images: dict[str, Path], sizes: dict) -> dict[str, Lab
     """The objects of a sequence by picture."""
     numbers = {id: re.search(r"\d+$", id) for id in images}
     frames = {int(number[0]): id for id, number in numbers.items() if number}
+    if len(frames) < sum(number is not None for number in numbers.values()):
+        raise ValueError(f"{path}: two pictures of one frame number")
     tracked = read_tracking(path, next(iter(sizes.values())))
     for frame in tracked:
         if frame not in frames:

@@ -145,6 +145,10 @@ def test_tracking_labels_of_a_sequence(tmp_path, names, frames, boxes):
 
 def test_tracking_labels_of_other_frames_are_refused(tmp_path):
     folder = pictures(tmp_path / "own", "000000.png", "000001.png")
+    (folder / "labels.txt").write_text(tracked(0, 1))
+    pictures(folder, "other_1.png")
+    assert "labels.txt: two pictures of one frame number" in refusal(folder_samples, folder)
+    (folder / "other_1.png").unlink()
     (folder / "labels.txt").write_text(tracked(0, 2))
     assert "labels.txt: no picture of frame 2" in refusal(folder_samples, folder)
     (folder / "more.txt").write_text(tracked(0))
@@ -163,12 +167,16 @@ def test_a_plain_folder_trains(tmp_path, tiny_parameters):
     train, test = load_splits(p)
     assert train.ids + test.ids == ["a", "b", "sub/c", "sub/deep"]
     assert len(train) == 2
+    (folder / "readme.txt").write_text("Photographs of mine")
+    assert len(load_splits(p)[0]) == 2
+    with pytest.raises(ValueError, match=r"readme\.txt: boxes for no picture"):
+        load_splits(p.model_copy(update={"which": "roi_vbr"}))
+    (folder / "readme.txt").unlink()
     (folder / "splits").mkdir()
     (folder / "splits" / "train.txt").write_text("sub/c\nb\n")
     (folder / "splits" / "test.txt").write_text("a\n")
-    train, test = load_splits(
-        tiny_parameters(dataset="folder", data_root=str(folder), train_size_p1=None)
-    )
+    p = p.model_copy(update={"train_size_p1": None})
+    train, test = load_splits(p)
     assert (train.ids, test.ids) == (["b", "sub/c"], ["a"])
     (folder / "sub" / "cut.png").write_bytes((folder / "a.png").read_bytes()[:20])
     with pytest.raises(ValueError, match=r"cut\.png: not a readable picture"):
