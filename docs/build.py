@@ -42,8 +42,9 @@ def main(arguments: list[str]) -> int:
     if broken := broken_links([*DOCS.glob("*.md"), *ROOT.glob("*.md")]):
         print(*(f"no such file: {line}" for line in broken), sep="\n", file=sys.stderr)
         return 2
-    source = out / ".source"
+    source = out / ".source"  # its pictures lie at ../report, as in the repository
     shutil.copytree(DOCS, source, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "report" / "pictures", out / "report" / "pictures", dirs_exist_ok=True)
     copy_notebooks(EXECUTED, source / "notebooks")
     return build_main(["-W", "--keep-going", "-q", "-b", "html", str(source), str(out)])
 

@@ -23,3 +23,14 @@ suppress_warnings = [
     "mystnb.unknown_mime_type",  # live widgets, which a page cannot show
     "misc.highlighting_failure",
 ]
+
+
+def as_written(app, what, name, obj, options, lines):
+    """Show a docstring as it is written: its diagrams and formulas are plain text, not reST."""
+    if lines:
+        lines[:] = ["::", "", *(f"   {line}" for line in lines), ""]
+
+
+def setup(app):
+    """Connect `as_written`."""
+    app.connect("autodoc-process-docstring", as_written)

@@ -244,6 +244,44 @@ FORMATS = {  # columns of each format; all others have two digits
 DIGITS = {name: form for form, names in FORMATS.items() for name in names.split()}
 
 
+HEADLINE_BG_LOSS = 0.5  # dB, at which the README reads the ROI modes
+HEADLINE = {"x265 slow": "x265 slow", "x265 medium": "x265 medium", "x264 slow": "x264 slow"} | {
+    "avif": "AVIF",
+    "jpeg": "JPEG",
+}
+
+
+def headline_table(ratios: pd.DataFrame, bd_rates: pd.DataFrame) -> pd.DataFrame:
+    """Return roi_vbr against the codecs of HEADLINE in a few words, for the README.
+
+    ratios: of `comparisons.byte_ratio_tables`; bd_rates: of `comparisons.bd_table`.
+    """
+    rates = bd_rates[bd_rates["test"] == "roi_vbr"]
+    equal = rates[(rates["bg_loss"] == HEADLINE_BG_LOSS) & (rates["metric"] == "roi_psnr")]
+    uniform = rates[rates["bg_loss"].isna() & (rates["metric"] == "psnr")]
+    found = []
+    for codec, label in HEADLINE.items():
+        (ratio,) = ratios[ratios["theirs"] == codec].to_dict("records")
+        roi, plain = (part[part["anchor"] == codec].to_dict("records") for part in (equal, uniform))
+        found.append(
+            {
+                "`roi_vbr` against": label,
+                "bytes at equal ROI and background": f"**{_interval(ratio, 'ratio', '.2f')}**, "
+                f"{ratio['reached']} of {ratio['hull']} points",
+                "ROI BD-rate": f"{_interval(roi[0], 'bd_rate', '+.1f')} %" if roi else "no ROI",
+                "BD-rate, all pixels alike": f"{_interval(plain[0], 'bd_rate', '+.1f')} %",
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _interval(row: Mapping, name: str, form: str) -> str:
+    """Return a value with its interval, where there is one."""
+    values = [row[name], row["low"], row["high"]]
+    value, low, high = (format(v, form).replace("-", "−") for v in values)
+    return value if pd.isna(row["low"]) else f"{value} [{low}, {high}]"
+
+
 def shown(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
     """Round the columns (name → heading) that hold any value, for a notebook; a dash for none."""
     there = {

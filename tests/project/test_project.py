@@ -24,6 +24,10 @@ ROOT = Path(__file__).parent.parent.parent
 PROFILES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
 
 
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
 def profile(name):
     return yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text())
 
@@ -244,7 +248,7 @@ def test_the_image_has_what_the_setup_calls():
 
 def test_containers_are_published_on_this_machine_alone_and_run_as_nobody_special():
     dockerfile = (ROOT / "Dockerfile").read_text()
-    for text in (dockerfile, (ROOT / "README.md").read_text()):
+    for text in (dockerfile, page("docs/install.md")):
         text = re.sub(r" \\\n#? *", " ", text)
         lines = [line for line in text.splitlines() if "docker run" in line]
         assert len(lines) == 2
@@ -263,29 +267,34 @@ def test_containers_are_published_on_this_machine_alone_and_run_as_nobody_specia
     assert not re.search(r"token=|password=", dockerfile)  # Jupyter makes a new token at each start
 
 
-def test_readme_holds_the_parameters_as_they_are():
-    assert parameter_table() in (ROOT / "README.md").read_text()
+def test_the_docs_hold_the_parameters_as_they_are():
+    assert parameter_table() in page("docs/training.md")
     assert all(f"`{name}`" in parameter_table() for name in Parameters.model_fields)
 
 
-@pytest.mark.parametrize("page", ["README.md", "data/weights/README.md"])
-def test_detector_figures_come_from_the_measurement(page):
+@pytest.mark.parametrize("name", ["docs/results.md", "data/weights/README.md"])
+def test_detector_figures_come_from_the_measurement(name):
     measured = json.loads((ROOT / "data" / "weights" / "yolov8n_kitti.json").read_text())["AP50"]
-    text = (ROOT / page).read_text()
-    coco, kitti = (measured[f"yolov8n_{name}.pt"] for name in ("coco_int8", "kitti"))
+    text = page(name)
+    coco, kitti = (measured[f"yolov8n_{kind}.pt"] for kind in ("coco_int8", "kitti"))
     for key in ("mAP", "agnostic", "Car", "Pedestrian", "Cyclist"):
         assert f"| {coco[key]:.3f} | {kitti[key]:.3f} |" in text
 
 
-@pytest.mark.parametrize("page", ["README.md", "data/README.md", "data/weights/README.md"])
-def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text())
+PAGES = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "data/README.md", "data/weights/README.md", *PAGES]
+)
+def test_links_lead_somewhere(name):
+    links = [link for link in re.findall(r"\]\(([^)#]+)", page(name)) if "://" not in link]
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
     for link in links:
-        target = ((ROOT / page).parent / link).resolve().relative_to(ROOT.resolve()).as_posix()
-        assert any(name == target or name.startswith(f"{target}/") for name in tracked), link
+        target = ((ROOT / name).parent / link).resolve().relative_to(ROOT.resolve()).as_posix()
+        assert any(file == target or file.startswith(f"{target}/") for file in tracked), link
 
 
 def test_no_large_file_is_committed():
@@ -298,7 +307,7 @@ def test_no_large_file_is_committed():
     )
 
 
-def test_reference_results_are_what_their_records_say_and_what_the_readme_shows():
+def test_reference_results_are_what_their_records_say_and_what_the_docs_show():
     folder = ROOT / "report" / "results" / "reference" / "kitti_small"
     rates, records = (
         pd.read_csv(folder / "rates.csv"),
@@ -308,26 +317,25 @@ def test_reference_results_are_what_their_records_say_and_what_the_readme_shows(
         tables.rate_table(records)[list(rates)], rates, check_dtype=False, rtol=1e-9
     )
     assert {len(group) for _, group in pd.DataFrame(records).groupby("run")} == {24}
-    assert tables.markdown(rates, tables.RATE_COLUMNS) in (ROOT / "README.md").read_text()
+    assert tables.markdown(rates, tables.RATE_COLUMNS) in page("docs/results.md")
     provenance = json.loads((folder / "provenance.json").read_text())
     assert set(provenance["runs"]) == set(rates["run"])
 
 
-def test_the_drive_in_the_readme_is_its_records():
+def test_the_drive_in_the_docs_is_its_records():
     frames = pd.read_csv(ROOT / "report" / "results" / "reference" / "drive" / "drive_frames.csv")
     table = report.summary(frames)
     for network, columns in (("whole", report.COLUMNS), ("lossy", report.LOSS_COLUMNS)):
-        assert (
-            tables.markdown(table[table["network"] == network], columns)
-            in (ROOT / "README.md").read_text()
+        assert tables.markdown(table[table["network"] == network], columns) in page(
+            "docs/results.md"
         )
     assert not frames["over"].any()
 
 
-def test_the_readmes_comparisons_are_the_shipped_codecs_records():
+def test_the_comparisons_in_the_docs_are_the_shipped_codecs_records():
     folder, readme = (
         ROOT / "report" / "results" / "reference" / "shipped",
-        (ROOT / "README.md").read_text(),
+        page("docs/results.md"),
     )
     codecs = comparisons.families(json.loads((folder / "records.json").read_text()))
     rates, ratios = comparisons.bd_table(codecs), comparisons.byte_ratio_tables(codecs)[0]
@@ -363,16 +371,16 @@ def test_the_papers_models_beside_the_shipped_codec_are_as_their_records_say():
         pd.read_csv(folder / "kitti_small" / "byte_ratios.csv"),
         rtol=1e-6,
     )
-    assert tables.markdown(ours, tables.BYTE_RATIO_COLUMNS) in (ROOT / "README.md").read_text()
+    assert tables.markdown(ours, tables.BYTE_RATIO_COLUMNS) in page("docs/results.md")
 
 
-def test_the_speeds_in_the_readme_are_measured_ones():
+def test_the_speeds_in_the_docs_are_measured_ones():
     table = tables.speed_table(
         json.loads(
             (ROOT / "report" / "results" / "reference" / "shipped" / "speed.json").read_text()
         )
     )
-    assert tables.markdown(table, tables.SPEED_COLUMNS) in (ROOT / "README.md").read_text()
+    assert tables.markdown(table, tables.SPEED_COLUMNS) in page("docs/results.md")
     ours, baseline = (
         table.set_index("codec").loc[name, ["encode", "decode"]].sum()
         for name in ("roi_vbr", "bmshj2018-hyperprior")
@@ -422,3 +430,21 @@ def test_under_load_every_stream_was_the_same_and_memory_came_back():
     assert load["pictures"] >= 1000
     assert load["memory"]["kb_a_picture"] < 10
     assert {"commit", "packages"} <= load["environment"].keys()
+
+
+def test_the_readmes_tables_are_the_reference_results():
+    folder = ROOT / "report" / "results" / "reference" / "shipped"
+    ratios, rates = (pd.read_csv(folder / f"{name}.csv") for name in ("byte_ratios", "bd_rates"))
+    headline = tables.headline_table(ratios, rates)
+    speed = tables.speed_table(json.loads((folder / "speed.json").read_text()))
+    for row in headline.to_numpy().tolist():
+        assert f"| {' | '.join(row)} |" in page("README.md")
+    assert tables.markdown(speed, tables.SPEED_COLUMNS) in page("README.md")
+    ours = speed.set_index("codec").loc["roi_vbr"]
+    assert f"encode {ours['encode']:.0f} ms and decode {ours['decode']:.0f} ms" in page("README.md")
+
+
+def test_the_readme_fits_a_reader():
+    lines = page("README.md").splitlines()
+    assert len(lines) <= 140
+    assert all(len(line) <= 120 for line in lines if not line.startswith(("|", "!")))
