@@ -25,6 +25,7 @@ from pydantic import (
 from roilib.roi import LMBDA_MAX, LMBDA_MIN
 
 BASELINES = ("hyperprior", "hyperprior_eval_with_objs")  # one model, which knows no ROI
+EXTENSIONS = ("zero_hooks", "mask_hooks", "conditioning", "decoder_roi")  # of the extended model
 WITHOUT_EFFECT = {  # on the result, hence no part of a run's name
     "device",
     "devices",
@@ -94,8 +95,10 @@ class Parameters(BaseModel):
     compr_img_size: int = Field(
         256, gt=0, multiple_of=64, description="side of the codec's square input in pixels"
     )
-    crop: Literal["square", "native"] = Field(
-        "square", description="side min(H, W), resized (the paper's), or pixels as they are"
+    crop: Literal["square", "native", "grid"] = Field(
+        "square",
+        description="square: of side min(H, W), resized (the paper's); native: pixels as they are; "
+        "grid: as native, at multiples of 32, with features cut from those of the whole frame",
     )
     flip: bool = Field(False, description="mirror half of the training crops")
     lmbda: float = Field(
@@ -121,6 +124,15 @@ class Parameters(BaseModel):
     )
     zero_hooks: bool = Field(False, description="features replaced by zeros")
     mask_hooks: bool = Field(False, description="features replaced by the ROI mask")
+    conditioning: Literal["concat", "sft"] = Field(
+        "concat",
+        description="how features join the encoder: concatenated (the paper's), or as a spatial "
+        "feature transform (scale and shift)",
+    )
+    decoder_roi: bool = Field(
+        False,
+        description="the decoder knows the ROI mask too, and undoes a learned gain of each channel",
+    )
     model_load_file: FilePath | None = Field(
         None, description="weights to test, or to start training from"
     )
@@ -168,13 +180,13 @@ class Parameters(BaseModel):
 
     @model_validator(mode="after")
     def _fit_together(self):
-        with_features = self.which == "hyperprior_with_obj_features"
+        fields = type(self).model_fields
+        extensions = [name for name in EXTENSIONS if getattr(self, name) != fields[name].default]
         if self.zero_hooks and self.mask_hooks:
             raise ValueError("zero_hooks and mask_hooks exclude each other")
-        if (self.zero_hooks or self.mask_hooks) and not with_features:
+        if extensions and self.which != "hyperprior_with_obj_features":
             raise ValueError(
-                "zero_hooks and mask_hooks belong to hyperprior_with_obj_features, not to "
-                f"{self.which}"
+                f"{', '.join(extensions)}: for hyperprior_with_obj_features, not for {self.which}"
             )
         if self.fixed_rate and self.which != "roi_vbr":
             raise ValueError(

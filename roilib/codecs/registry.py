@@ -7,7 +7,9 @@ CODEC_NAMES = {  # our codecs in the order of the paper's figures → label
     "hyperprior_eval_with_objs": "baseline",
     "hyperprior_with_obj_features (zero_hooks)": "ROI loss, zero hooks",
     "hyperprior_with_obj_features (mask_hooks)": "ROI loss, mask hooks",
+    "hyperprior_with_obj_features (mask_hooks, decoder_roi)": "ROI loss, mask on both sides",
     "hyperprior_with_obj_features": "ROI loss, object features",
+    "hyperprior_with_obj_features (sft)": "ROI loss, features by scale and shift",
     "roi_vbr": "roi_vbr",
     "roi_vbr (fixed_rate)": "roi_vbr, one rate each",
 }
@@ -16,7 +18,9 @@ LOOKS = {  # codec → colour (Okabe and Ito's colour-blind-safe palette and bey
     "roi_vbr": ("#0072B2", "o"),
     "roi_vbr (fixed_rate)": ("#56B4E9", "P"),
     "hyperprior_with_obj_features": ("#009E73", "^"),
+    "hyperprior_with_obj_features (sft)": ("#66C2A5", "+"),
     "hyperprior_with_obj_features (mask_hooks)": ("#CC79A7", "<"),
+    "hyperprior_with_obj_features (mask_hooks, decoder_roi)": ("#A6325A", "x"),
     "hyperprior_with_obj_features (zero_hooks)": ("#8C6BB1", "v"),
     "hyperprior_eval_with_objs": ("#222222", "X"),
     "hyperprior": ("#222222", "X"),
@@ -39,10 +43,10 @@ DRAWN = ("slow", "medium")  # presets of a video codec; figures draw the first t
 
 def codec_name(p: Parameters) -> str:
     """Return the name of a trained codec in records: its engine, and the variant of it."""
-    variant = next(
-        (name for name in ("zero_hooks", "mask_hooks", "fixed_rate") if getattr(p, name)), None
-    )
-    return f"{p.which} ({variant})" if variant else p.which
+    flags = ("zero_hooks", "mask_hooks", "decoder_roi", "fixed_rate")
+    variants = [name for name in flags if getattr(p, name)]
+    variants += [p.conditioning] if p.conditioning != "concat" else []
+    return f"{p.which} ({', '.join(variants)})" if variants else p.which
 
 
 def look(codec: str) -> tuple[str, str]:

@@ -234,7 +234,7 @@ class Codec:
             for string, table in zip(strings[1:], tables[1:], strict=True):
                 if len(string) < table.least_bytes(shape[0] * shape[1]):
                     raise ValueError(f"too short for {header.width}x{header.height} pixels")
-            q = self._quality(header) if self.model.variable_rate else None
+            q = self._knowledge(header)
             symbols, y_hat = self.model.decode_symbols([[s] for s in strings], shape, q)
         except (ValueError, IndexError, RuntimeError) as error:
             if out_of_memory(error):
@@ -258,22 +258,28 @@ class Codec:
         factor = self.model.downsampling_factor
         right, bottom = (-side % factor for side in image.shape[1::-1])
         x = self._tensor(np.pad(image, ((0, bottom), (0, right), (0, 0)), "edge"))
-
-        def roi_mask() -> Tensor:
-            importance = roi.importance_map(header.boxes, header.height, header.width)
-            mask = torch.from_numpy(importance > 0).float()[None, None].to(self.device)
-            return pad(mask, factor, value=0)
-
         return self.model.inputs(
             x,
             quality=lambda: self._quality(header),
-            roi_mask=roi_mask,
+            roi_mask=lambda: self._roi_mask(header),
             features=lambda: frame_features(self.detector, self._tensor(image), x.shape[-2:]),
         )
 
     def _tensor(self, image: np.ndarray) -> Tensor:
         x = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
         return x.permute(2, 0, 1)[None].float() / 255
+
+    def _knowledge(self, header: Header) -> Tensor | None:
+        """Return what the decoder computes from the header: quality indices or the ROI mask."""
+        if self.model.variable_rate:
+            return self._quality(header)
+        return self._roi_mask(header) if self.parameters.decoder_roi else None
+
+    def _roi_mask(self, header: Header) -> Tensor:
+        """Return the ROI mask of the padded picture, (1, 1, H, W)."""
+        importance = roi.importance_map(header.boxes, header.height, header.width)
+        mask = torch.from_numpy(importance > 0).float()[None, None].to(self.device)
+        return pad(mask, self.model.downsampling_factor, value=0)
 
     def _quality(self, header: Header) -> Tensor:
         """Return the quality indices of the padded picture's cells, (1, 1, H/16, W/16)."""

@@ -1,6 +1,6 @@
 """Crops of pictures to train and test on, and the order in which batches have them.
 
-crops[epoch, i] ──► {"x", "boxes", "roi_mask", "detector_x"} ──► collate
+crops[epoch, i] ──► {"x", "boxes", "roi_mask", and what the detector sees} ──► collate
 """
 
 import math
@@ -14,18 +14,24 @@ from torchvision.transforms.v2 import functional as F
 
 from roilib.roi import roi_mask
 
+GRID = 32  # pixels between crops of kind "grid": the detector's largest stride
+LISTED = ("boxes", "frame", "place")  # parts of a batch that are lists
+
 
 class Crops(Dataset):
     """Square crops at random places, resized (antialiased) to the inputs of codec and detector.
 
-    The crop's side is min(H, W), or with `native` that of the codec's input where the picture has
-    as many pixels. With `flip`, half of the crops are mirrored.
+    kind: "square" takes crops of side min(H, W); "native" of the side of the codec's input, where
+    the picture has as many pixels; "grid" always of that side, at multiples of GRID pixels. With
+    `flip`, half of the crops are mirrored.
 
     `crops[epoch, i]` is a dict, with S = compr_img_size:
         x           uint8 (3, S, S)
         boxes       (K, 4) in pixels of x; any visible part of an object stays
         roi_mask    float (1, S, S)
-        detector_x  uint8 (3, D, D), where D = obj_det_img_size is given
+        detector_x  uint8 (3, D, D), where D = obj_det_img_size is given; or with kind "grid"
+        frame       uint8 (3, H, W), the whole picture, mirrored where the crop is, and
+        place       its id, whether it is mirrored, and the crop's top and left
     The place depends on (seed, epoch, i) alone, so the number of processes does not change it.
     Test crops stay at epoch 0 and never move.
     """
@@ -36,10 +42,10 @@ class Crops(Dataset):
         compr_img_size: int,
         obj_det_img_size: int | None = None,
         seed: int = 0,
-        native: bool = False,
+        kind: str = "square",
         flip: bool = False,
     ):
-        self.data, self.seed, self.native, self.flip = data, seed, native, flip
+        self.data, self.seed, self.kind, self.flip = data, seed, kind, flip
         self.compr_img_size, self.obj_det_img_size = compr_img_size, obj_det_img_size
 
     def __len__(self) -> int:
@@ -47,14 +53,16 @@ class Crops(Dataset):
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor]:
         epoch, i = place
-        image, boxes, _ = self.data[i]
-        height, width = image.shape[-2:]
-        S = self.compr_img_size
-        side = min(height, width, S) if self.native else min(height, width)
+        frame, boxes, _ = self.data[i]
+        height, width = frame.shape[-2:]
+        S, on_grid = self.compr_img_size, self.kind == "grid"
+        side = self._side(i, height, width)
         y, x, mirror = np.random.default_rng((self.seed, epoch, i)).random(3)
-        top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
-        image, boxes = (F.crop(v, top, left, side, side) for v in (image, boxes))
-        if self.flip and mirror < 0.5:
+        mirrored, step = self.flip and mirror < 0.5, GRID if on_grid else 1
+        top, left = (int(v * ((n - side) // step + 1)) * step for v, n in ((y, height), (x, width)))
+        start = width - side - left if mirrored and on_grid else left  # the mirrored frame's grid
+        image, boxes = (F.crop(v, top, start, side, side) for v in (frame, boxes))
+        if mirrored:
             image, boxes = (F.horizontal_flip(v) for v in (image, boxes))
         boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
         boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(side, side))
@@ -64,10 +72,25 @@ class Crops(Dataset):
             "boxes": boxes.as_subclass(Tensor),
             "roi_mask": torch.from_numpy(roi_mask(boxes, S, S)).float()[None],
         }
-        if self.obj_det_img_size:
+        if self.obj_det_img_size and on_grid:
+            frame = frame.as_subclass(Tensor)
+            item["frame"] = frame.flip(-1) if mirrored else frame
+            item["place"] = (self.data.ids[i], mirrored, top, left)
+        elif self.obj_det_img_size:
             detector_x = F.resize(image, [self.obj_det_img_size] * 2, antialias=True)
             item["detector_x"] = detector_x.as_subclass(Tensor)
         return item
+
+    def _side(self, i: int, height: int, width: int) -> int:
+        """The crop's side in the pixels of picture i."""
+        if self.kind == "square":
+            return min(height, width)
+        if self.kind == "grid" and min(height, width) < self.compr_img_size:
+            raise ValueError(
+                f"{self.data.ids[i]}: {width}x{height} pixels, too small for crop=grid with "
+                f"compr_img_size={self.compr_img_size}"
+            )
+        return min(height, width, self.compr_img_size)
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -109,10 +132,10 @@ class EpochSampler(torch.utils.data.Sampler):
 
 
 def collate(items: list[dict]) -> dict:
-    """Stack tensors; boxes stay a list, since each picture has its own number."""
+    """Stack tensors; the parts that differ in size from picture to picture stay lists."""
     return {
         name: [item[name] for item in items]
-        if name == "boxes"
+        if name in LISTED
         else torch.stack([item[name] for item in items])
         for name in items[0]
     }

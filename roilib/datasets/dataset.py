@@ -147,7 +147,7 @@ def evaluation_pictures(p: Parameters, folder: str | None = None) -> RoiDataset:
 def batches(
     data: RoiDataset, p: Parameters, train: bool, rank: int = 0, world_size: int = 1
 ) -> torch.utils.data.DataLoader:
-    """Batches of `Crops`: stacked, but for `boxes`, a list. `detector_x` only where `p` needs it.
+    """Batches of `Crops`; what the detector sees, only where `p` needs it.
 
     Process `rank` of `world_size` gets its share of each batch of p.batch_size pictures.
     """
@@ -156,7 +156,7 @@ def batches(
         p.compr_img_size,
         p.obj_det_img_size if p.uses_detector else None,
         p.seed,
-        p.crop == "native",
+        p.crop,
         p.flip and train,
     )
     sampler = EpochSampler(len(data), p.batch_size, p.seed, train, rank, world_size)

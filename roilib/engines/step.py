@@ -7,6 +7,7 @@ One process or many: each codes its share of a step's global batch; gradients an
 means over the whole batch.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ from roilib.engines.meters import Health, Means
 from roilib.engines.optimizers import make_optimizer
 from roilib.entropy_models.noise import QuantisationNoise
 from roilib.losses import RoiRateDistortionLoss, VariableRateLoss
-from roilib.models.detector import HookedDetector
+from roilib.models.detector import FrameFeatures, HookedDetector
 from roilib.models.roi_vbr import RoiVbr
 from roilib.models.weights import build_model, load_weights
 from roilib.parameters import Parameters
@@ -72,6 +73,11 @@ class Session:
     continues: dict | None = None
     means: Means = field(default_factory=Means)
     health: Health = field(default_factory=Health)
+
+    @functools.cached_property
+    def frame_features(self) -> FrameFeatures:
+        """The detector's features of crops, cut from those of whole frames."""
+        return FrameFeatures(self.detector)
 
     @property
     def trained(self) -> CompressionModel:
@@ -248,10 +254,12 @@ def forward(
 
 
 def features(session: Session, batch: dict) -> list[Tensor]:
-    """The detector's features of the batch's larger crops."""
-    seen = batch["detector_x"].to(session.fabric.device, non_blocking=True).float() / 255
+    """The detector's features of the batch's larger crops, or cut from those of whole frames."""
     with session.fabric.autocast():
-        return session.detector.codec_features(seen)
+        if "frame" in batch:
+            return session.frame_features(batch["frame"], batch["place"], batch["x"].shape[-1])
+        seen = batch["detector_x"].to(session.fabric.device, non_blocking=True)
+        return session.detector.codec_features(seen.float() / 255)
 
 
 def train_step(

@@ -182,3 +182,44 @@ def frame_features(detector: HookedDetector, frame: Tensor, size: tuple[int, int
         F.pad(f, (0, w - f.shape[-1], 0, h - f.shape[-2]), "replicate")
         for f, (h, w) in zip(features, sizes, strict=True)
     ]
+
+
+class FrameFeatures:
+    """Features of crops, cut from those of their whole frames, which are kept.
+
+        frame ──► detector, once a frame and once for its mirror image ──► cut to the crop's cells
+
+    Cells at a frame's border see the grey that the detector is padded with, as they do when whole
+    frames are coded. Features are kept until they fill `cache_bytes`; frames that come later pass
+    the detector each time.
+    """
+
+    def __init__(self, detector: HookedDetector, cache_bytes: int = 2**30):
+        self.detector, self.cache_bytes, self._cached = detector, cache_bytes, 0
+        self._cache: dict[tuple[str, bool], list[Tensor]] = {}
+
+    def __call__(
+        self, frames: list[Tensor], places: list[tuple[str, bool, int, int]], side: int
+    ) -> list[Tensor]:
+        """Return (B, C, side/s, side/s) of each of the codec's layers.
+
+        frames: uint8 (3, H, W); places: their ids, whether they are mirrored, and the top and left
+        of the crop; side: the crop's. Tops, lefts and the side are multiples of 32.
+        """
+        crops = []
+        for frame, (name, mirrored, top, left) in zip(frames, places, strict=True):
+            whole = zip(self._whole(frame, (name, mirrored)), CODEC_STRIDES, strict=True)
+            crops.append(
+                [f[:, :, top // s :, left // s :][:, :, : side // s, : side // s] for f, s in whole]
+            )
+        return [torch.cat(layer) for layer in zip(*crops, strict=True)]
+
+    def _whole(self, frame: Tensor, key: tuple[str, bool]) -> list[Tensor]:
+        if key in self._cache:
+            return self._cache[key]
+        device = next(self.detector.parameters()).device
+        found = self.detector.codec_features(frame.to(device)[None].float() / 255)
+        size = sum(f.nbytes for f in found)
+        if self._cached + size <= self.cache_bytes:
+            self._cache[key], self._cached = found, self._cached + size
+        return found

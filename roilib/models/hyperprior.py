@@ -26,6 +26,7 @@ from roilib.entropy_models.range_coder import (
     tables_of,
 )
 from roilib.models.detector import CODEC_CHANNELS, CODEC_STRIDES
+from roilib.models.hooks import FeatureTransform, Projection, joined
 
 SCALE_COUNT = 256  # with CompressAI's 64 scales, bytes exceed the estimate by up to 4 %
 
@@ -34,7 +35,8 @@ class RangeCoded(CompressionModel):
     """What the two scale hyperpriors share: symbols to strings and back.
 
     A child has `g_s`, a `gaussian_conditional` for y, `bottlenecks` for the hyper-latents,
-    `latents` and `scales`. Call `update_tables` before coding.
+    `latents` and `scales`; one whose decoder knows the ROI has `gains`. Call `update_tables`
+    before coding.
     """
 
     variable_rate = False  # lmbda and alpha are those of the training
@@ -54,12 +56,13 @@ class RangeCoded(CompressionModel):
         one int32 (C, h, w) a latent.
         """
         y, *hyper = self.latents(x, *conditions)
+        gain, _ = self.gains(*conditions[1:])
         symbols = [
             _symbols(latent - _medians(bottleneck))
             for latent, bottleneck in zip(hyper, self.bottlenecks, strict=True)
         ]
-        symbols = [_symbols(y), *symbols]
-        indices = [self._y_indices(symbols[1:]), *map(_channel_indices, symbols[1:])]
+        symbols = [_symbols(y * gain), *symbols]
+        indices = [self._y_indices(symbols[1:], gain), *map(_channel_indices, symbols[1:])]
         strings = []
         for values, own, tables in zip(symbols, indices, self.tables(), strict=True):
             coder = Encoder()
@@ -67,13 +70,18 @@ class RangeCoded(CompressionModel):
             strings.append([coder.data()])
         return {"strings": strings, "shape": symbols[1].shape[1:], "symbols": symbols}
 
+    def gains(self, roi_mask: Tensor | None = None) -> tuple[Tensor | float, Tensor | float]:
+        """Return the factors of y and scales_hat before coding, and of y_hat after it."""
+        return 1.0, 1.0
+
     @torch.no_grad()
     def decode_symbols(
-        self, strings: list[list[bytes]], shape: tuple[int, int], q: None = None
+        self, strings: list[list[bytes]], shape: tuple[int, int], roi_mask: Tensor | None = None
     ) -> tuple[list[np.ndarray], Tensor]:
-        """Return the symbols that `compress` wrote, and y_hat (1, C, h, w).
+        """Return the symbols that `compress` wrote, and as a tensor those of y, (1, C, h, w).
 
-        Raises ValueError for strings that no encoder wrote. q: only roi_vbr has quality indices.
+        roi_mask: the encoder's, for a decoder that knows it. Raises ValueError for strings that no
+        encoder wrote.
         """
         y_tables, *hyper_tables = self.tables()
         hyper = []
@@ -83,26 +91,30 @@ class RangeCoded(CompressionModel):
             indices = _channel_indices(np.empty((bottleneck.channels, *shape), np.uint8))
             symbols = get_unbounded(Decoder(string), indices.ravel(), tables)
             hyper.append(symbols.reshape(indices.shape))
-        indices = self._y_indices(hyper)
+        indices = self._y_indices(hyper, self.gains(roi_mask)[0])
         y = get_unbounded(Decoder(strings[0][0]), indices.ravel(), y_tables).reshape(indices.shape)
         return [y, *hyper], self._tensor(y)
 
-    def reconstruct(self, y_hat: Tensor, q: None = None) -> Tensor:
-        """Return x_hat (1, 3, H, W) in [0, 1] of the y_hat that `decode_symbols` returns."""
-        return self.g_s(y_hat).clamp_(0, 1)
+    @torch.no_grad()
+    def reconstruct(self, y: Tensor, roi_mask: Tensor | None = None) -> Tensor:
+        """Return x_hat (1, 3, H, W) in [0, 1] of the symbols of y from `decode_symbols`."""
+        return self.g_s(y * self.gains(roi_mask)[1]).clamp_(0, 1)
 
     @torch.no_grad()
-    def decompress(self, strings: list[list[bytes]], shape: tuple[int, int]) -> dict:
+    def decompress(
+        self, strings: list[list[bytes]], shape: tuple[int, int], roi_mask: Tensor | None = None
+    ) -> dict:
         """Return `x_hat` (1, 3, H, W) in [0, 1] from what `compress` returned."""
-        return {"x_hat": self.reconstruct(self.decode_symbols(strings, shape)[1])}
+        y = self.decode_symbols(strings, shape, roi_mask)[1]
+        return {"x_hat": self.reconstruct(y, roi_mask)}
 
-    def _y_indices(self, hyper: list[np.ndarray]) -> np.ndarray:
+    def _y_indices(self, hyper: list[np.ndarray], gain: Tensor | float) -> np.ndarray:
         """Return the table index of each symbol of y, from the hyper-latents' symbols."""
         hats = [
             self._tensor(symbols) + _medians(bottleneck)
             for symbols, bottleneck in zip(hyper, self.bottlenecks, strict=True)
         ]
-        indices = self.gaussian_conditional.build_indexes(self.scales(*hats))
+        indices = self.gaussian_conditional.build_indexes(self.scales(*hats) * gain)
         return indices[0].cpu().numpy().astype(np.uint16)
 
     def _tensor(self, symbols: np.ndarray) -> Tensor:
@@ -152,18 +164,6 @@ class Hyperprior(RangeCoded, ScaleHyperprior):
         return self.h_s(z_hat)
 
 
-class Projection(nn.Module):
-    """A hook's way into the codec: 1x1 convolution, then bilinear resize to where it joins."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, hook: Tensor, size: torch.Size) -> Tensor:
-        """Project hook (B, in, h, w) to (B, out, *size)."""
-        return F.interpolate(self.conv(hook), size, mode="bilinear", align_corners=False)
-
-
 class HyperpriorWithObjFeatures(RangeCoded):
     """Scale hyperprior whose encoder sees a detector's features; one hyperprior is for objects.
 
@@ -181,24 +181,44 @@ class HyperpriorWithObjFeatures(RangeCoded):
         N, M: channels of the transforms, half the channels of the latent.
         zero_hooks: replace features by zeros (a model of the same size that sees no objects).
         mask_hooks: replace features by the ROI mask.
-    Source: Gorriz Viudez, "ROI-Aware Neural Image Compression for Teleoperation".
+        conditioning: how the hooks join g_a: "concat" (the paper's), or "sft", by scale and shift.
+        decoder_roi: the decoder knows the ROI mask too (streams hold the boxes). One learned gain a
+            channel scales y and scales_hat inside the ROI, and the decoder undoes it, up to a
+            learned correction; m is the ROI's share of a latent cell:
+
+                y ──► * exp(gain * m) ──► Q ──► * exp((correction - gain) * m) ──► g_s
+
+            So the ROI has a quantiser step of its own. Both start at zero, which changes nothing.
+
+    Source: Gorriz Viudez, "ROI-Aware Neural Image Compression for Teleoperation"; gains as in
+    Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate Adaptation", 2021.
     """
 
     def __init__(
-        self, N: int = 128, M: int = 192, zero_hooks: bool = False, mask_hooks: bool = False
+        self,
+        N: int = 128,
+        M: int = 192,
+        zero_hooks: bool = False,
+        mask_hooks: bool = False,
+        conditioning: str = "concat",
+        decoder_roi: bool = False,
     ):
         super().__init__()
         self.N, self.M, self.zero_hooks, self.mask_hooks = N, M, zero_hooks, mask_hooks
+        self.conditioning, self.decoder_roi = conditioning, decoder_roi
         c15, c18, c21 = CODEC_CHANNELS
-        self.g_a_hooks = nn.ModuleList(
-            [Projection(c15, 32), Projection(c18, 64), Projection(c21, 256)]
-        )
+        joining = ((c15, 32, 3), (c18, 64, N), (c21, 256, N))  # channels: hook, projected, joined
+        if conditioning == "sft":
+            ways, added = [FeatureTransform(*channels) for channels in joining], (0, 0, 0)
+        else:
+            ways, added = [Projection(*channels[:2]) for channels in joining], (32, 64, 256)
+        self.g_a_hooks = nn.ModuleList(ways)
         self.g_a = nn.Sequential(
-            conv(3 + 32, N),
+            conv(3 + added[0], N),
             GDN(N),
-            conv(N + 64, N),
+            conv(N + added[1], N),
             GDN(N),
-            conv(N + 256, N),
+            conv(N + added[2], N),
             GDN(N),
             conv(N, 2 * M),
         )
@@ -220,6 +240,9 @@ class HyperpriorWithObjFeatures(RangeCoded):
         self.entropy_bottleneck_image = KeyedBottleneck(N)
         self.entropy_bottleneck_obj = KeyedBottleneck(N)
         self.gaussian_conditional = KeyedGaussian(None)
+        if decoder_roi:
+            self.roi_gain = nn.Parameter(torch.zeros(2 * M))
+            self.roi_correction = nn.Parameter(torch.zeros(2 * M))
 
     @property
     def downsampling_factor(self) -> int:
@@ -261,8 +284,13 @@ class HyperpriorWithObjFeatures(RangeCoded):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return y (B, 2M, H/16, W/16), z and w (B, N, H/64, W/64) of x, as `forward` takes it."""
         hooks, y = self.hooks(x, features, roi_mask), x
-        for i, (projection, hook) in enumerate(zip(self.g_a_hooks, hooks, strict=True)):
-            y = self.g_a[2 * i : 2 * i + 2](torch.cat([y, projection(hook, y.shape[-2:])], 1))
+        for i, (way, hook) in enumerate(zip(self.g_a_hooks, hooks, strict=True)):
+            if self.conditioning == "sft":
+                y = self.g_a[2 * i](way(y, hook))
+            else:
+                constant = self.zero_hooks or self.mask_hooks
+                y = joined(self.g_a[2 * i], y, way, hook, constant)
+            y = self.g_a[2 * i + 1](y)
         y = self.g_a[6](y)
         objects = [
             projection(hook, y.shape[-2:])
@@ -274,6 +302,19 @@ class HyperpriorWithObjFeatures(RangeCoded):
         """Return scales_hat (B, 2M, H/16, W/16) of y."""
         return torch.cat([self.h_s_image(z_hat), self.h_s_obj(w_hat)], 1)
 
+    def gains(self, roi_mask: Tensor | None = None) -> tuple[Tensor | float, Tensor | float]:
+        """Return the factors of y and scales_hat, and of y_hat; 1 without `decoder_roi`.
+
+        roi_mask: (B, 1, H, W) → factors (B, 2M, H/16, W/16).
+        """
+        if not self.decoder_roi:
+            return 1.0, 1.0
+        if roi_mask is None:
+            raise ValueError("this model was built with decoder_roi: it needs roi_mask")
+        share = F.avg_pool2d(roi_mask, 16)
+        gain, correction = self.roi_gain.view(-1, 1, 1), self.roi_correction.view(-1, 1, 1)
+        return (gain * share).exp(), ((correction - gain) * share).exp()
+
     def forward(
         self, x: Tensor, features: list[Tensor] | None = None, roi_mask: Tensor | None = None
     ) -> dict:
@@ -283,11 +324,13 @@ class HyperpriorWithObjFeatures(RangeCoded):
         roi_mask: (B, 1, H, W). Returns `x_hat` and `likelihoods` of y, z and w.
         """
         y, z, w = self.latents(x, features, roi_mask)
+        gain, inverse = self.gains(roi_mask)
         z_hat, z_likelihoods = self.entropy_bottleneck_image(z)
         w_hat, w_likelihoods = self.entropy_bottleneck_obj(w)
-        y_hat, y_likelihoods = self.gaussian_conditional(y, self.scales(z_hat, w_hat))
+        scales_hat = self.scales(z_hat, w_hat) * gain
+        y_hat, y_likelihoods = self.gaussian_conditional(y * gain, scales_hat)
         return {
-            "x_hat": self.g_s(y_hat),
+            "x_hat": self.g_s(y_hat * inverse),
             "likelihoods": {"y": y_likelihoods, "z": z_likelihoods, "w": w_likelihoods},
         }
 

@@ -21,12 +21,12 @@ from roilib.entropy_models.range_coder import CDF_TOTAL
 from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures, update_tables
 from roilib.models.integer import IntegerConv
 from roilib.models.roi_vbr import RoiVbr
-from roilib.parameters import BASELINES, Parameters
+from roilib.parameters import BASELINES, EXTENSIONS, Parameters
 from roilib.utils.files import replacing
 
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # made by update_tables
 PICKLED = (".pt", ".pth", ".ckpt", ".tar")
-STRUCTURE = ("which", "N", "M", "zero_hooks", "mask_hooks")  # parameters that weights must match
+STRUCTURE = ("which", "N", "M", *EXTENSIONS)  # parameters that weights must match
 
 
 def build_model(p: Parameters) -> CompressionModel:
@@ -34,7 +34,9 @@ def build_model(p: Parameters) -> CompressionModel:
     if p.which == "roi_vbr":
         return RoiVbr(p.N, p.M)
     if p.which == "hyperprior_with_obj_features":
-        return HyperpriorWithObjFeatures(p.N, p.M, p.zero_hooks, p.mask_hooks)
+        return HyperpriorWithObjFeatures(
+            p.N, p.M, p.zero_hooks, p.mask_hooks, p.conditioning, p.decoder_roi
+        )
     return Hyperprior(p.N, p.M)
 
 
@@ -198,7 +200,8 @@ def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> No
         and trained.get("which") in BASELINES
     )
     for name in ("N", "M") if from_baseline else STRUCTURE:
-        found, wanted = trained.get(name), getattr(p, name)
+        found = trained.get(name, Parameters.model_fields[name].default)
+        wanted = getattr(p, name)
         if found != wanted and not (name == "which" and {found, wanted} <= set(BASELINES)):
             raise ValueError(
                 f"{path}: trained with {name}={found}, but the parameters say {name}={wanted}"

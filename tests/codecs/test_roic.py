@@ -323,6 +323,8 @@ PAPERS = [
     {"which": "hyperprior_with_obj_features", "alpha": 0.8},
     {"which": "hyperprior_with_obj_features", "mask_hooks": True},
     {"which": "hyperprior_with_obj_features", "zero_hooks": True},
+    {"which": "hyperprior_with_obj_features", "mask_hooks": True, "decoder_roi": True},
+    {"which": "hyperprior_with_obj_features", "conditioning": "sft", "crop": "grid"},
 ]
 
 

@@ -12,6 +12,7 @@ from roilib.engines import train
 from roilib.engines.distributed import process_count
 from roilib.engines.runs import open_run
 from roilib.engines.step import forward, knobs, start, train_step
+from roilib.models.hooks import FeatureTransform
 from roilib.models.weights import build_model, read_weights, save_weights
 from roilib.parameters import Parameters
 from roilib.roi import quality_index
@@ -200,6 +201,24 @@ def test_crop(tiny_parameters):
     windows = (image.unfold(1, 64, 1).unfold(2, 64, 1).permute(1, 2, 0, 3, 4) for image in pictures)
     assert any((window == native[0]).all((2, 3, 4)).any() for window in windows)  # same pixels
     assert square.shape == native.shape
+    frames = first_batch(tiny_parameters(crop="grid", **WITH_FEATURES))
+    for x, frame, (_, _, top, left) in zip(*map(frames.get, ("x", "frame", "place")), strict=True):
+        assert torch.equal(x, frame[:, top : top + 64, left : left + 64])
+        assert top % 32 == left % 32 == 0
+
+
+def test_features_are_those_of_the_whole_frame(tiny_parameters):
+    p = tiny_parameters(crop="grid", **WITH_FEATURES)
+    session, batch = start(p, 2), first_batch(p)
+    cut = session.frame_features(batch["frame"], batch["place"], 64)
+    frame, (_, _, top, left) = batch["frame"][1], batch["place"][1]
+    whole = session.detector.codec_features(frame[None].float() / 255)[0]
+    window = whole[0, :, top // 8 : top // 8 + 8, left // 8 : left // 8 + 8]
+    torch.testing.assert_close(cut[0][1], window, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        output = session.codec.eval()(batch["x"].float() / 255, cut, batch["roi_mask"])
+        session.model.eval()
+        assert torch.equal(forward(session, batch)[0]["x_hat"], output["x_hat"])
 
 
 def test_flip(tiny_parameters):
@@ -389,6 +408,32 @@ def test_mask_hooks(tiny_parameters):
     assert same(first_output(zero), first_output(zero, roi_mask=1 - mask))
 
 
+def test_conditioning(tiny_parameters):
+    p = tiny_parameters(conditioning="sft", **WITH_FEATURES)
+    session = start(p, 2)
+    assert all(isinstance(way, FeatureTransform) for way in session.codec.g_a_hooks)
+    batch = first_batch(p)
+    other = batch | {"detector_x": 255 - batch["detector_x"]}
+    a, b = (forward(session, told)[0]["likelihoods"]["z"] for told in (batch, other))
+    assert torch.equal(a, b)  # scales of one, shifts of zero
+    for _ in range(2):
+        train_step(session, batch)
+    a, b = (forward(session, told)[0]["likelihoods"]["z"] for told in (batch, other))
+    assert not torch.equal(a, b)
+
+
+def test_decoder_roi(tiny_parameters):
+    p = tiny_parameters(zero_hooks=True, decoder_roi=True, **WITH_FEATURES)
+    session, batch = start(p, 2), first_batch(p)
+    other = batch | {"roi_mask": 1 - batch["roi_mask"]}
+    a, b = (forward(session, told)[0]["x_hat"] for told in (batch, other))
+    assert torch.equal(a, b)  # gains of zero
+    for _ in range(2):
+        train_step(session, batch)
+    a, b = (forward(session, told)[0]["x_hat"] for told in (batch, other))
+    assert not torch.equal(a, b)
+
+
 @pytest.mark.slow
 def test_model_load_file(tiny_parameters, tmp_path):
     run, metrics = trained(tiny_parameters(max_lr=0.01))
@@ -407,7 +452,9 @@ def test_model_load_file(tiny_parameters, tmp_path):
 def test_training_the_extended_model_starts_from_the_baselines_picture(tiny_parameters):
     run, _ = trained(tiny_parameters(max_lr=0.01))
     baseline = tiny_parameters(model_load_file=str(run.weights))
-    for options in (WITH_FEATURES, WITH_FEATURES | {"mask_hooks": True}):
+    mask = WITH_FEATURES | {"mask_hooks": True}
+    sft = WITH_FEATURES | {"conditioning": "sft"}
+    for options in (WITH_FEATURES, mask, mask | {"decoder_roi": True}, sft):
         p = tiny_parameters(model_load_file=str(run.weights), **options)
         sessions = [start(parameters, 2) for parameters in (baseline, p)]
         for session in sessions:
@@ -419,7 +466,10 @@ def test_training_the_extended_model_starts_from_the_baselines_picture(tiny_para
         )
         sessions[1].model.train()
         train_step(sessions[1], first_batch(p))
-        moved = sessions[1].codec.g_s[0].weight[12:], sessions[1].codec.g_a[0].weight[:, 3:]
+        codec = sessions[1].codec
+        way = codec.g_a_hooks[0].scale_shift if options is sft else codec.g_a[0]
+        gains = [codec.roi_gain] if options.get("decoder_roi") else []
+        moved = codec.g_s[0].weight[12:], way.weight[:, 3 if options is not sft else 0 :], *gains
         assert all(v.abs().max() > 0 for v in moved)  # what was zero learns
     with pytest.raises(ValueError, match=r"N=8, but the parameters say N=16"):
         start(tiny_parameters(model_load_file=str(run.weights), N=16, **WITH_FEATURES), 2)

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from compressai.models import ScaleHyperprior
 from safetensors import safe_open
 
+from roilib.engines.optimizers import GAIN_LR, make_optimizer
 from roilib.entropy_models.range_coder import Encoder, put_unbounded, tables_of
+from roilib.models.hooks import Projection, joined
 from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures, update_tables
 from roilib.models.weights import build_model, load_weights, save_weights
 from roilib.parameters import Parameters
@@ -189,3 +192,111 @@ def test_weights_files_that_are_none(tmp_path):
     for name in ("w.safetensors", "missing.safetensors"):
         with pytest.raises(ValueError, match=name):
             load_weights(tmp_path / name, None, Parameters())
+
+
+# Ways of the ROI into the model
+
+MASKED = {"mask_hooks": True}
+
+
+def alike(model, other):
+    """`model` with the weights of `other` where both have them."""
+    model.load_state_dict(other.state_dict(), strict=False)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_gains_of_zero_change_nothing():
+    plain = randomise(HyperpriorWithObjFeatures(16, 24, **MASKED))
+    with_gains = alike(
+        randomise(HyperpriorWithObjFeatures(16, 24, **MASKED, decoder_roi=True)), plain
+    )
+    x, _, mask = inputs()
+    a, b = plain(x, None, mask), with_gains(x, None, mask)
+    assert torch.equal(a["x_hat"], b["x_hat"])
+    assert all(torch.equal(a["likelihoods"][name], b["likelihoods"][name]) for name in "yzw")
+
+
+@torch.no_grad()
+def test_a_gain_makes_the_roi_finer_and_leaves_the_rest():
+    model = randomise(HyperpriorWithObjFeatures(16, 24, **MASKED, decoder_roi=True))
+    x, _, mask = inputs()
+    y, scales = model.latents(x, None, mask)[0], torch.full((1, 48, 8, 12), 2.0)
+    share, bits, errors = F.avg_pool2d(mask, 16), [], []
+    for gain in (0.0, 1.0):
+        model.roi_gain.fill_(gain)
+        g, inverse = model.gains(mask)
+        y_hat, likelihoods = model.gaussian_conditional(y * g, scales * g)
+        bits.append(-likelihoods.log2().sum(1, keepdim=True))
+        errors.append((y_hat * inverse - y).square().sum(1, keepdim=True))
+    inside, outside = share > 0.9, share == 0
+    assert inside.any()
+    assert (bits[1][inside] > bits[0][inside] + 30).all()  # of 48 · log2(e) = 69
+    assert errors[1][inside].mean() < errors[0][inside].mean() / 4  # of e² = 7.4
+    for values in (bits, errors):
+        assert torch.equal(values[0][outside], values[1][outside])
+
+
+@torch.no_grad()
+def test_gains_come_through_the_bytes():
+    model = randomise(HyperpriorWithObjFeatures(16, 24, **MASKED, decoder_roi=True))
+    model.roi_gain.copy_(torch.linspace(-0.5, 1.5, 48))
+    model.roi_correction.copy_(torch.linspace(-0.2, 0.2, 48))
+    x, _, mask = inputs((64, 128))
+    packed = model.compress(x, None, mask)
+    decoded = model.decompress(packed["strings"], packed["shape"], mask)["x_hat"]
+    torch.testing.assert_close(
+        decoded, model(x, None, mask)["x_hat"].clamp(0, 1), atol=1e-4, rtol=0
+    )
+    with pytest.raises(ValueError, match="decoder_roi"):
+        model.decompress(packed["strings"], packed["shape"])
+
+
+@torch.no_grad()
+def test_scale_and_shift_start_as_nothing_and_are_heard_afterwards():
+    model = randomise(HyperpriorWithObjFeatures(16, 24, conditioning="sft"))
+    x, features, _ = inputs()
+    zeros = [torch.zeros_like(f) for f in features]
+    assert torch.equal(model.latents(x, features)[0], model.latents(x, zeros)[0])
+    for i, way in enumerate(model.g_a_hooks):
+        way.scale_shift.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(i))
+        others = [f if j == i else z for j, (f, z) in enumerate(zip(features, zeros, strict=True))]
+        assert not torch.allclose(model.latents(x, others)[0], model.latents(x, zeros)[0])
+        way.scale_shift.weight.zero_()
+
+
+@pytest.mark.parametrize("side", [16, 64])
+def test_a_constant_hook_joins_as_any_other(side):
+    torch.manual_seed(0)
+    layer, projection = torch.nn.Conv2d(3 + 32, 16, 5, 2, 2), Projection(64, 32)
+    y, mask = torch.rand(2, 3, side, side), torch.rand(2, 1, side // 8, side // 8)
+    results = []
+    for constant in (False, True):
+        out = joined(layer, y, projection, mask.expand(-1, 64, -1, -1), constant)
+        gradients = torch.autograd.grad(
+            out.square().sum(), [*layer.parameters(), *projection.parameters()]
+        )
+        results.append((out, *gradients))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_gains_have_a_learning_rate_of_their_own(optimizer):
+    p = Parameters(
+        which="hyperprior_with_obj_features",
+        mask_hooks=True,
+        decoder_roi=True,
+        optimizer=optimizer,
+        max_lr=1e-3,
+    )
+    model = HyperpriorWithObjFeatures(16, 24, mask_hooks=True, decoder_roi=True)
+    groups = make_optimizer(p, dict(model.named_parameters())).param_groups
+    found = {id(v): group["lr"] for group in groups for v in group["params"]}
+    assert (
+        found[id(model.roi_gain)]
+        == found[id(model.roi_correction)]
+        == pytest.approx(GAIN_LR * 1e-3)
+    )
+    assert found[id(model.g_s[6].bias)] == pytest.approx(1e-3)
+    assert len(found) == len(list(model.parameters()))
