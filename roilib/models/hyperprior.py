@@ -26,7 +26,7 @@ from roilib.entropy_models.range_coder import (
     tables_of,
 )
 from roilib.models.detector import CODEC_CHANNELS, CODEC_STRIDES
-from roilib.models.hooks import FeatureTransform, Projection, joined
+from roilib.models.layers import FeatureTransform, Projection, joined
 
 SCALE_COUNT = 256  # with CompressAI's 64 scales, bytes exceed the estimate by up to 4 %
 

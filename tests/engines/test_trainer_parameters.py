@@ -12,7 +12,7 @@ from roilib.engines import train
 from roilib.engines.distributed import process_count
 from roilib.engines.runs import open_run
 from roilib.engines.step import forward, knobs, start, train_step
-from roilib.models.hooks import FeatureTransform
+from roilib.models.layers import FeatureTransform
 from roilib.models.weights import build_model, read_weights, save_weights
 from roilib.parameters import Parameters
 from roilib.roi import quality_index

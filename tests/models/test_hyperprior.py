@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from roilib.engines.optimizers import GAIN_LR, make_optimizer
 from roilib.entropy_models.range_coder import Encoder, put_unbounded, tables_of
-from roilib.models.hooks import Projection, joined
 from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures, update_tables
+from roilib.models.layers import Projection, joined
 from roilib.models.weights import build_model, load_weights, save_weights
 from roilib.parameters import Parameters
 

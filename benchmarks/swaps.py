@@ -1,6 +1,6 @@
 """Swap test of the extended model: what it does when it is told of another ROI than the picture's.
 
-    python -m roilib.evaluation.swaps WEIGHTS… --data-root DIR
+    python benchmarks/swaps.py WEIGHTS… --data-root DIR
 
 A model that does not react to its hooks cannot show what hooks are worth. Rates are those of the
 likelihoods of rounded latents.
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
                 short = {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
                 print(json.dumps({"weights": path} | short))
     except ValueError as error:
-        print(f"roilib.evaluation.swaps: {error}", file=sys.stderr)
+        print(f"swaps: {error}", file=sys.stderr)
         return 2
     return 0
 

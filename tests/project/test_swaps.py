@@ -1,14 +1,14 @@
-"""roilib.evaluation.swaps: what a model makes of hooks that are not its picture's own."""
+"""benchmarks/swaps.py: what a model makes of hooks that are not its picture's own."""
 
 import json
 
 import pytest
+import swaps
 import torch
 from conftest import untrained_codec
 
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.kitti import kitti_samples
-from roilib.evaluation import swaps
 from roilib.models.weights import save_weights
 
 SMALL = {"which": "hyperprior_with_obj_features", "N": 4, "M": 6}
