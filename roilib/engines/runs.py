@@ -177,15 +177,18 @@ def data_splits(p: Parameters, train_data: RoiDataset, test_data: RoiDataset) ->
     }
 
 
-def refuse_other_data(run: Run, splits: dict) -> None:
-    """Raise ValueError when a run that has begun began with data other than `splits`."""
-    noted = read_json(run.splits) if run.splits.exists() else {}
-    changed = [name for name, value in noted.items() if splits.get(name) != value]
-    if changed:
-        raise ValueError(
-            f"{run.splits}: the data set is another than the one that the run began with "
-            f"({', '.join(changed)} differ); resume=false starts anew, another logdir keeps both"
-        )
+def data_change(run: Run, splits: dict) -> str | None:
+    """How `splits` differs from what the run began with, in a few words; None: not at all."""
+    noted = splits | (read_json(run.splits) if run.splits.exists() else {})
+    for part in ("train", "test"):
+        before, now = noted[part], splits[part]
+        if before != now:
+            gone, new = len({*before} - {*now}), len({*now} - {*before})
+            return f"{part} pictures: {gone} gone, {new} new"
+        hashes = zip(now, noted[f"{part}_pictures"], splits[f"{part}_pictures"], strict=True)
+        if other := next((id for id, old, new in hashes if old != new), None):
+            return f"{part} picture {other} is another"
+    return next((f"its {name} changed" for name in splits if noted[name] != splits[name]), None)
 
 
 def check_pictures(*parts: RoiDataset) -> None:

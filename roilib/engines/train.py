@@ -27,9 +27,9 @@ from roilib.engines.distributed import (
 from roilib.engines.runs import (
     Run,
     check_pictures,
+    data_change,
     data_splits,
     open_run,
-    refuse_other_data,
     shorter_run,
 )
 from roilib.engines.step import Session, start
@@ -136,12 +136,16 @@ def test(run: Run, test_data: RoiDataset) -> dict:
 
 
 def _checked_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
-    """The run's data, which is what it began with, or else of readable pictures."""
+    """The run's data: what it began with, or else readable pictures."""
     splits = data_splits(run.parameters, train_data, test_data)
-    if run.begun:
-        refuse_other_data(run, splits)
-    else:
+    change = data_change(run, splits) if run.begun else None
+    if change or not run.begun:
         check_pictures(train_data, test_data)
+    if change:
+        raise ValueError(
+            f"{run.splits}: the data set is another than the one that the run began with "
+            f"({change}); resume=false starts anew, another logdir keeps both"
+        )
     return splits
 
 

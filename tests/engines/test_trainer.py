@@ -158,7 +158,7 @@ def test_a_run_does_not_go_on_with_other_pictures(tiny_parameters):
         train.train(run, Unplugged(train_data.samples), test_data)
     noted = run.splits.read_text()
     with pytest.raises(
-        ValueError, match=r"splits\.json: the data set is another than the one that the run began"
+        ValueError, match=r"splits\.json: [^\n]*\(train pictures: 1 gone, 0 new\)"
     ):
         train.train(run, RoiDataset(train_data.samples[:-1]), test_data)
     assert run.splits.read_text() == noted
@@ -172,12 +172,16 @@ def test_a_finished_run_is_not_that_of_other_data(tiny_parameters, tmp_path):
     run, metrics = trained(p)
     picture, label = (root / "training" / f"{kind}/000001.{end}" for kind, end in FILES)
     for path, content, named in (
-        (picture, (root / "training/image_2/000000.png").read_bytes(), "train_pictures"),
-        (label, (root / "training/label_2/000000.txt").read_bytes(), "labels"),
+        (
+            picture,
+            (root / "training/image_2/000000.png").read_bytes(),
+            "train picture 000001 is another",
+        ),
+        (label, (root / "training/label_2/000000.txt").read_bytes(), "its labels changed"),
     ):
         before = path.read_bytes()
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"splits\.json: [^\n]*{named} differ[^\n]*$"):
+        with pytest.raises(ValueError, match=rf"splits\.json: [^\n]*\({named}\)[^\n]*$"):
             trained(p)
         path.write_bytes(before)
     assert trained(p)[1] == metrics
