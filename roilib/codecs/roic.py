@@ -37,6 +37,7 @@ from roilib.parameters import Parameters
 from roilib.roi import MAX_BOXES
 from roilib.utils.device import out_of_memory, resolve_device, resolve_precision
 from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
+from roilib.utils.processes import use_one_thread_after_fork
 
 DEFAULT_LMBDA = 0.012
 DEFAULT_ALPHA = 0.9
@@ -55,6 +56,7 @@ class Codec:
         device: torch.device | str = "cpu",
         precision: str = "auto",
     ):
+        use_one_thread_after_fork()
         self.parameters, self.id, self.device = parameters, id, torch.device(device)
         self.name = codec_name(parameters)
         self.attempts = 0  # streams written for the latest picture

@@ -29,9 +29,9 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 
 def run(program: str) -> str:
     environment = {name: v for name, v in os.environ.items() if name != "OMP_NUM_THREADS"}
-    environment["PYTHONPATH"] = str(REPOSITORY)
+    environment["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -43,6 +43,27 @@ def test_children_that_are_forked_after_threads_have_begun_compute():
     lines = run(FORK.format(call=call)).split("\n")[:4]
     assert [line.split()[0] for line in lines] == ["1"] * 4
     assert len({line.split()[1] for line in lines}) == 4
+
+
+CODEC = """
+import multiprocessing
+import numpy as np
+import torch
+from conftest import untrained_codec
+
+torch.set_num_threads(2)
+codec = untrained_codec(which="roi_vbr", N=16, M=48)
+pictures = [np.random.default_rng(i).integers(0, 255, (256, 320, 3), np.uint8) for i in range(3)]
+here = [codec.encode(picture) for picture in pictures]
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(pool.map(codec.encode, pictures) == here)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no fork on this system")
+def test_forked_processes_encode_the_same_streams():
+    assert run(CODEC).strip() == "True"
 
 
 def test_the_cores_that_this_process_may_use():
