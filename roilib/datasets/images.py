@@ -5,6 +5,7 @@ COCO's are. Transparency is dropped, 16 bits a channel become 8. What cannot be 
 guessing is refused: 32 bits a pixel, several pages, 16 bits that are mostly unused.
 """
 
+import os
 import re
 import sys
 import warnings
@@ -52,6 +53,8 @@ def visible_files(folder: Path, suffixes: tuple[str, ...], below: bool = False) 
     macOS leaves a hidden `._name` beside each file that it copies to other disks.
     """
     folder = Path(folder)
+    if folder.is_dir():
+        os.scandir(folder).close()  # raises for a folder that cannot be read: glob finds nothing
     found = [
         path
         for path in (folder.rglob("*") if below else folder.glob("*"))

@@ -48,6 +48,7 @@ LIBRARIES = ("av", "pillow", "pillow-jxl-plugin")  # make the conventional codec
 MEASURING = ("evaluation.evaluate", "evaluation.detection", "metrics")  # modules of every point
 OURS = "codecs.roic"  # module that makes our bytes
 CONVENTIONAL = "codecs.conventional"  # module that makes the conventional codecs' bytes
+OUR_WEIGHTS = {"models.weights", "engines.runs"}  # modules that conventional codecs do without
 FORMAT = 3  # of the cached files; a new number invalidates them all
 
 
@@ -113,7 +114,7 @@ def _detector(weights: Path, device: str) -> HookedDetector:
 @functools.lru_cache
 def _code(codec: str) -> str:
     """Hash every module that the bytes of a codec or their measures depend on."""
-    others = {OURS, CONVENTIONAL} - {codec}
+    others = {CONVENTIONAL} if codec == OURS else {OURS, *OUR_WEIGHTS}
     return provenance.sha256(provenance.sources((codec, *MEASURING), without=others))[:16]
 
 
