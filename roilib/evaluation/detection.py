@@ -9,18 +9,13 @@ COCO's and KITTI's class lists can be compared.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from roilib.datasets.dataset import RoiDataset, split
-from roilib.datasets.kitti import kitti_samples
 from roilib.models.detector import HookedDetector
-from roilib.utils.files import write_json
-from roilib.utils.provenance import origin, sha256
 
 BENCHMARK = ("Car", "Pedestrian", "Cyclist")
 GROUPS = {  # KITTI's and COCO's class names → group
@@ -51,11 +46,6 @@ def detect(
     boxes = detector.detect(image[None].to(device).float() / 255, confidence, iou)[0].cpu()
     boxes[:, 5] = grouped(boxes[:, 5], detector.names)
     return boxes[boxes[:, 5] >= 0]
-
-
-def detect_all(detector: HookedDetector, data: RoiDataset) -> list[Tensor]:
-    """Return what `detect` finds on every whole picture."""
-    return [detect(detector, image) for image, _, _ in data]
 
 
 def matches(found: Tensor, boxes: Tensor, same_class: Tensor, threshold: float) -> np.ndarray:
@@ -163,38 +153,3 @@ def _average_precisions(
             np.where(objects_drawn > 0, (best * np.diff(reached, prepend=0, axis=1)).sum(1), np.nan)
         )
     return np.stack(areas)
-
-
-def average_precision(found: list[Tensor], data: RoiDataset) -> dict[str, float]:
-    """Return the `average_precisions` of detections of whole pictures, each counted once."""
-    truth = [
-        (boxes.as_subclass(Tensor), grouped(labels, data.classes)) for _, boxes, labels in data
-    ]
-    rows = [scored(f, boxes, groups) for f, (boxes, groups) in zip(found, truth, strict=True)]
-    values = average_precisions(
-        rows, [objects(groups) for _, groups in truth], np.ones((1, len(rows)))
-    )
-    return {name: float(value[0]) for name, value in values.items()}
-
-
-def evaluate_detectors(detectors: Sequence[Path], data_root: Path, out: Path) -> dict:
-    """Measure the AP50 of detectors on the test split of a KITTI root, and write it to `out`.
-
-    Returns what was written: AP50 by detector and class, and where it comes from.
-    """
-    test = RoiDataset(split(kitti_samples(data_root), None, data_root)[1])
-    result = {}
-    for path in map(Path, detectors):
-        values = average_precision(detect_all(HookedDetector(path), test), test)
-        found = {name: values.get(f"{name.lower()}_ap50") for name in BENCHMARK}
-        by_class = {name: value for name, value in found.items() if value is not None}
-        result[path.name] = {"agnostic": values["agnostic_ap50"], "mAP": values["map50"]} | by_class
-    asked = {"detectors": list(map(str, detectors)), "data_root": data_root, "out": out}
-    content = {
-        "AP50": result,
-        "pictures": len(test),
-        "data": "KITTI 2D object, test split",
-        "sha256": {Path(path).name: sha256([path]) for path in detectors},
-    } | origin(asked)
-    write_json(out, content)
-    return content

@@ -12,7 +12,6 @@ from roilib.datasets.kitti import KITTI_CLASSES, kitti_samples
 from roilib.evaluation.detection import (
     GROUP_NAMES,
     THRESHOLDS,
-    average_precision,
     average_precisions,
     grouped,
     matches,
@@ -36,6 +35,17 @@ def labelled(tiny_kitti):
         for _, boxes, labels in data
     ]
     return data, perfect
+
+
+def average_precision(found, data):
+    """`average_precisions` of detections of whole pictures, each counted once."""
+    truth = [
+        (boxes.as_subclass(Tensor), grouped(labels, data.classes)) for _, boxes, labels in data
+    ]
+    rows = [scored(f, boxes, groups) for f, (boxes, groups) in zip(found, truth, strict=True)]
+    counts = [objects(groups) for _, groups in truth]
+    values = average_precisions(rows, counts, np.ones((1, len(rows))))
+    return {name: float(value[0]) for name, value in values.items()}
 
 
 def test_perfect_detections_reach_one(labelled):
