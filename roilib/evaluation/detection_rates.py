@@ -11,6 +11,7 @@ import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from roilib.evaluation.bootstrap import (
     run_name,
     with_interval,
 )
+from roilib.evaluation.comparisons import LOSSES, Family
 from roilib.evaluation.detection import average_precisions
 from roilib.evaluation.evaluate import UNCOMPRESSED
 from roilib.utils.files import replacing
@@ -139,30 +141,61 @@ def detection_at_rates(found: Sequence[Point], rates: Sequence[float] = (0.15,))
 
     Curves are linear in log bpp; there is no row beyond their ends.
     """
-    originals, curves, rows = _originals(found), {}, []
+    originals, rows = _originals(found), []
+    for (detector, codec, run, strength, *_), members in _curves(found).items():
+        for rate in rates:
+            here = _at_rate(members, rate)
+            if not np.isfinite(here.precisions["agnostic_ap50"][0]):
+                continue
+            row = {"detector": detector, "codec": codec, "label": CODEC_NAMES.get(codec, codec)}
+            row |= {"run": run, "strength": strength, "at_bpp": rate}
+            for name, loss in here.losses(originals[detector]).items():
+                row |= {name: here.precisions[name][0]} | with_interval(f"{name}_loss", loss)
+            rows.append(row | {"pictures": here.pictures})
+    return pd.DataFrame(rows)
+
+
+def detection_at_losses(
+    found: Sequence[Point],
+    codecs: Sequence[Family],
+    rates: Sequence[float] = (0.15,),
+    losses: Sequence[float] = LOSSES,
+) -> pd.DataFrame:
+    """The AP that ROI modes lose at given bpp, at equal background loss, with intervals.
+
+    codecs: of `comparisons.families`, of records of the same pictures with as many resamples.
+    Values are interpolated along a codec's strengths, as ROI gains are.
+    """
+    originals, curves, rows = _originals(found), _curves(found), []
+    for (detector, original), codec, rate in product(originals.items(), codecs, rates):
+        keys = [(detector, c.codec, c.run, c.strength, c.uniform, c.trained) for c in codec.members]
+        if not codec.has_roi or not all(key in curves for key in keys):
+            continue
+        lost = [_at_rate(curves[key], rate).losses(original) for key in keys]
+        who = codec.uniform
+        for loss in losses:
+            row = {"detector": detector, "codec": who.codec, "label": who.label, "run": who.run}
+            row |= {"strength": codec.strength_at(loss), "bg_loss": loss, "at_bpp": rate}
+            for name in lost[0]:
+                values = codec.at_loss(loss, [member[name] for member in lost])
+                row |= with_interval(f"{name}_loss", values)
+            rows.append(row | {"pictures": original.pictures})
+    return pd.DataFrame(rows)
+
+
+def _curves(found: Sequence[Point]) -> dict[tuple, list[Point]]:
+    """(detector, *identity) of a codec at one ROI strength → its points by rising rate."""
+    curves: dict[tuple, list[Point]] = {}
     for point in found:
         if point.record["codec"] != UNCOMPRESSED:
             curves.setdefault((point.detector, *identity(point.record)), []).append(point)
-    for (detector, codec, run, strength, *_), members in curves.items():
-        members = sorted(members, key=lambda point: point.bpp[0])
-        for rate in rates:
-            at = {
-                name: _at(members, name, rate) for name in MEASURES if name in members[0].precisions
-            }
-            if np.isfinite(at["agnostic_ap50"][0]):
-                here = replace(members[0], precisions=at)
-                row = {
-                    "detector": detector,
-                    "codec": codec,
-                    "label": CODEC_NAMES.get(codec, codec),
-                    "run": run,
-                    "strength": strength,
-                    "at_bpp": rate,
-                }
-                for name, loss in here.losses(originals[detector]).items():
-                    row |= {name: at[name][0]} | with_interval(f"{name}_loss", loss)
-                rows.append(row | {"pictures": here.pictures})
-    return pd.DataFrame(rows)
+    return {key: sorted(members, key=lambda p: p.bpp[0]) for key, members in curves.items()}
+
+
+def _at_rate(members: list[Point], rate: float) -> Point:
+    """A point between those of a curve, at a rate; its APs are NaN beyond the curve's ends."""
+    names = [name for name in MEASURES if name in members[0].precisions]
+    return replace(members[0], precisions={name: _at(members, name, rate) for name in names})
 
 
 def _at(members: list[Point], name: str, rate: float) -> np.ndarray:

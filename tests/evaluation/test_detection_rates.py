@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from roilib.evaluation.comparisons import families
 from roilib.evaluation.detection_rates import (
+    detection_at_losses,
     detection_at_rates,
     detection_table,
     points,
@@ -166,3 +168,33 @@ def test_without_a_detector_there_is_nothing():
     assert points([]) == []
     assert detection_table([]).empty
     assert detection_at_rates([]).empty
+
+
+def test_at_equal_background_loss_it_is_between_the_strengths_around():
+    """A codec whose strengths lose 0.2 and 0.8 dB, and ever fewer cars of the first pictures."""
+    both, person = [[90_000, 0, 1023, 1023], [80_000, 1, 1, 1]], [[80_000, 1, 1, 1]]
+    found = [record(i, "uncompressed", both, objects=[2, 1, 1, 0]) for i in range(PICTURES)]
+    records = []
+    for qoffset, missed, lost in ((0.0, 4, 0.0), (-0.1, 2, 0.2), (-0.2, 1, 0.8)):
+        for step in range(7):
+            setting = {"quality": 40 - step, "qoffset": qoffset}
+            for i in range(PICTURES):
+                rows = person if i < missed else both
+                bpp = 0.05 * 2**step
+                found.append(record(i, "x265 slow", rows, setting, bpp=bpp))
+                quality = {"roi_": 20 + 5 * step - 20 * qoffset, "bg_": 20 + 5 * step - lost}
+                errors = {f"{part}sse": 255**2 / 10 ** (dB / 10) for part, dB in quality.items()}
+                counts = {"roi_count": 1, "bg_count": 1, "count": 2, "psnr": 30.0}
+                about = {"image": f"{i:06d}", "codec": "x265 slow", "setting": setting, "bpp": bpp}
+                records.append(about | errors | counts | {"sse": sum(errors.values())})
+    seen, codecs = points(found, 200), families(records, 200)
+    table = detection_at_losses(seen, codecs, (0.1, 99.0), (0.2, 0.5, 0.9)).set_index("at_bpp")
+    at = detection_at_rates(seen, (0.1,)).set_index("strength")["agnostic_ap50_loss"]
+    measured, between, beyond = table.loc[0.1, "agnostic_ap50_loss"]
+    assert measured == pytest.approx(at[-0.1])
+    assert at[-0.2] < between < at[-0.1]
+    assert np.isnan(beyond)
+    assert table.loc[99.0, "agnostic_ap50_loss"].isna().all()
+    assert table.loc[0.1, "strength"].iloc[0] == pytest.approx(-0.1)
+    row = table.loc[0.1].iloc[1]
+    assert row["agnostic_ap50_loss_low"] < between < row["agnostic_ap50_loss_high"]

@@ -96,6 +96,10 @@ def write_results(folder):
         {"run": "roi_vbr-1", "codec": "roi_vbr", "label": "roi_vbr", "part": "test"} | steps
     )
     made["detection"], made["detection_at_bpp"] = detections(rates)
+    shift = made["detection_at_bpp"].select_dtypes(float).filter(like="loss") + 1.3
+    made["detection_at_loss"] = made["detection_at_bpp"].assign(
+        bg_loss=[0.3, 0.5], strength=[0.8, 0.95], **shift
+    )
     tables.write_tables(folder, made)
     write(folder / "records.json", records)
     rows = [
@@ -180,7 +184,7 @@ def detections(rates):
             }
         rows.append(row)
     table = pd.DataFrame(rows)
-    at = table[table["codec"] == "roi_vbr"].iloc[:2].assign(at_bpp=0.15, strength=0.95)
+    at = table[table["codec"] == "roi_vbr"].iloc[:2].assign(at_bpp=0.15, strength=0.5)
     return table, at
 
 
@@ -237,6 +241,7 @@ SHOWN = {
     "detection_at_bpp": [
         f"{name}_loss{end}" for name in ("agnostic_ap50", "map50") for end in ("", "_low", "_high")
     ],
+    "detection_at_loss": ["strength", "agnostic_ap50_loss", "map50_loss"],
     "training": ["step", "hours"],
 }
 
@@ -464,7 +469,15 @@ def test_rates_far_above_ours_are_not_drawn():
 
 
 @pytest.mark.parametrize(
-    "missing", ["equal_background", "roi_trade", "bd_rates", "byte_ratios", "detection_at_bpp"]
+    "missing",
+    [
+        "equal_background",
+        "roi_trade",
+        "bd_rates",
+        "byte_ratios",
+        "detection_at_bpp",
+        "detection_at_loss",
+    ],
 )
 def test_a_report_without_a_table_leaves_its_sections_out(full, tmp_path, missing):
     other = tmp_path / "full"
