@@ -19,6 +19,7 @@ from cyclopts import App, CycloptsError, Parameter
 from roilib.apps import files as io
 from roilib.apps.drive.plan import Plan
 from roilib.apps.files import Job
+from roilib.utils.files import read_json
 
 Word = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Item = TypeVar("Item")
@@ -40,6 +41,8 @@ app = App(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code."""
     words = [home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    if "" in words:
+        return fail("roilib", "an empty word among the arguments, as of a variable without a value")
     name = f"roilib {words[0]}" if words and words[0] in app else "roilib"
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="replace")  # "?" for what a locale other than UTF-8 lacks
@@ -466,6 +469,7 @@ def notebook(
         values = json_format.loads(parameters)
     except ValueError as error:
         raise ValueError(f"--parameters: not JSON ({error})") from None
+    read_json(source)  # refused by name, which papermill does not say
 
     import logging
     import tempfile

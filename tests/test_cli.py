@@ -414,11 +414,13 @@ def test_other_names_are_no_pictures(stream, weights, tmp_path, name, capsys):
         (["encode", "a", "--fast", "b"], "--fast"),
         (["encode", "a", "b", "--precision", "8"], "--precision"),
         (["drive"], "FRAMES"),
+        (["notebook", "README.md", "b.ipynb"], "README.md: not JSON"),
+        (["encode", "a", ""], "an empty word among the arguments"),
         (["report", "none"], "none/records.json: no such file"),
         (["drive", "a", "--mbit", "fast"], "--mbit"),
         (["train", "--which=hyperprior", "--lr=1"], "lr"),
         (["notebook", "a.ipynb", "b.ipynb", "--parameters", "{N: 3}"], "--parameters: not JSON"),
-        (["notebook", "none.ipynb", "b.ipynb"], "none.ipynb: no such notebook"),
+        (["notebook", "none.ipynb", "b.ipynb"], "none.ipynb: no such file"),
     ],
 )
 def test_wrong_words_are_one_line_too(words, named, capsys):
