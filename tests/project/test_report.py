@@ -13,7 +13,8 @@ from PIL import Image
 from pypdf import PdfReader
 
 from roilib.evaluation import comparisons, tables
-from roilib.visualization import pictures, rates
+from roilib.visualization import pictures
+from roilib.visualization import rates as figures
 from roilib.visualization.style import save_figure
 
 REFERENCE = REPOSITORY / "report" / "results" / "reference" / "kitti_small"
@@ -414,7 +415,7 @@ def test_a_codec_whose_every_mode_costs_much_background_has_a_curve():
         }
         for bpp, more in rates
     ]
-    figure = rates.rate_curves(pd.DataFrame(points).assign(codec="roi_vbr"), pd.DataFrame())
+    figure = figures.rate_curves(pd.DataFrame(points).assign(codec="roi_vbr"), pd.DataFrame())
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "roi_vbr, uniform",
         "roi_vbr, α 0.8",
@@ -457,7 +458,7 @@ def test_rates_far_above_ours_are_not_drawn():
         {"codec": "jpeg", "bpp": 3, "roi_psnr": 33, "bg_psnr": 32, "quality": 90, "qoffset": 0.0}
     )
     for shown, highest in ((rows, 1), (rows[3:], 4)):
-        figure = rates.rate_curves(pd.DataFrame(shown), pd.DataFrame())
+        figure = figures.rate_curves(pd.DataFrame(shown), pd.DataFrame())
         assert (
             max(rate for ax in figure.axes for line in ax.get_lines() for rate in line.get_xdata())
             == highest
@@ -494,13 +495,13 @@ def test_every_folder_of_reference_results_makes_a_report(name, tmp_path):
 def test_a_figure_without_data_is_none_and_takes_its_files_away(tmp_path):
     empty = pd.DataFrame()
     assert (
-        rates.rate_curves(empty, empty)
-        is rates.roi_plane(empty)
-        is rates.alpha_sweep(empty)
-        is rates.training_curves(empty)
+        figures.rate_curves(empty, empty)
+        is figures.roi_plane(empty)
+        is figures.alpha_sweep(empty)
+        is figures.training_curves(empty)
         is None
     )
-    assert rates.latency({}) is rates.detection_curves(empty, empty) is None
+    assert figures.latency({}) is figures.detection_curves(empty, empty) is None
     (tmp_path / "old.png").write_bytes(b"stale")
     assert save_figure(None, tmp_path, "old") == []
     assert not list(tmp_path.iterdir())
@@ -515,7 +516,7 @@ def test_the_detectors_time_is_drawn_only_where_it_runs():
     rows.append(
         {"codec": "roi_vbr + detector", "stage": "total", "operation": "encode", "median": 0.12}
     )
-    figure = rates.latency(
+    figure = figures.latency(
         {"rows": [row | {"p95": row["median"], "device": "cpu"} for row in rows]}
     )
     widths = {
