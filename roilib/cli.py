@@ -474,6 +474,7 @@ def notebook(
     import logging
     import tempfile
 
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     from roilib.utils.notebooks import claim_gpus, execute, gpus_here
@@ -487,6 +488,9 @@ def notebook(
     except PapermillExecutionError as error:
         where = f"{source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
         return fail("roilib notebook", f"{where}; open {executed} to see it", 1)
+    except DeadKernelError:
+        where = f"{source}: its kernel died, perhaps for want of memory"
+        return fail("roilib notebook", f"{where}; open {executed} to see in which cell", 1)
     return 0
 
 

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from conftest import REPOSITORY as ROOT
 
+from roilib import cli
 from roilib.utils import notebooks
 
 
@@ -55,6 +56,18 @@ def test_a_failed_cell_names_the_executed_notebook(tmp_path):
     assert "nowhere: no KITTI here" in done.stderr
     assert str(tmp_path / "01.ipynb") in done.stderr
     assert (tmp_path / "01.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_a_kernel_that_dies_is_one_line(tmp_path, capsys):
+    cell = nbformat.v4.new_code_cell("import os\n\nos.kill(os.getpid(), 9)")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    nbformat.write(notebook, tmp_path / "dies.ipynb")
+    words = ["notebook", tmp_path / "dies.ipynb", tmp_path / "out.ipynb"]
+    assert cli.main(list(map(str, words))) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"roilib notebook: {tmp_path / 'dies.ipynb'}: its kernel died")
+    assert (tmp_path / "out.ipynb").exists()
 
 
 def test_a_notebooks_parameters_are_its_tagged_cell():
