@@ -157,9 +157,7 @@ def test_a_run_does_not_go_on_with_other_pictures(tiny_parameters):
     with pytest.raises(KeyboardInterrupt):
         train.train(run, Unplugged(train_data.samples), test_data)
     noted = run.splits.read_text()
-    with pytest.raises(
-        ValueError, match=r"splits\.json: [^\n]*\(train pictures: 1 gone, 0 new\)"
-    ):
+    with pytest.raises(ValueError, match=r"splits\.json: [^\n]*\(train pictures: 1 gone, 0 new\)"):
         train.train(run, RoiDataset(train_data.samples[:-1]), test_data)
     assert run.splits.read_text() == noted
     trained(p)  # with those it began with
