@@ -217,6 +217,14 @@ DETECTION_COLUMNS = {
     "agnostic_ap50_loss_low": "95 % from",
     "agnostic_ap50_loss_high": "to",
 }
+DETECTION_AT_LOSS_COLUMNS = {
+    "label": "codec",
+    "bg_loss": "background loss dB",
+    "strength": "α or qoffset",
+    "agnostic_ap50_loss": "loss %",
+    "agnostic_ap50_loss_low": "95 % from",
+    "agnostic_ap50_loss_high": "to",
+}
 ONE_RATE_COLUMNS = {
     "lmbda": "λ of the one",
     "psnr": "PSNR dB",
