@@ -112,7 +112,9 @@ def twice(tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("twice"), []
     write_tiny_kitti(folder / "kitti")
     for seed in ("1", "2"):
+        paths = [str(REPOSITORY), str(REPOSITORY / "tests")]  # pytest finds conftest by itself
         environment = os.environ | {"PYTHONHASHSEED": seed, "MPLBACKEND": "agg"}
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
         done = subprocess.run(
             [sys.executable, __file__, str(folder)],
             env=environment,

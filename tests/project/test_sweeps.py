@@ -108,7 +108,9 @@ def test_a_failed_point_leaves_the_others_and_is_tried_again(checkout, tiny_kitt
     finished = {p.name for p in points if (checkout / p.folder / "metrics.json").exists()}
     assert finished == {p.name for p in points} - {points[5].name}
     named = [
-        line.split()[0] for line in (done.stdout + done.stderr).splitlines() if " which=" in line
+        line.split()[0]
+        for line in (done.stdout + done.stderr).splitlines()
+        if line.startswith("  runs/") and " which=" in line
     ]
     assert named == [f"{points[5].folder}/notebook.ipynb"]
     assert (checkout / named[0]).exists()  # the executed notebook shows what went wrong
