@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint and test:                   ./run_tests.sh [pytest arguments]
-# The tests of under two minutes:  ./run_tests.sh -m "not slow"
+# Only the quick tests:            ./run_tests.sh -m "not slow"
 # Only install:                    ./run_tests.sh --setup
 set -euo pipefail
 cd "$(dirname "$0")"
