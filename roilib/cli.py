@@ -365,6 +365,7 @@ def evaluate(
     alpha: Many[float] = (),
     codecs: Path | None = None,
     detectors: Many[str] = (),
+    boxes: str = "labels",
     out: Path = Path("runs/evaluate"),
     device: str = "auto",
     workers: int | None = None,
@@ -383,6 +384,8 @@ def evaluate(
         alpha: ROI strengths of roi_vbr; default: its own
         codecs: YAML file of conventional codecs and their settings, as params/codecs/all.yaml
         detectors: YOLOv8 files that look at the decoded pictures; shipped: the pretrained one
+        boxes: what encoders get: labels, detector (what the pretrained one finds) or a folder of
+            box files; default labels. Quality is measured in the labels where there are some
         out: folder for records and tables; default runs/evaluate
         device: of the computation, as cpu or cuda; default: cuda where there is one
         workers: processes; default: one a core, or a single one on a GPU
@@ -393,7 +396,7 @@ def evaluate(
     given = [*(Path(name) for name in (*weights, *detectors)), *([codecs] if codecs else [])]
     made = [out / name for name in measure.MADE]
     io.protect(made, given, force or made[0].exists())
-    options = (weights, lmbda, alpha, codecs, detectors, device, workers)
+    options = (weights, lmbda, alpha, codecs, detectors, boxes, device, workers)
     show(measure.text(*measure.measure(pictures, out, *options)))
     return 0
 
