@@ -422,7 +422,7 @@ def drive(
         frames: a folder of pictures in natural order, or a KITTI root
         boxes: folder of box files that encoders get; default: what the pretrained detector finds
         truth: folder of box files of the ROI that is measured; default: a KITTI root's labels, or
-            else the boxes that encoders get
+            those beside the frames, or else the boxes that encoders get
         count: the first so many frames
         results: folder for the records; default runs/drive
         figures: folder for figures and films; default runs/drive
@@ -439,7 +439,7 @@ def drive(
         given = [Path(file) for file in (plan.trace, plan.weights) if file]
         for made in outputs(results, figures):
             io.protect(made, [*pictures.files, *given], force or made[0].exists())
-        show(text(*run(pictures, plan, results, figures)))
+        show(text(*run(pictures, plan, results, figures), pictures.roi))
     except OSError as error:
         why = error.strerror or error
         raise ValueError(f"{error.filename or results}: cannot be written ({why})") from None

@@ -36,7 +36,7 @@ def prepare_sample_set(dataset: str, data_root: str) -> None:
         _prepare(data_root)
 
 
-def prepare_drive(folder: str, frames: int, street: int) -> str:
+def prepare_drive(folder: str, frames: int, street: int = 21) -> str:
     """Render a drive of so many frames unless `folder` is there; returns the folder."""
     if not Path(folder).is_dir():
         print(f"Rendering {frames} frames into {folder} (4 to 5 CPU seconds each) …", flush=True)
