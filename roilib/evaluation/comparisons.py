@@ -291,14 +291,20 @@ def _equal_background_rows(
 
 
 def published_table(codecs: list[Family], path: str | Path) -> pd.DataFrame:
-    """BD-rate and BD-PSNR of trained codecs' uniform modes against a published curve.
+    """BD-rate and BD-PSNR of trained codecs' uniform modes against published curves.
 
-    path: a JSON file with codec, bpp and psnr, means over the pictures. The same pictures must have
-    been measured. Their resamples move our curve only, since the published one is of means. Raises
-    ValueError naming a file that is no such curve.
+    path: a JSON file with codec, bpp and psnr, means over the pictures, or a folder of them. The
+    same pictures must have been measured. Their resamples move our curve only, since a published
+    one is of means. Raises ValueError naming a file that is no such curve.
     """
+    path = Path(path)
+    paths = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    return pd.DataFrame([row for one in paths for row in _published_rows(codecs, one)])
+
+
+def _published_rows(codecs: list[Family], path: Path) -> list[dict]:
     try:
-        content = read_json(Path(path))
+        content = read_json(path)
         points = sorted(zip(content["bpp"], content["psnr"], strict=True))
         name, (bpp, psnr) = str(content["codec"]), np.array(points, float).T
     except (ValueError, KeyError, TypeError) as error:
@@ -313,7 +319,7 @@ def published_table(codecs: list[Family], path: str | Path) -> pd.DataFrame:
             name, "published", 0.0, True, False, tuple(bpp), **curve, pictures=test.pictures
         )
         rows.append(_bd_row(anchor, test, MEAN))
-    return pd.DataFrame(rows)
+    return rows
 
 
 def _bd_row(anchor: Curve, test: Curve, part: str) -> dict:

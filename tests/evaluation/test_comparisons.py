@@ -372,6 +372,7 @@ def test_a_published_curve_is_compared_by_means_of_the_pictures(tmp_path):
     )
     assert row["bd_rate"] == pytest.approx(10)
     assert row["low"] < 10 < row["high"]
+    assert len(published_table(families(records), tmp_path)) == 1  # of a folder, every curve
     cheap = [r for r in records if r["setting"].get("lmbda") == 1]
     assert ours.psnr["mean"][0, 0] == pytest.approx(np.mean([r["psnr"] for r in cheap]))
     for content in ("[", '{"codec": "x", "bpp": [1]}', '{"codec": "x", "bpp": [1], "psnr": []}'):

@@ -365,6 +365,17 @@ def test_the_comparisons_in_the_docs_are_the_shipped_codecs_records():
         assert tables.markdown(table, columns) in readme
 
 
+def test_published_curves_in_the_docs_are_compared_with_kodaks_records():
+    folder = ROOT / "report" / "results" / "reference"
+    codecs = comparisons.families(json.loads((folder / "kodak" / "records.json").read_text()))
+    table = comparisons.published_table(codecs, folder / "published")
+    written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+    pd.testing.assert_frame_equal(
+        written, pd.read_csv(folder / "kodak" / "published.csv"), rtol=1e-6
+    )
+    assert tables.markdown(table, tables.BD_COLUMNS) in page("docs/results.md")
+
+
 def test_the_papers_models_beside_the_shipped_codec_are_as_their_records_say():
     folder = ROOT / "report" / "results" / "reference"
     trained, shipped = (
