@@ -196,6 +196,7 @@ def test_a_preview_is_what_decodes(picture, weights, tmp_path):
         (["encode", "{picture}", "-", "--json", "{weights}"], "both be standard output"),
         (["encode", "{tmp}", "{tmp}", "--preview", "p.png", "{weights}", "{picture}"], "p"),
         (["encode", "{picture}", "{tmp}/a.roic", "--detect", "--boxes", "b.txt"], "exclude each"),
+        (["encode", "{picture}", "{tmp}/a.roic", "--preview", "{tmp}/p.gif"], "p.gif: a picture's"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
