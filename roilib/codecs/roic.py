@@ -338,8 +338,8 @@ def encode(
 ) -> bytes:
     """Code a picture as a `.roic` stream.
 
-    image: uint8 (H, W, 3), or Pillow's, sides 1 to 8192. boxes: None or at most 255; (K, 4) x0, y0, x1, y1 in pixels, or
-    (K, 5) with importance in (0, 1].
+    image: uint8 (H, W, 3), or a Pillow picture, sides 1 to 8192. boxes: at most 255, None for none;
+    (K, 4) x0, y0, x1, y1 in pixels, or (K, 5) with importance in (0, 1].
     lmbda in [0.0004, 0.12]: larger is better and bigger. alpha in [0, 1]: 1 gives all quality to
     the boxes, 0.5 treats all pixels alike. Models of one rate keep the λ and α of their training.
     max_bytes: choose the largest λ whose stream is at most that long, whatever `lmbda` says.
@@ -350,7 +350,10 @@ def encode(
     """
     codec = model or pretrained_codec()
     if isinstance(image, Image.Image):
-        image = rgb_pixels(image).permute(1, 2, 0).numpy()
+        try:
+            image = rgb_pixels(image).permute(1, 2, 0).numpy()
+        except OSError as error:  # Pillow reads a file when its pixels are asked for
+            raise ValueError(f"not a readable picture ({error})") from None
     boxes = () if boxes is None else boxes
     return codec.encode(image, boxes, lmbda=lmbda, alpha=alpha, max_bytes=max_bytes)
 
