@@ -171,7 +171,8 @@ def drive(
     Example: `roilib drive data/drive --mbit 1 --fps 10`
 
     Args:
-        frames: a folder of pictures in natural order, or a KITTI root
+        frames: a folder of pictures in natural order, a KITTI root, or a video file, of which
+            --fps frames a second are taken
         boxes: folder of box files that encoders get; default: what the pretrained detector finds
         truth: folder of box files of the ROI that is measured; default: a KITTI root's labels, or
             else the boxes that encoders get
@@ -187,10 +188,10 @@ def drive(
 
     set_style()
     try:
-        pictures = Drive(frames, boxes, truth, count)
+        pictures = Drive(frames, boxes, truth, count, plan.fps)
         given = [Path(file) for file in (plan.trace, plan.weights) if file]
         for made in outputs(results, figures):
-            io.protect(made, [*pictures.files, *given], force or made[0].exists())
+            io.protect(made, [*pictures.inputs, *given], force or made[0].exists())
         show(text(*run(pictures, plan, results, figures)))
     except OSError as error:
         why = error.strerror or error

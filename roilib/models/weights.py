@@ -93,7 +93,8 @@ def model_id(state: dict[str, Tensor]) -> bytes:
     """Return four bytes that stand for these weights: names and values."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        digest.update(name.encode() + state[name].cpu().contiguous().numpy().tobytes())
+        values = state[name].cpu().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
+        digest.update(name.encode() + values.numpy().tobytes())
     return digest.digest()[:4]
 
 
@@ -151,6 +152,8 @@ def load_state(
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path}: not weights of a {which} ({reason})") from None
     for name, value in model.state_dict().items():
+        if value.is_floating_point() != state[name].is_floating_point():  # as quantised by others
+            raise ValueError(f"{path}: {name} is {state[name].dtype}, not {value.dtype}")
         if not value.isfinite().all():
             raise ValueError(f"{path}: {name} has values that are not finite")
     try:

@@ -169,7 +169,7 @@ def provenance(plan: Plan, frames: Drive, all_sent: Sequence[Transmission]) -> d
     return origin(asdict(plan)) | {
         "senders": {sent.sender.name: sent.sender.setting for sent in all_sent},
         "frames": len(frames),
-        "pictures_sha256": sha256(frames.pictures),
+        "pictures_sha256": sha256(frames.files),
         "boxes": "the box files given" if frames.boxes else "the pretrained detector's",
         "model": all_sent[0].sender.codec.id.hex(),
     }
