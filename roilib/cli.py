@@ -120,6 +120,7 @@ def evaluate(
     alpha: Many[float] = (),
     codecs: Path | None = None,
     detectors: Many[str] = (),
+    boxes: str = "labels",
     out: Path = Path("runs/evaluate"),
     device: str = "auto",
     workers: int | None = None,
@@ -138,6 +139,8 @@ def evaluate(
         alpha: ROI strengths of roi_vbr; default: its own
         codecs: YAML file of conventional codecs and their settings, as params/codecs/all.yaml
         detectors: YOLOv8 files that look at the decoded pictures; shipped: the pretrained one
+        boxes: what encoders get: labels, detector (what the pretrained one finds) or a folder of
+            box files; default labels. Quality is measured in the labels where there are some
         out: folder for records and tables; default runs/evaluate
         device: of the computation, as cpu or cuda; default: cuda where there is one
         workers: processes; default: one a core, or a single one on a GPU
@@ -148,7 +151,7 @@ def evaluate(
     given = [*(Path(name) for name in (*weights, *detectors)), *([codecs] if codecs else [])]
     made = [out / name for name in measure.MADE]
     io.protect(made, given, force or made[0].exists())
-    options = (weights, lmbda, alpha, codecs, detectors, device, workers)
+    options = (weights, lmbda, alpha, codecs, detectors, boxes, device, workers)
     show(measure.text(*measure.measure(pictures, out, *options)))
     return 0
 
@@ -175,7 +178,7 @@ def drive(
             --fps frames a second are taken
         boxes: folder of box files that encoders get; default: what the pretrained detector finds
         truth: folder of box files of the ROI that is measured; default: a KITTI root's labels, or
-            else the boxes that encoders get
+            those beside the frames, or else the boxes that encoders get
         count: the first so many frames
         results: folder for the records; default runs/drive
         figures: folder for figures and films; default runs/drive
@@ -192,7 +195,7 @@ def drive(
         given = [Path(file) for file in (plan.trace, plan.weights) if file]
         for made in outputs(results, figures):
             io.protect(made, [*pictures.inputs, *given], force or made[0].exists())
-        show(text(*run(pictures, plan, results, figures)))
+        show(text(*run(pictures, plan, results, figures), pictures.roi))
     except OSError as error:
         why = error.strerror or error
         raise ValueError(f"{error.filename or results}: cannot be written ({why})") from None

@@ -36,7 +36,7 @@ def prepare_sample_set(dataset: str, data_root: str) -> None:
         _prepare(data_root)
 
 
-def prepare_drive(folder: str, frames: int, street: int) -> str:
+def prepare_drive(folder: str, frames: int, street: int = 21) -> str:
     """Render a drive of so many frames unless `folder`, or a video, is there; returns its name."""
     if Path(folder).is_file():
         return folder

@@ -56,7 +56,7 @@ def profile(folder: Path) -> list[tuple[str, dict]]:
         ("07_playground", data),
         (
             "08_thin_link",
-            {"drive": str(folder / "kitti"), "frames": 3, "mbit": 0.12, "loss": 0.3}
+            {"drive": str(folder / "kitti"), "frames": 3, "mbit": [0.12], "loss": 0.3}
             | results
             | figures,
         ),
