@@ -253,3 +253,12 @@ def test_a_detector_file_that_names_a_missing_module_installs_nothing(tmp_path, 
 @pytest.mark.parametrize("values", UNTRAINED)
 def test_a_good_file_is_loaded(tmp_path, values):
     assert roic.load_codec(written(tmp_path, **values)).parameters.which == values["which"]
+
+
+def test_a_half_precision_file_keeps_the_constants(tmp_path):
+    """As fp16 the least likelihood would be 0, and a training from this file lose infinite bits."""
+    p = Parameters(which="hyperprior", N=8, M=12)
+    save_weights(tmp_path / "w.safetensors", build_model(p), p, 0, half=True)
+    state, _ = read_weights(tmp_path / "w.safetensors")
+    assert state["g_a.0.weight"].dtype == torch.float16
+    assert state["entropy_bottleneck.likelihood_lower_bound.bound"].item() == pytest.approx(1e-9)
