@@ -239,6 +239,12 @@ SPEED_COLUMNS = {
     "decode": "decode ms",
     "decode_p95": "p95 ",
 }
+COMPLEXITY_COLUMNS = {
+    "codec": "codec",
+    "encode": "encode kMAC/pixel",
+    "decode": "decode kMAC/pixel",
+    "parameters": "parameters in millions",
+}
 FORMATS = {  # columns of each format; all others have two digits
     "": "codec label anchor_label theirs_label detector",
     "d": "over dropped late lost affected reached hull",

@@ -397,6 +397,12 @@ def test_the_speeds_in_the_docs_are_measured_ones():
     assert baseline >= 5 * ours
 
 
+def test_the_arithmetic_in_the_docs_is_what_was_counted():
+    folder = ROOT / "report" / "results" / "reference" / "shipped"
+    table = tables.table_of(json.loads((folder / "complexity.json").read_text())["rows"])
+    assert tables.markdown(table, tables.COMPLEXITY_COLUMNS) in page("docs/results.md")
+
+
 def test_real_bytes_are_what_training_estimates():
     folder = ROOT / "report" / "results" / "reference"
     for name, most in (
