@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import papermill
@@ -58,6 +59,13 @@ def parameter_values(notebook: str, variables: Mapping[str, Any]) -> dict[str, A
     """The values of a notebook's parameters; variables: its `globals()`."""
     names = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{notebook}.ipynb"))
     return {name: variables[name] for name in names}
+
+
+def options(more: Mapping[str, Any], **defaults: Any) -> SimpleNamespace:
+    """The values of a notebook's dict `more`. Raises ValueError for a name without a default."""
+    for name in more.keys() - defaults.keys():
+        raise ValueError(f"more: no parameter {name!r}; it has {', '.join(defaults)}")
+    return SimpleNamespace(**defaults | more)
 
 
 def finish(notebook: str, variables: Mapping[str, Any], metrics: dict) -> None:
