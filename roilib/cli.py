@@ -4,6 +4,7 @@ Exit code 0, or 2 with one line on stderr that says which command failed, on whi
 Commands import what is heavy themselves, so that `roilib info` and `--help` stay fast.
 """
 
+import difflib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return app(words, exit_on_error=False, print_error=False) or 0
     except CycloptsError as error:
-        return fail(name, f"{str(error).rstrip('.')}; see {name} --help")
+        return fail(name, f"{str(error).rstrip('., ')}; see {name} --help")
     except BrokenPipeError:  # the reader, as `head`, has seen enough
         silence_stdout()
         return 0
@@ -149,9 +150,11 @@ def encode(
     """
     from roilib.datasets.images import PICTURE_SUFFIXES, is_turned
 
-    jobs = io.pair(paths(files), PICTURE_SUFFIXES, ".roic")
+    jobs = io.pair(paths(files, encode), PICTURE_SUFFIXES, ".roic")
     if jobs[0].out.suffix.lower() in PICTURE_SUFFIXES:
         raise ValueError(f"{jobs[0].out}: is a picture's name, but a .roic stream is written")
+    if preview and preview.suffix.lower() not in io.PICTURES:
+        raise ValueError(f"{preview}: a picture's name ends in {', '.join(io.PICTURES)}")
     if preview and len(jobs) > 1:
         raise ValueError(f"--preview is of one picture, not of {len(jobs)}")
     if boxes and (detect or detector):
@@ -165,6 +168,8 @@ def encode(
         note("encode", "--alpha has no effect without --boxes or --detect")
     if lmbda is not None and max_bytes is not None:
         note("encode", "--lmbda has no effect with --max-bytes")
+    if box_format and not boxes:
+        note("encode", "--box-format has no effect without --boxes")
     for name, value in (("confidence", confidence), ("classes", classes)):
         if value is not None and not (detect or detector):
             note("encode", f"--{name} has no effect without --detect")
@@ -216,7 +221,7 @@ def decode(
         json: print one JSON object a picture
         force: overwrite files that roilib did not make
     """
-    jobs = io.pair(paths(files), io.STREAMS, ".png")
+    jobs = io.pair(paths(files, decode), io.STREAMS, ".png")
     if json and jobs[0].out == io.STANDARD:
         raise ValueError("--json and the output - would both be standard output")
     inputs = [job.source for job in jobs] + ([weights] if weights else [])
@@ -246,7 +251,7 @@ def info(*files: File) -> int:
     Args:
         files: streams or folders of them; - is standard input
     """
-    named = paths(files)
+    named = paths(files, info)
     if not named:
         raise ValueError("a stream is needed; see roilib info --help")
     found = io.expand(named, io.STREAMS)
@@ -533,11 +538,16 @@ def report(
     return 0
 
 
-def paths(words: Sequence[Path]) -> list[Path]:
-    """Return the names of files; raises ValueError for a word that can only be an option."""
+def paths(words: Sequence[Path], command: Callable) -> list[Path]:
+    """Return the names of files; raises ValueError for a word that can only be an option.
+
+    command: whose options are proposed in place of an unknown one.
+    """
+    known = [f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters]
     for word in map(str, words):
         if word.startswith("-") and word != "-":
-            raise ValueError(f"unknown option {word}")
+            near = difflib.get_close_matches(word, known, 1) or [f"./{word}, the file"]
+            raise ValueError(f"unknown option {word}; did you mean {near[0]}?")
     return list(words)
 
 

@@ -196,6 +196,12 @@ def test_a_preview_is_what_decodes(picture, weights, tmp_path):
         (["encode", "{picture}", "-", "--json", "{weights}"], "both be standard output"),
         (["encode", "{tmp}", "{tmp}", "--preview", "p.png", "{weights}", "{picture}"], "p"),
         (["encode", "{picture}", "{tmp}/a.roic", "--detect", "--boxes", "b.txt"], "exclude each"),
+        (["encode", "{picture}", "{tmp}/a.roic", "--preview", "{tmp}/p.gif"], "p.gif: a picture's"),
+        (["encode", "{picture}", "{tmp}/a", "--preview", "{tmp}/a"], "a: a picture's name ends"),
+        (["encode", "{picture}", "{tmp}/a", "--lmda", "1"], "--lmda; did you mean --lmbda?"),
+        (["decode", "-s.roic", "{tmp}/a.png"], "unknown option -s.roic; did you mean ./-s.roic"),
+        (["encode", "{picture}", "{tmp}/a", "--detect", "--classes", ",", "{weights}"], "no class"),
+        (["encode", "{picture}", "{tmp}/a", "--depth", "12", "{weights}"], "depth=12 is for grey"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -377,6 +383,7 @@ def test_a_turned_photograph_is_said(tmp_path, weights, capsys):
         (["--alpha", "0.95", "--boxes", "{tmp}/none.json"], "street.png: no boxes, so --alpha"),
         (["--lmbda", "0.02", "--max-bytes", "4000"], "--lmbda has no effect with --max-bytes"),
         (["--confidence", "0.5"], "--confidence has no effect without --detect"),
+        (["--box-format", "kitti"], "--box-format has no effect without --boxes"),
     ],
 )
 def test_settings_without_effect_are_said(picture, weights, tmp_path, capsys, options, said):
