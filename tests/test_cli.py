@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -337,6 +338,13 @@ def test_evaluate_measures_a_folder(pictures, weights, tmp_path, capsys):
     refused(capsys, ["evaluate", tmp_path / "none", *words[2:], "--force"], "none: ")
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"cells": null}'])
+def test_json_that_is_no_notebook_is_named(tmp_path, capsys, content):
+    (tmp_path / "a.ipynb").write_text(content)
+    words = ["notebook", tmp_path / "a.ipynb", tmp_path / "b.ipynb"]
+    refused(capsys, words, "a.ipynb: not a notebook")
+
+
 def test_a_notebook_is_never_overwritten(tmp_path, capsys):
     mine, other = tmp_path / "mine.ipynb", tmp_path / "other.ipynb"
     for path in (mine, other):
@@ -373,7 +381,9 @@ def test_a_turned_photograph_is_said(tmp_path, weights, capsys):
     (tmp_path / "a.json").write_text("[[10, 50, 58, 80]]")
     words = ["encode", str(tmp_path / "a.jpg"), str(tmp_path / "a.roic"), *weights]
     assert main([*words, "--boxes", str(tmp_path / "a.json")]) == 0
-    assert "a.jpg: EXIF's rotation is not applied" in capsys.readouterr().err
+    assert "a.jpg: EXIF's rotation is not applied, nor to its boxes" in capsys.readouterr().err
+    assert main(words) == 0
+    assert capsys.readouterr().err.endswith("a.jpg: EXIF's rotation is not applied\n")
 
 
 @pytest.mark.parametrize(
@@ -428,6 +438,8 @@ def test_other_names_are_no_pictures(stream, weights, tmp_path, name, capsys):
         (["train", "--which=hyperprior", "--lr=1"], "lr"),
         (["notebook", "a.ipynb", "b.ipynb", "--parameters", "{N: 3}"], "--parameters: not JSON"),
         (["notebook", "none.ipynb", "b.ipynb"], "none.ipynb: no such file"),
+        (["evaluate", "docs", "--out", "./docs"], "docs: holds the pictures"),
+        (["evaluate", "docs", "--workers", "0"], "workers is 1 or more, not 0"),
     ],
 )
 def test_wrong_words_are_one_line_too(words, named, capsys):
@@ -469,6 +481,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     reader.wait()
     done = run("info", tmp_path / "a.roic", stdout=reader.stdin)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("warnings.formatwarning", None)
+    main(["info", "none"])
+    assert warnings.formatwarning("a.json: odd", UserWarning, "x.py", 3) == (
+        "roilib info: a.json: odd\n"
+    )
 
 
 def test_info_loads_nothing_heavy(tmp_path):
