@@ -10,6 +10,7 @@ import inspect
 import json as json_format
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -51,12 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "" in words:
         return fail("roilib", "an empty word among the arguments, as of a variable without a value")
     name = f"roilib {words[0]}" if words and words[0] in app else "roilib"
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: {message}\n"
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="replace")  # "?" for what a locale other than UTF-8 lacks
     try:
         return app(words, exit_on_error=False, print_error=False) or 0
     except CycloptsError as error:
-        return fail(name, f"{str(error).rstrip('.')}; see {name} --help")
+        return fail(name, f"{str(error).rstrip('., ')}; see {name} --help")
     except BrokenPipeError:  # the reader, as `head`, has seen enough
         silence_stdout()
         return 0
@@ -148,6 +150,10 @@ def evaluate(
     """
     from roilib.apps import measure
 
+    if out.resolve() == pictures.resolve():
+        raise ValueError(f"{out}: holds the pictures; the results need another folder")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is 1 or more, not {workers}")
     given = [*(Path(name) for name in (*weights, *detectors)), *([codecs] if codecs else [])]
     made = [out / name for name in measure.MADE]
     io.protect(made, given, force or made[0].exists())
@@ -228,7 +234,9 @@ def notebook(
         values = json_format.loads(parameters)
     except ValueError as error:
         raise ValueError(f"--parameters: not JSON ({error})") from None
-    read_json(source)  # refused by name, which papermill does not say
+    content = read_json(source)  # refused by name, which papermill does not say
+    if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
+        raise ValueError(f"{source}: not a notebook (JSON without cells)")
 
     import logging
     import tempfile

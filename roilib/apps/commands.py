@@ -3,8 +3,10 @@
 Each checks its words before it imports what is heavy, so that a mistake is said at once.
 """
 
+import difflib
+import inspect
 import json as json_format
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,7 +67,7 @@ def encode(
     """
     from roilib.datasets.images import PICTURE_SUFFIXES, is_turned
 
-    jobs = io.pair(paths(files), PICTURE_SUFFIXES, ".roic")
+    jobs = io.pair(paths(files, encode), PICTURE_SUFFIXES, ".roic")
     if jobs[0].out.suffix.lower() in PICTURE_SUFFIXES:
         raise ValueError(f"{jobs[0].out}: is a picture's name, but a .roic stream is written")
     if preview and len(jobs) > 1:
@@ -83,6 +85,8 @@ def encode(
         note("encode", "--alpha has no effect without --boxes or --detect")
     if lmbda is not None and max_bytes is not None:
         note("encode", "--lmbda has no effect with --max-bytes")
+    if box_format and not boxes:
+        note("encode", "--box-format has no effect without --boxes")
     for name, value in (("confidence", confidence), ("classes", classes)):
         if value is not None and not (detect or detector):
             note("encode", f"--{name} has no effect without --detect")
@@ -103,8 +107,9 @@ def encode(
 
     def work(job: Job) -> dict:
         record = transcode.encode(job, codec, regions, setting, depth, preview)
-        if record["boxes"] and job.source != io.STANDARD and is_turned(job.source):
-            note("encode", f"{job.source}: EXIF's rotation is not applied, nor to its boxes")
+        if job.source != io.STANDARD and is_turned(job.source):
+            boxes_too = ", nor to its boxes" if record["boxes"] else ""
+            note("encode", f"{job.source}: EXIF's rotation is not applied{boxes_too}")
         if seen and not record["boxes"] and alpha is not None:
             note("encode", f"{record['source']}: no boxes, so --alpha has no effect")
         return record
@@ -133,7 +138,7 @@ def decode(
         json: print one JSON object a picture
         force: overwrite files that roilib did not make
     """
-    jobs = io.pair(paths(files), io.STREAMS, ".png")
+    jobs = io.pair(paths(files, decode), io.STREAMS, ".png")
     if json and jobs[0].out == io.STANDARD:
         raise ValueError("--json and the output - would both be standard output")
     inputs = [job.source for job in jobs] + ([weights] if weights else [])
@@ -161,7 +166,7 @@ def info(*files: File) -> int:
     Args:
         files: streams or folders of them; - is standard input
     """
-    named = paths(files)
+    named = paths(files, info)
     if not named:
         raise ValueError("a stream is needed; see roilib info --help")
     found = io.expand(named, io.STREAMS)
@@ -239,9 +244,14 @@ def compare(
     return 0
 
 
-def paths(words: Sequence[Path]) -> list[Path]:
-    """Return the names of files; raises ValueError for a word that can only be an option."""
+def paths(words: Sequence[Path], command: Callable) -> list[Path]:
+    """Return the names of files; raises ValueError for a word that can only be an option.
+
+    command: whose options are proposed in place of an unknown one.
+    """
+    known = [f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters]
     for word in map(str, words):
         if word.startswith("-") and word != "-":
-            raise ValueError(f"unknown option {word}")
+            near = difflib.get_close_matches(word, known, 1) or [f"./{word}, the file"]
+            raise ValueError(f"unknown option {word}; did you mean {near[0]}?")
     return list(words)

@@ -95,12 +95,16 @@ def rgb_pixels(picture: Image.Image, depth: int | None = None) -> tv_tensors.Ima
     if picture.mode in ("I", "F") and not is_pgm:
         raise ValueError("32 bits a pixel have no known range; save it with 8 or 16")
     is_deep_grey = is_pgm or picture.mode.startswith("I;16")
+    if depth is not None and not 8 <= depth <= 16:
+        raise ValueError(f"depth is 8 to 16 bits, not {depth}")
     if not is_deep_grey and not _has_16_bits(picture):
+        if depth not in (None, 8):
+            raise ValueError(f"depth={depth} is for grey pictures of 16 bits; this one has 8")
         return tv_tensors.Image(F.pil_to_tensor(picture.convert("RGB")))
     if is_deep_grey:
         values = np.asarray(picture)
         _check_range(int(values.max()).bit_length(), depth)
-        pixels = np.minimum(values >> (depth or 16) - 8, 255).astype(np.uint8)
+        pixels = (values >> (depth or 16) - 8).astype(np.uint8)
         return tv_tensors.Image(torch.from_numpy(pixels).expand(3, -1, -1).contiguous())
     pixels = F.pil_to_tensor(picture.convert("RGB"))  # the upper 8 bits
     _check_range(8 + int(pixels.max()).bit_length(), depth)
@@ -123,9 +127,11 @@ def _has_16_bits(picture: Image.Image) -> bool:
 def _check_range(bits: int, depth: int | None) -> None:
     if depth is None and 0 < bits < LEAST_BITS:
         raise ValueError(
-            f"16 bits, of which at most {bits} are used: it would be nearly black; "
-            f"multiply its values by {2 ** (16 - bits)}"
+            f"16 bits, of which at most {bits} are used: it would be nearly black; encode grey "
+            f"pictures with --depth {bits}, or multiply its values by {2 ** (16 - bits)}"
         )
+    if depth is not None and bits > depth:
+        raise ValueError(f"depth={depth}, but its values need {bits} bits")
 
 
 def picture_size(path: Path) -> tuple[int, int]:
