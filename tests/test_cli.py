@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -196,6 +197,12 @@ def test_a_preview_is_what_decodes(picture, weights, tmp_path):
         (["encode", "{picture}", "-", "--json", "{weights}"], "both be standard output"),
         (["encode", "{tmp}", "{tmp}", "--preview", "p.png", "{weights}", "{picture}"], "p"),
         (["encode", "{picture}", "{tmp}/a.roic", "--detect", "--boxes", "b.txt"], "exclude each"),
+        (["encode", "{picture}", "{tmp}/a.roic", "--preview", "{tmp}/p.gif"], "p.gif: a picture's"),
+        (["encode", "{picture}", "{tmp}/a", "--preview", "{tmp}/a"], "a: a picture's name ends"),
+        (["encode", "{picture}", "{tmp}/a", "--lmda", "1"], "--lmda; did you mean --lmbda?"),
+        (["decode", "-s.roic", "{tmp}/a.png"], "unknown option -s.roic; did you mean ./-s.roic"),
+        (["encode", "{picture}", "{tmp}/a", "--detect", "--classes", ",", "{weights}"], "no class"),
+        (["encode", "{picture}", "{tmp}/a", "--depth", "12", "{weights}"], "depth=12 is for grey"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -332,6 +339,13 @@ def test_evaluate_measures_a_folder(pictures, weights, tmp_path, capsys):
     refused(capsys, [*words, "--force", "--boxes", tmp_path / "no"], "no: no ")
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"cells": null}'])
+def test_json_that_is_no_notebook_is_named(tmp_path, capsys, content):
+    (tmp_path / "a.ipynb").write_text(content)
+    words = ["notebook", tmp_path / "a.ipynb", tmp_path / "b.ipynb"]
+    refused(capsys, words, "a.ipynb: not a notebook")
+
+
 def test_a_notebook_is_never_overwritten(tmp_path, capsys):
     mine, other = tmp_path / "mine.ipynb", tmp_path / "other.ipynb"
     for path in (mine, other):
@@ -368,7 +382,9 @@ def test_a_turned_photograph_is_said(tmp_path, weights, capsys):
     (tmp_path / "a.json").write_text("[[10, 50, 58, 80]]")
     words = ["encode", str(tmp_path / "a.jpg"), str(tmp_path / "a.roic"), *weights]
     assert main([*words, "--boxes", str(tmp_path / "a.json")]) == 0
-    assert "a.jpg: EXIF's rotation is not applied" in capsys.readouterr().err
+    assert "a.jpg: EXIF's rotation is not applied, nor to its boxes" in capsys.readouterr().err
+    assert main(words) == 0
+    assert capsys.readouterr().err.endswith("a.jpg: EXIF's rotation is not applied\n")
 
 
 @pytest.mark.parametrize(
@@ -378,6 +394,7 @@ def test_a_turned_photograph_is_said(tmp_path, weights, capsys):
         (["--alpha", "0.95", "--boxes", "{tmp}/none.json"], "street.png: no boxes, so --alpha"),
         (["--lmbda", "0.02", "--max-bytes", "4000"], "--lmbda has no effect with --max-bytes"),
         (["--confidence", "0.5"], "--confidence has no effect without --detect"),
+        (["--box-format", "kitti"], "--box-format has no effect without --boxes"),
     ],
 )
 def test_settings_without_effect_are_said(picture, weights, tmp_path, capsys, options, said):
@@ -422,6 +439,8 @@ def test_other_names_are_no_pictures(stream, weights, tmp_path, name, capsys):
         (["train", "--which=hyperprior", "--lr=1"], "lr"),
         (["notebook", "a.ipynb", "b.ipynb", "--parameters", "{N: 3}"], "--parameters: not JSON"),
         (["notebook", "none.ipynb", "b.ipynb"], "none.ipynb: no such file"),
+        (["evaluate", "docs", "--out", "./docs"], "docs: holds the pictures"),
+        (["evaluate", "docs", "--workers", "0"], "workers is 1 or more, not 0"),
     ],
 )
 def test_wrong_words_are_one_line_too(words, named, capsys):
@@ -463,6 +482,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     reader.wait()
     done = run("info", tmp_path / "a.roic", stdout=reader.stdin)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("warnings.formatwarning", None)
+    main(["info", "none"])
+    assert warnings.formatwarning("a.json: odd", UserWarning, "x.py", 3) == (
+        "roilib info: a.json: odd\n"
+    )
 
 
 def test_info_loads_nothing_heavy(tmp_path):

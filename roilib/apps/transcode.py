@@ -45,7 +45,7 @@ def regions_of(
         find = boxes_of(pictures, boxes, box_format)
         return lambda path, image: find(path, image.shape[:2])
     if detect or detector:
-        options = {"classes": [name.strip() for name in (classes or "").split(",") if name]}
+        options = {"classes": [name.strip() for name in classes.split(",")] if classes else ()}
         if confidence is not None:
             if not 0 <= confidence <= 1:
                 raise ValueError(f"confidence is a number from 0 to 1, not {confidence}")

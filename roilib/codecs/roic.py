@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from compressai.models import CompressionModel
+from PIL import Image
 from torch import Tensor
 
 from roilib import roi
@@ -24,6 +25,7 @@ from roilib.codecs.container import MAX_BYTES, Header, box_array, picture_size
 from roilib.codecs.protocol import DoesNotFit
 from roilib.codecs.rate_search import highest_within
 from roilib.codecs.registry import codec_name
+from roilib.datasets.images import rgb_pixels
 from roilib.models.detector import HookedDetector, frame_features, pad
 from roilib.models.weights import (
     build_model,
@@ -326,8 +328,8 @@ def load_codec(
 
 
 def encode(
-    image: np.ndarray,
-    boxes: Sequence = (),
+    image: np.ndarray | Image.Image,
+    boxes: Sequence | None = (),
     *,
     lmbda: float = DEFAULT_LMBDA,
     alpha: float = DEFAULT_ALPHA,
@@ -336,8 +338,8 @@ def encode(
 ) -> bytes:
     """Code a picture as a `.roic` stream.
 
-    image: uint8 (H, W, 3), sides 1 to 8192. boxes: at most 255; (K, 4) x0, y0, x1, y1 in pixels, or
-    (K, 5) with importance in (0, 1].
+    image: uint8 (H, W, 3), or a Pillow picture, sides 1 to 8192. boxes: at most 255, None for none;
+    (K, 4) x0, y0, x1, y1 in pixels, or (K, 5) with importance in (0, 1].
     lmbda in [0.0004, 0.12]: larger is better and bigger. alpha in [0, 1]: 1 gives all quality to
     the boxes, 0.5 treats all pixels alike. Models of one rate keep the λ and α of their training.
     max_bytes: choose the largest λ whose stream is at most that long, whatever `lmbda` says.
@@ -347,6 +349,12 @@ def encode(
     where max_bytes is less.
     """
     codec = model or pretrained_codec()
+    if isinstance(image, Image.Image):
+        try:
+            image = rgb_pixels(image).permute(1, 2, 0).numpy()
+        except OSError as error:  # Pillow reads a file when its pixels are asked for
+            raise ValueError(f"not a readable picture ({error})") from None
+    boxes = () if boxes is None else boxes
     return codec.encode(image, boxes, lmbda=lmbda, alpha=alpha, max_bytes=max_bytes)
 
 

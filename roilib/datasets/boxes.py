@@ -12,10 +12,12 @@ A box is (x0, y0, x1, y1) in pixels: x to the right, y down, x1 and y1 exclusive
     tracking  text: KITTI tracking, frame and track before a KITTI label (`read_tracking`)
 
 The format is recognised by the contents. A file that fits none of them is refused, and so are
-coordinates that all lie in 0 … 1, and boxes outside the picture.
+coordinates that all lie in 0 … 1, and boxes outside the picture. Of a box that is mostly outside a
+warning says so.
 """
 
 import reprlib
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from roilib.datasets import formats
 from roilib.datasets.formats import JSON_FORMATS, TEXT_FORMATS, Entry, Lines, Size
 from roilib.utils.files import read_json, read_text
 
+LEAST_WITHIN = 0.5  # share of a box in the picture; labels of a larger picture have less
 MAX_COORDINATE = 1e6  # pixels; float32 still resolves sixteenths of a pixel there
 
 Labels = tuple[list[str], np.ndarray]  # class names and boxes (K, 4), or (K, 5) with importance
@@ -57,7 +60,7 @@ def read_labels(path: Path, size: Size | None = None, box_format: str | None = N
             "coco": formats.coco_results,
             "labelme": lambda shapes: formats.labelme(shapes, size),
         }[found](content)
-        return _checked(entries, size, insisted=box_format is not None)
+        return _checked(path, entries, size, insisted=box_format is not None)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -81,15 +84,15 @@ def read_kitti_label(path: Path, size: Size | None = None) -> Labels:
     try:
         if formats.text_format(lines) == "yolo":
             raise ValueError("YOLO labels, where KITTI's are expected")
-        return _checked(formats.kitti(lines), size)
+        return _checked(path, formats.kitti(lines), size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def read_tracking(path: Path, size: Size | None = None) -> dict[int, Labels]:
     """Read KITTI tracking labels: the class names and boxes of each frame of a sequence."""
-    frames: dict[int, Lines] = {}
-    lines = formats.split_lines(read_text(Path(path)))
+    path, frames = Path(path), dict[int, Lines]()
+    lines = formats.split_lines(read_text(path))
     try:
         if not formats.is_tracking(lines):
             raise ValueError(
@@ -98,7 +101,7 @@ def read_tracking(path: Path, size: Size | None = None) -> dict[int, Labels]:
             )
         for place, words in lines:
             frames.setdefault(int(words[0]), []).append((place, words[2:]))
-        return {frame: _checked(formats.kitti(own), size) for frame, own in frames.items()}
+        return {f: _checked(path, formats.kitti(own), size) for f, own in frames.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -135,7 +138,9 @@ def checked_box(values: list, size: Size | None = None) -> list[float]:
     return [x0, y0, x1, y1]
 
 
-def _checked(entries: Iterable[Entry], size: Size | None, insisted: bool = False) -> Labels:
+def _checked(
+    path: Path, entries: Iterable[Entry], size: Size | None, insisted: bool = False
+) -> Labels:
     names, boxes, importances = [], [], []
     for place, name, values, importance in entries:
         try:
@@ -149,6 +154,16 @@ def _checked(entries: Iterable[Entry], size: Size | None, insisted: bool = False
         raise ValueError(
             "all coordinates lie in 0 … 1, as shares of a picture; boxes are in pixels"
         )
+    if size:
+        height, width = size
+        within = np.clip(found, 0, (width, height, width, height))
+        areas = [np.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (within, found)]
+        if len(beyond := np.flatnonzero(areas[0] < LEAST_WITHIN * areas[1])):
+            warnings.warn(
+                f"{path}: of the box {found[beyond[0]].tolist()} less than half is in the picture "
+                f"of {width}x{height} pixels; are these labels of another size?",
+                stacklevel=2,
+            )
     if any(value is not None for value in importances):
         column = np.array([[1.0 if v is None else v] for v in importances], np.float32)
         found = np.hstack([found, column])

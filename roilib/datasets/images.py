@@ -82,27 +82,40 @@ def read_picture(path: Path, depth: int | None = None) -> tv_tensors.Image:
     with _opened(path) as picture:
         if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
             raise ValueError(f"{picture.n_frames} pages; save the one that is meant by itself")
-        # Pillow scales a 16-bit PGM to 0 … 65535 and calls it I, like pictures of 32 bits.
-        is_pgm = picture.format == "PPM" and picture.mode == "I"
-        if picture.mode in ("I", "F") and not is_pgm:
-            raise ValueError("32 bits a pixel have no known range; save it with 8 or 16")
-        if not _has_16_bits(picture):
-            return tv_tensors.Image(F.pil_to_tensor(picture.convert("RGB")))
-        if is_pgm or picture.mode.startswith("I;16"):
-            values = np.asarray(picture)
-            _check_range(int(values.max()).bit_length(), depth)
-            pixels = np.minimum(values >> (depth or 16) - 8, 255).astype(np.uint8)
-            return tv_tensors.Image(torch.from_numpy(pixels).expand(3, -1, -1).contiguous())
-        pixels = F.pil_to_tensor(picture.convert("RGB"))  # the upper 8 bits
-        _check_range(8 + int(pixels.max()).bit_length(), depth)
-        if depth not in (None, 16):
-            raise ValueError(f"depth={depth} is for grey pictures of 16 bits; this one has colours")
-        return tv_tensors.Image(pixels)
+        return rgb_pixels(picture, depth)
+
+
+def rgb_pixels(picture: Image.Image, depth: int | None = None) -> tv_tensors.Image:
+    """Return Pillow's picture as RGB uint8 (3, H, W), as `read_picture` does.
+
+    Raises ValueError for 32 bits a pixel, and for 16 that are mostly unused.
+    """
+    # Pillow scales a 16-bit PGM to 0 … 65535 and calls it I, like pictures of 32 bits.
+    is_pgm = picture.format == "PPM" and picture.mode == "I"
+    if picture.mode in ("I", "F") and not is_pgm:
+        raise ValueError("32 bits a pixel have no known range; save it with 8 or 16")
+    is_deep_grey = is_pgm or picture.mode.startswith("I;16")
+    if depth is not None and not 8 <= depth <= 16:
+        raise ValueError(f"depth is 8 to 16 bits, not {depth}")
+    if not is_deep_grey and not _has_16_bits(picture):
+        if depth not in (None, 8):
+            raise ValueError(f"depth={depth} is for grey pictures of 16 bits; this one has 8")
+        return tv_tensors.Image(F.pil_to_tensor(picture.convert("RGB")))
+    if is_deep_grey:
+        values = np.asarray(picture)
+        _check_range(int(values.max()).bit_length(), depth)
+        pixels = (values >> (depth or 16) - 8).astype(np.uint8)
+        return tv_tensors.Image(torch.from_numpy(pixels).expand(3, -1, -1).contiguous())
+    pixels = F.pil_to_tensor(picture.convert("RGB"))  # the upper 8 bits
+    _check_range(8 + int(pixels.max()).bit_length(), depth)
+    if depth not in (None, 16):
+        raise ValueError(f"depth={depth} is for grey pictures of 16 bits; this one has colours")
+    return tv_tensors.Image(pixels)
 
 
 def _has_16_bits(picture: Image.Image) -> bool:
     """Whether the file stores 16 bits a channel; to be asked before the pixels are loaded."""
-    for tile in picture.tile:
+    for tile in getattr(picture, "tile", ()):  # a picture from a file has them
         args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
         if any(isinstance(a, str) and ";16" in a for a in args):
             return True
@@ -114,9 +127,11 @@ def _has_16_bits(picture: Image.Image) -> bool:
 def _check_range(bits: int, depth: int | None) -> None:
     if depth is None and 0 < bits < LEAST_BITS:
         raise ValueError(
-            f"16 bits, of which at most {bits} are used: it would be nearly black; "
-            f"multiply its values by {2 ** (16 - bits)}"
+            f"16 bits, of which at most {bits} are used: it would be nearly black; encode grey "
+            f"pictures with --depth {bits}, or multiply its values by {2 ** (16 - bits)}"
         )
+    if depth is not None and bits > depth:
+        raise ValueError(f"depth={depth}, but its values need {bits} bits")
 
 
 def picture_size(path: Path) -> tuple[int, int]:

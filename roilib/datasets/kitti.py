@@ -40,7 +40,11 @@ def kitti_folder(root: Path) -> Path:
 def kitti_classes(root: Path) -> tuple[str, ...]:
     """The class names of `classes.txt`, or else KITTI's."""
     path = kitti_folder(root) / "classes.txt"
-    return tuple(read_text(path).split()) if path.is_file() else KITTI_CLASSES
+    if not path.is_file():
+        return KITTI_CLASSES
+    if not (names := tuple(read_text(path).split())):
+        raise ValueError(f"{path}: no class names")
+    return names
 
 
 def kitti_samples(root: Path, with_objects: bool = True, download: bool = False) -> list[Sample]:

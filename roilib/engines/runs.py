@@ -3,7 +3,8 @@
 logdir/<which>-<hash>/hparams.json       parameters, code, versions, machine
                       metrics.json       the result, written last: a run that has it is finished
                       timing.json        seconds and memory, which differ from run to run
-                      splits.json        training and test pictures, by id and by content
+                      splits.json        training and test pictures, by id and by content, and
+                                         training pictures that were removed after it began
                       lock               while a process trains the run
                       checkpoints/       what to resume from (roilib.engines.checkpoints)
                       weights.safetensors
@@ -35,6 +36,7 @@ from roilib.utils.provenance import origin
 TERMS = ("loss", "bpp_loss", "psnr", "roi_psnr", "bg_psnr")
 TRAINING_COLUMNS = ("run", "codec", "label", "part", "step", "hours", *TERMS)
 MAX_ROWS = 150  # of a run in the training table: more than a figure can show
+REMOVED_SHARE = 0.01  # of the training pictures that may go while a run trains; one always may
 DIGITS = 5  # significant ones of the training table
 
 
@@ -150,31 +152,25 @@ def shorter_run(run: Run) -> Run | None:
 
 
 def data_splits(p: Parameters, train_data: RoiDataset, test_data: RoiDataset) -> dict:
-    """The data of a run: ids and `picture_hash`es of its pictures, and one hash of all labels.
+    """The data of a run: ids of its pictures, their `picture_hash`es, and hashes of their labels.
 
     Raises ValueError when a test picture is among the training pictures, under whatever name.
     """
-    digests, labels = {}, hashlib.sha256()
+    splits = {"dataset": p.dataset}
     for part, data in (("train", train_data), ("test", test_data)):
         with ThreadPoolExecutor(cores()) as pool:
-            digests[part] = list(pool.map(picture_hash, (s.path for s in data.samples)))
-        for sample in data.samples:
-            labels.update(sample.boxes.tobytes() + sample.labels.tobytes())
-    tested = dict(zip(digests["test"], test_data.ids, strict=True))
-    for sample, digest in zip(train_data.samples, digests["train"], strict=True):
+            digests = list(pool.map(picture_hash, (s.path for s in data.samples)))
+        labels = [s.boxes.tobytes() + s.labels.tobytes() for s in data.samples]
+        splits |= {part: data.ids, f"{part}_pictures": digests}
+        splits[f"{part}_labels"] = [hashlib.sha256(bytes).hexdigest()[:16] for bytes in labels]
+    tested = dict(zip(splits["test_pictures"], test_data.ids, strict=True))
+    for sample, digest in zip(train_data.samples, splits["train_pictures"], strict=True):
         if digest in tested:
             raise ValueError(
                 f"{sample.path}: a training picture with the content of test picture "
                 f"{tested[digest]}"
             )
-    return {
-        "dataset": p.dataset,
-        "train": train_data.ids,
-        "test": test_data.ids,
-        "train_pictures": digests["train"],
-        "test_pictures": digests["test"],
-        "labels": labels.hexdigest()[:16],
-    }
+    return splits
 
 
 def data_change(run: Run, splits: dict) -> str | None:
@@ -185,10 +181,28 @@ def data_change(run: Run, splits: dict) -> str | None:
         if before != now:
             gone, new = len({*before} - {*now}), len({*now} - {*before})
             return f"{part} pictures: {gone} gone, {new} new"
-        hashes = zip(now, noted[f"{part}_pictures"], splits[f"{part}_pictures"], strict=True)
-        if other := next((id for id, old, new in hashes if old != new), None):
-            return f"{part} picture {other} is another"
-    return next((f"its {name} changed" for name in splits if noted[name] != splits[name]), None)
+        for kind, what in (("pictures", "is another"), ("labels", "has other labels")):
+            hashes = zip(now, noted[f"{part}_{kind}"], splits[f"{part}_{kind}"], strict=True)
+            if other := next((id for id, old, new in hashes if old != new), None):
+                return f"{part} picture {other} {what}"
+    return None if noted["dataset"] == splits["dataset"] else "its dataset changed"
+
+
+def removed_pictures(run: Run, splits: dict) -> dict[str, str]:
+    """Training pictures that are gone since the run began, by id: their `picture_hash`es.
+
+    None, if anything else differs from what the run began with, or more than REMOVED_SHARE is gone.
+    """
+    noted, left = read_json(run.splits), set(splits["train"])
+    if splits.keys() - noted.keys():  # of an earlier version
+        return {}
+    rest, ids = {name: noted[name] for name in splits}, noted["train"]
+    hashes = zip(ids, noted["train_pictures"], strict=True)
+    gone = {id: digest for id, digest in hashes if id not in left}
+    for name in ("train", "train_pictures", "train_labels"):
+        rest[name] = [v for v, id in zip(noted[name], ids, strict=True) if id not in gone]
+    few = len(gone) <= max(1, REMOVED_SHARE * len(ids))
+    return gone if few and rest == splits else {}
 
 
 def check_pictures(*parts: RoiDataset) -> None:

@@ -10,6 +10,7 @@ result. On several machines, start this on each of them:
 """
 
 import math
+import warnings
 from contextlib import nullcontext
 
 import torch
@@ -30,6 +31,7 @@ from roilib.engines.runs import (
     data_change,
     data_splits,
     open_run,
+    removed_pictures,
     shorter_run,
 )
 from roilib.engines.step import Session, start
@@ -136,17 +138,32 @@ def test(run: Run, test_data: RoiDataset) -> dict:
 
 
 def _checked_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
-    """The run's data: what it began with, or else readable pictures."""
+    """The run's data: what it began with, or else readable pictures.
+
+    While it trains, a few training pictures may be removed, as unreadable ones: it goes on without
+    them, and its splits.json says so.
+    """
     splits = data_splits(run.parameters, train_data, test_data)
-    change = data_change(run, splits) if run.begun else None
-    if change or not run.begun:
+    if not run.begun:
         check_pictures(train_data, test_data)
+        return splits
+    noted = {"removed": read_json(run.splits).get("removed", {})} if run.splits.exists() else {}
+    change = data_change(run, splits)
     if change:
+        check_pictures(train_data, test_data)
+        removed = removed_pictures(run, splits) if run.metrics is None else {}
+        if removed:
+            warnings.warn(
+                f"{run.folder}: goes on without {', '.join(removed)}, which trained it before and "
+                "is gone",
+                stacklevel=2,
+            )
+            return splits | {"removed": noted["removed"] | removed}
         raise ValueError(
             f"{run.splits}: the data set is another than the one that the run began with "
             f"({change}); resume=false starts anew, another logdir keeps both"
         )
-    return splits
+    return splits | noted
 
 
 def _resume(run: Run, session: Session, splits: dict) -> None:
@@ -158,7 +175,7 @@ def _resume(run: Run, session: Session, splits: dict) -> None:
     if session.p.resume and fabric.is_global_zero:
         state = run.checkpoints.newest()
         shorter = shorter_run(run) if state is None else None
-        if shorter and read_json(shorter.splits) == splits:
+        if shorter and data_change(shorter, splits) is None:
             source, state = shorter, shorter.checkpoints.newest()
             if state is not None:
                 state["continues"] = {"run": shorter.folder.name, "step": state["step"]}

@@ -287,7 +287,8 @@ def refuse_training_pictures(
     trained = {name: trained_on(weights_file(name)) for name in weights}
     for run in runs:
         splits, start = read_json(run.splits), run.parameters.model_load_file
-        trained[run.splits] = set(splits.get("train_pictures", ()))
+        removed = splits.get("removed", {}).values()  # after they had trained it
+        trained[run.splits] = {*splits.get("train_pictures", ()), *removed}
         if "train_pictures" not in splits:
             trained[run.splits] = {h for h, id in measured.items() if id in splits["train"]}
         if start and Path(start).is_file():

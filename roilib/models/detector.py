@@ -9,6 +9,7 @@ strides 8, 16 and 32 with 64, 128 and 256 channels.
 """
 
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ultralytics import YOLO
+from ultralytics.nn.modules import Detect
 from ultralytics.utils import checks
 from ultralytics.utils.nms import non_max_suppression
 
@@ -36,7 +38,7 @@ def open_yolo(weights: Path) -> YOLO:
     """Open an Ultralytics `.pt`. All code opens such files through this function.
 
     They hold pickled objects, which can run code: a warning says so of any but the pretrained one.
-    Raises ValueError naming the file.
+    Raises ValueError naming the file, also where its model does another task than detection.
     """
     if weights.suffix != ".pt":  # Ultralytics would make an exported or an empty model of it
         raise ValueError(f"{weights}: not an Ultralytics .pt file")
@@ -52,13 +54,21 @@ def open_yolo(weights: Path) -> YOLO:
             "is loaded: use only a file you trust",
             stacklevel=2,
         )
+    opened = checks.check_yolov5u_filename(str(weights).strip().replace("'", ""), verbose=False)
+    if opened != str(weights):  # which is looked for on the network, too
+        raise ValueError(f"{weights}: Ultralytics opens {opened} instead; give it another name")
     try:
-        return YOLO(weights)
+        yolo = YOLO(weights)
     except Exception as error:  # whatever unpickling a damaged file raises
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"{weights}: not an Ultralytics model ({type(error).__name__}: {reason})"
         ) from None
+    head = yolo.model.model[-1]
+    if yolo.task != "detect" or not isinstance(head, Detect):
+        kind = f"task {yolo.task}, head {type(head).__name__}"
+        raise ValueError(f"{weights}: not a YOLO of the task detect, but one of the {kind}")
+    return yolo
 
 
 def load_yolo(weights: Path) -> nn.Module:
@@ -74,7 +84,8 @@ class HookedDetector(nn.Module):
 
     `detector(x)` with x (B, 3, H, W) in [0, 1], sides multiples of 32, returns (features,
     detections): a list with one entry a module of the Sequential, and Detect's decoded output
-    (B, 4 + classes, anchors). Nothing is held between calls.
+    (B, 4 + classes, anchors). Nothing is held between calls. Threads may share a detector: one
+    call runs at a time.
     """
 
     def __init__(self, weights: str | Path | None = None):
@@ -84,6 +95,7 @@ class HookedDetector(nn.Module):
         self.yolo = load_yolo(self.weights).to(memory_format=torch.channels_last)
         # The hooks hold this list, not self, so that dropping the detector frees it at once.
         self._outputs = outputs = []
+        self._lock = threading.Lock()  # of that list, and of what Detect keeps of an input's size
         for module in self.yolo.model:
             module.register_forward_hook(lambda module, args, output: outputs.append(output))
 
@@ -99,12 +111,13 @@ class HookedDetector(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> tuple[list, Tensor]:
         """Return features and detections of x (B, 3, H, W)."""
-        self._outputs.clear()
-        try:
-            detections = self.yolo(x)[0]
-            return list(self._outputs), detections
-        finally:
+        with self._lock:
             self._outputs.clear()
+            try:
+                detections = self.yolo(x)[0]
+                return list(self._outputs), detections
+            finally:
+                self._outputs.clear()
 
     def codec_features(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of layers 15, 18 and 21 for x (B, 3, H, W) of any size.

@@ -45,11 +45,13 @@ def save_weights(
 ) -> None:
     """Write a safetensors file, atomically, and the same bytes each time.
 
-    Its metadata holds the parameters, the step and `more`. half: write floats as fp16.
+    Its metadata holds the parameters, the step and `more`. half: write the trained floats as fp16,
+    but not the constants, such as the least likelihood of 1e-9, which would become 0.
     """
     metadata = {"parameters": json.dumps(p.model_dump(), sort_keys=True), "step": str(step)} | more
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    state = {k: v.half() if half and v.is_floating_point() else v for k, v in state.items()}
+    trained = {name for name, _ in model.named_parameters()} if half else set()
+    state = {k: v.half() if k in trained else v for k, v in state.items()}
     with replacing(path) as temporary:
         temporary.write_bytes(_in_order(save(state, metadata)))
 
@@ -93,7 +95,8 @@ def model_id(state: dict[str, Tensor]) -> bytes:
     """Return four bytes that stand for these weights: names and values."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        digest.update(name.encode() + state[name].cpu().contiguous().numpy().tobytes())
+        values = state[name].cpu().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
+        digest.update(name.encode() + values.numpy().tobytes())
     return digest.digest()[:4]
 
 
@@ -151,6 +154,8 @@ def load_state(
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path}: not weights of a {which} ({reason})") from None
     for name, value in model.state_dict().items():
+        if value.is_floating_point() != state[name].is_floating_point():  # as quantised by others
+            raise ValueError(f"{path}: {name} is {state[name].dtype}, not {value.dtype}")
         if not value.isfinite().all():
             raise ValueError(f"{path}: {name} has values that are not finite")
     try:

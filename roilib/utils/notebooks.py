@@ -38,7 +38,9 @@ def prepare_sample_set(dataset: str, data_root: str) -> None:
 
 
 def prepare_drive(folder: str, frames: int, street: int = 21) -> str:
-    """Render a drive of so many frames unless `folder` is there; returns the folder."""
+    """Render a drive of so many frames unless `folder`, or a video, is there; returns its name."""
+    if Path(folder).is_file():
+        return folder
     if not Path(folder).is_dir():
         print(f"Rendering {frames} frames into {folder} (4 to 5 CPU seconds each) …", flush=True)
     _prepare(folder, "--drive", str(frames), "--seed", str(street))

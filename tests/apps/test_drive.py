@@ -316,7 +316,7 @@ def test_frames_that_do_not_go_together_are_named_before_any_is_coded(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["nowhere"], "nowhere: no such folder"),
+        (["nowhere"], "nowhere: no such folder or video"),
         (["KITTI", "--codecs", "x266 fast live"], "x266 fast live: a codec of a drive is"),
         (["KITTI", "--mbit", "0"], "a bandwidth is"),
         (["KITTI", "--trace", "none.csv"], "none.csv: no such file"),
@@ -324,6 +324,7 @@ def test_frames_that_do_not_go_together_are_named_before_any_is_coded(tmp_path):
         (["KITTI", "--qoffset", "-3"], "qoffset is"),
         (["KITTI", "--count", "0"], "a drive has 1 frame or more, not 0"),
         (["KITTI", "--seeds", "-1"], "a seed is 0 or more"),
+        (["KITTI", "--alpha", "7"], "alpha is a number from 0 to 1, not 7"),
         (["KITTI", "--fps", "0.0003"], "frames a second are"),
         (["KITTI", "--mbit", "1e9"], "a bandwidth is"),
         (["KITTI", "--trace", "."], ".: cannot be read"),

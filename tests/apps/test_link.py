@@ -78,16 +78,27 @@ def test_nothing_fits_when_the_rate_has_fallen_below_what_waits():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0,1\n", "begins with the line time_s,mbit_s"),
+        ("\n", "an empty trace"),
         ("time_s,mbit_s\n", "starts at time 0"),
         ("time_s,mbit_s\n1,1\n", "starts at time 0"),
         ("time_s,mbit_s\n0,1\n0,2\n", "times must rise"),
         ("time_s,mbit_s\n0,fast\n", "line 2: two numbers"),
+        ("time_s,mbit_s\n0,,1\n", "line 2: two numbers"),
         ("time_s,mbit_s\n0,1\n1\n", "line 3: two numbers"),
         ("time_s,mbit_s\n0,-1\n", "line 2: a finite time"),
         ("time_s,mbit_s\n0,inf\n", "line 2: a finite time"),
         ("time_s,mbit_s\n0,1\n1,0\n", "the last bandwidth"),
-        ("time_s,mbit_s\n0," + 140_000 * "1", "not a CSV file"),
+        ("time_s,mbit_s\n0," + 140_000 * "1", "line 2: a finite time"),
+        ("time_s;mbit_s\n0;1\n", "line 1: two numbers"),
+        ("seconds,kbit_s\n0,1000\n", "line 1: two numbers"),
+        ("0 4500\n1 3800\n2 5100\n", "bandwidths of 4500 Mbit/s look like other units"),
+        ("0 1\n2 1\n1 1\n", "times must rise, but 1 does not"),
+        ("3\n1\n2\n", "whole numbers are Mahimahi's milliseconds, which rise"),
+        ("0\n0\n", "whole numbers are Mahimahi's"),
+        ("-5\n1\n", "line 1: two numbers"),
+        ("1\n" + "9" * 30, "whole numbers are Mahimahi's"),
+        ("1.5\n2.5\n", "line 1: two numbers"),
+        ('[{"t": 0, "mbit": 1}]', "line 1: two numbers"),
     ],
 )
 def test_bad_traces_are_named(tmp_path, text, message):
@@ -103,6 +114,34 @@ def test_a_trace_is_in_mbit(tmp_path):
     assert (link.rate(2.4), link.rate(2.5)) == (125_000, 50_000)
     with pytest.raises(ValueError, match="no such file"):
         read_trace(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "times", "mbit"),
+    [
+        ('"time_s","mbit_s"\r\n0,1\r\n3,0.5\r\n', [0, 3], [1, 0.5]),  # as R writes
+        ("0.0 1.25\n0.5 0\n1.0\t2\n", [0, 0.5, 1], [1.25, 0, 2]),  # as Pensieve's
+        ("1289406399.0,1\n1289406401.5, 2\n", [0, 2.5], [1, 2]),
+        ("time_s,mbit_s\n0,2500\n", [0], [2500]),
+        ("1\n", [0], [12]),  # 1,500 bytes a millisecond
+        ("0\n\n0\n5\n10\n", [0], [4.8]),
+        ("100\n600\n700\n1000\n", [0, 0.5, 1, 1.5], [0.024, 0.072, 0.024, 0.072]),
+    ],
+)
+def test_traces_of_other_tools(tmp_path, text, times, mbit):
+    (tmp_path / "trace").write_text("\ufeff" + text)
+    link = read_trace(tmp_path / "trace")
+    np.testing.assert_allclose(link.times[: len(times)], times, atol=1e-6)
+    np.testing.assert_allclose(link.rates[: len(times)] / 125_000, mbit)
+
+
+def test_mahimahis_bytes_get_through(tmp_path):
+    stamps = np.sort(np.random.default_rng(0).integers(0, 20_000, 3000))
+    (tmp_path / "up.trace").write_text("\n".join(map(str, stamps)))
+    link, period = read_trace(tmp_path / "up.trace"), stamps[-1] / 1000
+    assert link.through(0, period) == pytest.approx(1500 * 3000)
+    assert link.through(0, 10 * period) == pytest.approx(1500 * 30_000)
+    assert link.times[-1] == pytest.approx(3600, abs=period)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import street
+from conftest import UNTRAINED, refusal, street, untrained_codec
+from PIL import Image
 
 from roilib.codecs import roic
 from roilib.codecs.container import U32, Header
@@ -364,3 +365,20 @@ def test_the_extended_codec_uses_the_pretrained_detector(tiny_parameters, image)
 def test_weights_that_are_none_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\.safetensors: no such weights file"):
         roic.load_codec(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "LA"])
+def test_pillows_pictures_are_coded(mode):
+    codec, picture = untrained_codec(**UNTRAINED[0]), Image.fromarray(street(0)).convert(mode)
+    pixels = np.asarray(picture.convert("RGB"))
+    assert roic.encode(picture, None, model=codec) == roic.encode(pixels, model=codec)
+
+
+def test_pillows_pictures_with_a_mistake(tmp_path):
+    image, path = street(0), tmp_path / "a.png"
+    deep = Image.fromarray(image[..., 0].astype(np.uint16) * 16)  # 12 bits
+    assert "16 bits, of which at most 12 are used" in refusal(roic.encode, deep, None)
+    assert "32 bits" in refusal(roic.encode, Image.fromarray(image[..., 0].astype(np.float32)))
+    Image.fromarray(image).save(path)
+    path.write_bytes(path.read_bytes()[:9000])
+    assert "not a readable picture" in refusal(roic.encode, Image.open(path))

@@ -214,6 +214,24 @@ def test_label_files_are_refused_in_one_line(tmp_path, name, content, why):
     assert refusal(read_labels, path, SIZE).startswith(f"{path}: {why}")
 
 
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        ([10, 20, 319, 60], True),  # of the picture of twice the size
+        ([100, 50, 300, 180], True),
+        ([-100, 10, 40, 50], True),
+        ([140, 10, 179, 50], False),
+        ([-10, -10, 60, 50], False),
+    ],
+)
+def test_a_box_that_is_mostly_outside_is_said(tmp_path, recwarn, box, said):
+    path = written(tmp_path, "a.json", json.dumps([[1, 2, 3, 4], box]))
+    assert len(read_boxes(path, SIZE)) == 2
+    assert [f"{path}: of the box {[float(v) for v in box]}" in str(w.message) for w in recwarn] == (
+        [True] if said else []
+    )
+
+
 def test_files_that_are_missing(tmp_path):
     for name in ("missing.txt", "missing.json"):
         assert refusal(read_boxes, tmp_path / name) == f"{tmp_path / name}: no such file"

@@ -238,6 +238,23 @@ def test_colours_of_12_bits_are_not_mapped(tmp_path):
     assert "depth=12 is for grey pictures" in refusal(read_picture, path, 12)
 
 
+@pytest.mark.parametrize(
+    ("values", "depth", "why"),
+    [
+        (GREY >> 8, 12, "depth=12 is for grey pictures of 16 bits; this one has 8"),
+        (GREY, 12, "depth=12, but its values need 16 bits"),
+        (GREY >> 4, 10, "depth=10, but its values need 12 bits"),
+        (GREY >> 4, 7, "depth is 8 to 16 bits, not 7"),
+        (GREY, 32, "depth is 8 to 16 bits, not 32"),
+    ],
+)
+def test_a_depth_that_does_not_fit_is_refused(tmp_path, values, depth, why):
+    Image.fromarray(values.astype(np.uint8 if values.max() < 256 else np.uint16)).save(
+        tmp_path / "a.png"
+    )
+    assert why in refusal(read_picture, tmp_path / "a.png", depth)
+
+
 def test_a_declared_range_and_black_are_believed(tmp_path):
     (tmp_path / "a.pgm").write_bytes(
         b"P5 %d %d 4095\n" % GREY.shape[::-1] + (GREY >> 4).astype(">u2").tobytes()

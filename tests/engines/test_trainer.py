@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from roilib.cli import main
 from roilib.datasets.dataset import RoiDataset, batches, load_splits
+from roilib.datasets.images import Sample
 from roilib.engines import train
 from roilib.engines.checkpoints import load_checkpoint
 from roilib.engines.runs import all_runs, open_run
 from roilib.engines.step import start, train_step
 from roilib.evaluation import tables
+from roilib.evaluation.evaluate import refuse_training_pictures
 from roilib.models.weights import picture_hash, read_weights
 from roilib.parameters import Parameters
 
@@ -151,16 +154,66 @@ def test_an_interrupted_run_goes_on_exactly(tiny_parameters, tmp_path):
     assert [event.step for event in events(run).Scalars("batch/loss")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_does_not_go_on_with_other_pictures(tiny_parameters):
+def test_a_run_does_not_go_on_with_other_pictures(tiny_parameters, tmp_path):
     p = tiny_parameters(which="hyperprior_eval_with_objs", max_steps=6, checkpoint_seconds=0)
     run, (train_data, test_data) = open_run(p), load_splits(p)
     with pytest.raises(KeyboardInterrupt):
         train.train(run, Unplugged(train_data.samples), test_data)
     noted = run.splits.read_text()
-    with pytest.raises(ValueError, match=r"splits\.json: [^\n]*\(train pictures: 1 gone, 0 new\)"):
-        train.train(run, RoiDataset(train_data.samples[:-1]), test_data)
+    (tmp_path / "new.png").write_bytes(train_data.samples[0].path.read_bytes() + b"\0")
+    for samples, change in (
+        (train_data.samples[:2], "train pictures: 2 gone, 0 new"),
+        ([*train_data.samples[1:], Sample("n", tmp_path / "new.png")], "train pictures: 1 gone, 1"),
+        ([replace(train_data.samples[0], id="n"), *train_data.samples[1:]], "train pictures: 1 g"),
+        ([replace(s, boxes=s.boxes + 1) for s in train_data.samples], "train picture 000000 has"),
+    ):
+        why = re.escape(f"({change}")
+        with pytest.raises(ValueError, match=rf"splits\.json: [^\n]*{why}[^\n]*"):
+            train.train(run, RoiDataset(samples), test_data)
+    with pytest.raises(ValueError, match=r"\(test pictures: 1 gone, 0 new\)"):
+        train.train(run, train_data, RoiDataset(test_data.samples[1:]))
     assert run.splits.read_text() == noted
     trained(p)  # with those it began with
+    with pytest.raises(ValueError, match=r"\(train pictures: 1 gone, 0 new\)"):
+        train.train(run, RoiDataset(train_data.samples[1:]), test_data)  # it is finished
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b""])
+def test_a_run_goes_on_without_a_picture_that_became_unreadable(tiny_parameters, tmp_path, damage):
+    root = write_tiny_kitti(tmp_path / "own")
+    (root / "splits").mkdir()
+    (root / "splits" / "train.txt").write_text("000000 000001 000002 000003")
+    (root / "splits" / "test.txt").write_text("000004 000005")
+    p = tiny_parameters(
+        which="hyperprior_eval_with_objs",
+        max_steps=6,
+        checkpoint_seconds=0,
+        data_root=str(root),
+        train_size_p1=None,
+    )
+    run, (train_data, test_data) = open_run(p), load_splits(p)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(run, Unplugged(train_data.samples), test_data)
+    begun, noted = run.checkpoints.newest()["step"], json.loads(run.splits.read_text())
+    picture, label = (root / "training" / f"{kind}/000002.{end}" for kind, end in FILES)
+    picture.write_bytes(damage(picture.read_bytes()))
+    with pytest.raises(ValueError, match=r"000002\.png: not a readable picture"):
+        trained(p)
+    picture.unlink()
+    label.unlink()
+    (root / "splits" / "train.txt").write_text("000000 000001 000003")
+    with pytest.warns(UserWarning, match="goes on without 000002, which trained it before"):
+        _, metrics = trained(p)
+    assert begun == 3
+    assert (metrics["steps"], metrics["history"][0]["step"]) == (6, 2)  # of before it was removed
+    splits = json.loads(run.splits.read_text())
+    assert splits["train"] == ["000000", "000001", "000003"]
+    assert splits["removed"] == {"000002": noted["train_pictures"][2]}
+    assert trained(p)[1] == metrics
+    shutil.copy(write_tiny_kitti(tmp_path / "copy") / "training/image_2/000002.png", tmp_path)
+    measured = RoiDataset([Sample("copy", tmp_path / "000002.png")])
+    with pytest.raises(ValueError, match="trained on copy"):
+        refuse_training_pictures([run], measured)
 
 
 def test_a_finished_run_is_not_that_of_other_data(tiny_parameters, tmp_path):
@@ -175,7 +228,11 @@ def test_a_finished_run_is_not_that_of_other_data(tiny_parameters, tmp_path):
             (root / "training/image_2/000000.png").read_bytes(),
             "train picture 000001 is another",
         ),
-        (label, (root / "training/label_2/000000.txt").read_bytes(), "its labels changed"),
+        (
+            label,
+            (root / "training/label_2/000000.txt").read_bytes(),
+            "train picture 000001 has other labels",
+        ),
     ):
         before = path.read_bytes()
         path.write_bytes(content)

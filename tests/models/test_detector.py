@@ -2,11 +2,15 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import refusal
 from torchvision.ops import box_iou
+from ultralytics import RTDETR, YOLO
 
 from roilib.datasets.dataset import RoiDataset, split
 from roilib.datasets.kitti import kitti_samples
@@ -188,3 +192,41 @@ def test_weights_of_something_else(tmp_path):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "yolo.pt")
     with pytest.raises(ValueError, match=r"^[^\n]*yolo\.pt[^\n]*$"):
         load_yolo(tmp_path / "yolo.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*can run code")
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ("yolov8n-seg", "task segment, head Segment"),
+        ("yolov8n-pose", "task pose, head Pose"),
+        ("yolov8n-obb", "task obb, head OBB"),
+        ("yolov8n-cls", "task classify, head Classify"),
+        ("yolo11n-seg", "task segment, head Segment"),
+        ("rtdetr-l", "task detect, head RTDETRDecoder"),
+    ],
+)
+def test_models_of_other_tasks_are_named(tmp_path, model, kind):
+    path = tmp_path / f"{model}.pt"
+    (RTDETR if model.startswith("rtdetr") else YOLO)(f"{model}.yaml").save(path)
+    assert refusal(HookedDetector, path) == (
+        f"{path}: not a YOLO of the task detect, but one of the {kind}"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*can run code")
+@pytest.mark.parametrize("name", ["yolov5n.pt", "driver's.pt", "yolov3-tiny.pt"])
+def test_a_name_that_ultralytics_takes_for_another_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)  # no such name where the path has a letter u
+    Path(name).write_bytes(b"not opened")
+    assert "give it another name" in refusal(HookedDetector, name)
+
+
+def test_threads_share_a_detector(detector):
+    sizes = [(64, 96), (96, 64), (128, 160), (64, 64)] * 3
+    pictures = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    alone = [detector(x)[1] for x in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(detector, pictures))
+    assert all(len(features) == 23 for features, _ in together)
+    assert all(torch.equal(a, b) for a, (_, b) in zip(alone, together, strict=True))

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import REPOSITORY, UNTRAINED, untrained_codec
+from conftest import REPOSITORY, UNTRAINED, street, untrained_codec
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
@@ -127,6 +127,16 @@ HOSTILE = {
         "vbr",
         lambda s, m: (filled(s, "y_counts", -1), m),
         "probability tables",
+    ),
+    "weights that are integers": (
+        "plain",
+        lambda s, m: (s | {"g_a.0.weight": s["g_a.0.weight"].to(torch.int8)}, m),
+        r"g_a\.0\.weight is torch\.int8, not torch\.float32",
+    ),
+    "integers that are weights": (
+        "vbr",
+        lambda s, m: (s | {"y_counts": s["y_counts"].float() + 0.5}, m),
+        "y_counts is torch",
     ),
     "integers that are not exact": (
         "vbr",
@@ -253,3 +263,22 @@ def test_a_detector_file_that_names_a_missing_module_installs_nothing(tmp_path, 
 @pytest.mark.parametrize("values", UNTRAINED)
 def test_a_good_file_is_loaded(tmp_path, values):
     assert roic.load_codec(written(tmp_path, **values)).parameters.which == values["which"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("source", ["plain", "vbr"])
+def test_weights_of_another_precision_load(request, tmp_path, source, dtype):
+    state, metadata = parts(request.getfixturevalue(source))
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    save_file(cast, tmp_path / "w.safetensors", metadata)
+    codec = roic.load_codec(tmp_path / "w.safetensors")
+    assert codec.decode(codec.encode(street(0))).shape == street(0).shape
+
+
+def test_a_half_precision_file_keeps_the_constants(tmp_path):
+    """As fp16 the least likelihood would be 0, and a training from this file lose infinite bits."""
+    p = Parameters(which="hyperprior", N=8, M=12)
+    save_weights(tmp_path / "w.safetensors", build_model(p), p, 0, half=True)
+    state, _ = read_weights(tmp_path / "w.safetensors")
+    assert state["g_a.0.weight"].dtype == torch.float16
+    assert state["entropy_bottleneck.likelihood_lower_bound.bound"].item() == pytest.approx(1e-9)

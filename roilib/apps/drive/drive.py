@@ -27,6 +27,7 @@ from roilib.apps.drive.senders import Intra, Sender, conventional_sender
 from roilib.codecs.roic import load_codec
 from roilib.evaluation.tables import table_of
 from roilib.metrics import psnr_of, regions, squared_errors
+from roilib.roi import alpha_index
 from roilib.utils.provenance import origin, sha256
 
 NOT_SENT = {"queue_ms": math.nan, "transmission_ms": math.nan, "delay_ms": math.nan, "late": False}
@@ -156,6 +157,7 @@ def transmissions(plan: Plan) -> list[Transmission]:
 
     Raises ValueError for a value or file that is wrong.
     """
+    alpha_index(plan.alpha)  # refused before anything is coded
     if len(set(plan.codecs)) < len(plan.codecs):
         raise ValueError(f"codecs: one of {', '.join(plan.codecs)} is named twice")
     codec = load_codec(plan.weights)
@@ -225,7 +227,7 @@ def provenance(plan: Plan, frames: Drive, all_sent: Sequence[Transmission]) -> d
     return origin(asdict(plan)) | {
         "senders": {sent.sender.name: sent.sender.setting for sent in all_sent},
         "frames": len(frames),
-        "pictures_sha256": sha256(frames.pictures),
+        "pictures_sha256": sha256(frames.files),
         "boxes": "the box files given" if frames.boxes else "the pretrained detector's",
         "roi": frames.roi,
         "model": all_sent[0].sender.codec.id.hex(),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from roilib.apps.drive.video import SUFFIXES, Video
 from roilib.apps.transcode import boxes_of
 from roilib.datasets.folder import LABEL_SUFFIXES
 from roilib.datasets.images import PICTURE_SUFFIXES, picture_files, picture_size, read_picture
@@ -30,12 +31,12 @@ class Frame:
 
 
 class Drive:
-    """The frames of a folder in natural order of their names, or of a KITTI root with its labels.
+    """The frames of a folder in natural order of their names, of a KITTI root, or of a video file.
 
     boxes: what encoders get: a folder of box files named as the pictures, or a file of KITTI
     tracking labels; None: what the pretrained detector finds. truth: the same for the ROI that is
     measured; None: the root's labels, or those beside the pictures, or else what encoders get.
-    count: the first so many frames.
+    count: the first so many frames. fps: of the drive, by which a video's frames are chosen.
 
     Raises ValueError naming the folder or file that is wrong, before anything is coded.
     """
@@ -46,32 +47,38 @@ class Drive:
         boxes: str | Path | None = None,
         truth: str | Path | None = None,
         count: int | None = None,
+        fps: float | None = None,
     ):
-        folder = Path(folder)
+        folder, self.video = Path(folder), None
         if (folder / "training" / "image_2").is_dir():
             labels, folder = folder / "training" / "label_2", folder / "training" / "image_2"
             truth = labels if truth is None and labels.is_dir() else truth
         elif truth is None and _has_labels(folder):
             truth = folder
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder")
         if count is not None and count < 1:
             raise ValueError(f"a drive has 1 frame or more, not {count}")
-        self.pictures = picture_files(folder)[:count]
-        if not self.pictures:
-            raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
-        size = self._common_size()
+        if folder.is_file() and folder.suffix.lower() in SUFFIXES:
+            self.video = Video(folder, fps, count)
+            self.pictures, self.files, size = self.video.names, [folder], self.video.size
+        elif not folder.is_dir():
+            kind = "neither a folder nor a video" if folder.exists() else "no such folder or video"
+            raise ValueError(f"{folder}: {kind} ({', '.join(SUFFIXES)})")
+        else:
+            self.pictures = self.files = picture_files(folder)[:count]
+            size = self._common_size(folder)
         self.boxes, self.truth = (
             None if given is None else self._boxes(Path(given), size) for given in (boxes, truth)
         )
         self.detector = HookedDetector() if boxes is None else None
-        self.files = [*self.pictures, *(Path(given) for given in (boxes, truth) if given)]
+        self.inputs = [*self.files, *(Path(given) for given in (boxes, truth) if given)]
 
-    def _common_size(self) -> tuple[int, int]:
-        """Return the frames' height and width.
+    def _common_size(self, folder: Path) -> tuple[int, int]:
+        """Return the height and width of a folder's pictures.
 
         Raises ValueError for a picture of another size, or with the name of another one.
         """
+        if not self.pictures:
+            raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
         first, *others = map(picture_size, self.pictures)
         names = {self.pictures[0].stem}
         for path, (height, width) in zip(self.pictures[1:], others, strict=True):
@@ -98,8 +105,8 @@ class Drive:
         return "labelled boxes" if self.truth else "boxes that the encoders get"
 
     def __iter__(self) -> Iterator[Frame]:
-        for i, path in enumerate(self.pictures):
-            image = read_picture(path).permute(1, 2, 0).numpy()
+        images = self.video or (read_picture(p).permute(1, 2, 0).numpy() for p in self.pictures)
+        for i, (path, image) in enumerate(zip(self.pictures, images, strict=True)):
             start = time.perf_counter()
             boxes = self.boxes[i] if self.boxes else self.detector.regions(image)
             detect_ms = None if self.boxes else 1000 * (time.perf_counter() - start)

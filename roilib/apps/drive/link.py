@@ -8,10 +8,10 @@ seconds from the first frame. Sizes are in bytes of payload: neither the headers
 nor the time that light takes are counted.
 """
 
-import csv
-import io
 import itertools
 import math
+import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,11 @@ from roilib.utils.files import read_text
 
 BYTES_PER_MBIT = 125_000
 MOST_MBIT = 100_000
+MOST_PLAUSIBLE_MBIT = 1000  # of a trace that does not say its units
+MAHIMAHI_BYTES = 1500  # that get through at each of its milliseconds (mm-link's manual)
+MAHIMAHI_BIN_MS = 500  # over which its bandwidth is averaged, as mm-throughput-graph does
+MAHIMAHI_REPEATED_MS = 3_600_000  # mm-link repeats a trace for ever
+MOST_MILLISECONDS = 1_000_000_000  # 11 days
 PACKET = 1200  # bytes of payload; with headers below the usual 1,500, as in video conferences
 ROUNDING = 1e-6  # bytes or milliseconds by which floating point may be off
 
@@ -66,41 +71,78 @@ def constant(mbit: float) -> Link:
 
 
 def read_trace(path: str | Path) -> Link:
-    """Read a link from a CSV file `time_s,mbit_s`: the bandwidth from each time on.
+    """Read a link from a text file of one of these formats; the last bandwidth holds for ever.
 
-    The last one holds for ever. Raises ValueError naming the line.
+        CSV        the header time_s,mbit_s, then the bandwidth from each time on, from time 0 on
+        columns    the same without a header, as Pensieve's: seconds, Mbit/s; from any time on
+        Mahimahi   a millisecond a line, at which 1500 bytes get through; repeats for an hour
+
+    Raises ValueError naming the line.
     """
-    try:
-        rows = list(csv.reader(io.StringIO(read_text(Path(path)))))
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a CSV file ({error})") from None
-    if not rows or [cell.strip() for cell in rows[0]] != ["time_s", "mbit_s"]:
-        raise ValueError(f"{path}: a trace begins with the line time_s,mbit_s")
-    points = [
-        _point(row, f"{path}: line {number}") for number, row in enumerate(rows[1:], 2) if row
+    lines = enumerate(read_text(Path(path)).splitlines(), 1)
+    rows = [
+        (f"line {n}", re.split(r"\s*,\s*|\s+", line.strip())) for n, line in lines if line.split()
     ]
-    if not points or points[0][0] != 0:
-        raise ValueError(f"{path}: a trace starts at time 0")
-    times, rates = np.array(points).T
-    if (np.diff(times) <= 0).any():
-        raise ValueError(
-            f"{path}: times must rise, but {times[1:][np.diff(times) <= 0][0]:g} does not"
-        )
-    if rates[-1] == 0:
-        raise ValueError(f"{path}: the last bandwidth holds for ever and must be above 0")
-    return Link(times, rates * BYTES_PER_MBIT)
+    try:
+        if not rows:
+            raise ValueError("an empty trace")
+        if all(len(row) == 1 and row[0].isdecimal() for _, row in rows):
+            return _mahimahi([int(row[0]) for _, row in rows])
+        has_header = [cell.strip('"') for cell in rows[0][1]] == ["time_s", "mbit_s"]
+        points = [_point(*row) for row in rows[has_header:]]
+        return _steps(points, has_header)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _point(row: list[str], where: str) -> tuple[float, float]:
+def _point(place: str, row: list[str]) -> tuple[float, float]:
+    shown = reprlib.repr(",".join(row))
     try:
         time, rate = (float(cell) for cell in row)
     except ValueError:
-        raise ValueError(f"{where}: two numbers, time_s,mbit_s, not {','.join(row)!r}") from None
+        raise ValueError(
+            f"{place}: two numbers, time_s,mbit_s, or one whole number of milliseconds a line, as "
+            f"Mahimahi's, not {shown}"
+        ) from None
     if not (math.isfinite(time) and 0 <= rate <= MOST_MBIT):
         raise ValueError(
-            f"{where}: a finite time and a bandwidth from 0 to {MOST_MBIT}, not {','.join(row)!r}"
+            f"{place}: a finite time and a bandwidth from 0 to {MOST_MBIT}, not {shown}"
         )
     return time, rate
+
+
+def _steps(points: list[tuple[float, float]], has_header: bool) -> Link:
+    """Return the link of times and bandwidths. Without a header, units and first time are open."""
+    times, rates = np.array(points).reshape(-1, 2).T
+    if has_header and (not len(times) or times[0] != 0):
+        raise ValueError("a trace starts at time 0")
+    if not has_header and np.median(rates) > MOST_PLAUSIBLE_MBIT:
+        raise ValueError(
+            f"bandwidths of {np.median(rates):g} Mbit/s look like other units; the header "
+            "time_s,mbit_s says that they are Mbit/s"
+        )
+    if (np.diff(times) <= 0).any():
+        raise ValueError(f"times must rise, but {times[1:][np.diff(times) <= 0][0]:g} does not")
+    if rates[-1] == 0:
+        raise ValueError("the last bandwidth holds for ever and must be above 0")
+    return Link(times - times[0], rates * BYTES_PER_MBIT)
+
+
+def _mahimahi(milliseconds: list[int]) -> Link:
+    """Return the mean bandwidth of about MAHIMAHI_BIN_MS each, over and over."""
+    end = max(milliseconds)
+    if not 0 < end <= MOST_MILLISECONDS or milliseconds != sorted(milliseconds):
+        raise ValueError(
+            "whole numbers are Mahimahi's milliseconds, which rise from line to line, to between 1 "
+            f"and {MOST_MILLISECONDS} at the end"
+        )
+    count = max(round(end / MAHIMAHI_BIN_MS), 1)
+    edges = np.linspace(0, end, count + 1)
+    packets_in, _ = np.histogram(milliseconds, edges)
+    repeats = math.ceil(MAHIMAHI_REPEATED_MS / end) if count > 1 else 1
+    times = (end * np.arange(repeats)[:, None] + edges[:-1]).ravel() / 1000
+    rates = MAHIMAHI_BYTES * packets_in / (edges[1] / 1000)
+    return Link(times, np.tile(rates, repeats))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ class Plan:
 
     Args:
         mbit: bandwidths in Mbit/s, each a link of its own; default 1
-        trace: CSV file time_s,mbit_s of a bandwidth that changes, instead of --mbit
+        trace: file of a bandwidth that changes, instead of --mbit: CSV with the header
+            time_s,mbit_s, columns of seconds and Mbit/s, or Mahimahi's milliseconds
         fps: frames a second; default 10
         latency_ms: longest delay of a frame on the link, which limits what may wait; default 200
         alpha: our ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
