@@ -247,7 +247,7 @@ COMPLEXITY_COLUMNS = {
 }
 FORMATS = {  # columns of each format; all others have two digits
     "": "codec label anchor_label theirs_label detector",
-    "d": "over dropped late lost affected reached hull",
+    "d": "frames over dropped late lost affected reached hull",
     "g": "lmbda alpha quality qoffset",
     ".3g": "strength",
     ".0f": "delay_p95 encode encode_p95 decode decode_p95",

@@ -181,7 +181,8 @@ def test_verdicts_say_who_is_ahead_at_each_rate_in_a_line(sent):
     assert len(lines) == 2 * 4
     ours, other = table.iloc[0], table.iloc[2]
     gain, bg = (ours[name] - other[name] for name in ("roi_psnr", "bg_psnr"))
-    word = {(True, True): "ahead of", (False, False): "behind"}.get((gain > 0, bg > 0), "neither")
+    words = {(True, True): "ahead of", (False, False): "behind"}
+    word = words.get((gain > 0, bg > 0), "mixed against")
     assert lines[0].startswith(f"1 Mbit/s, roi_vbr {word}")
     assert f"ROI {gain:+.2f} dB".replace("-", "−") in lines[0]
     assert "packets lost" in lines[0]

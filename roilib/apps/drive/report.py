@@ -120,7 +120,7 @@ def verdicts(table: pd.DataFrame) -> list[str]:
 
 def _verdict(ours: dict, other: dict) -> str:
     ahead = {ours[f"{part}_psnr"] > other[f"{part}_psnr"] for part in PARTS}
-    word = "ahead of" if ahead == {True} else "behind" if ahead == {False} else "neither or both to"
+    word = "ahead of" if ahead == {True} else "behind" if ahead == {False} else "mixed against"
     return f"{word} {other['label']}"
 
 
