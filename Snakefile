@@ -121,8 +121,7 @@ rule explore:
 
 
 if DRIVE:
-    SEED = DRIVE.get("street", 21)
-    STREET = f"data/drive_{DRIVE['frames']}" + ("" if SEED == 21 else f"_{SEED}")
+    STREET = f"data/drive_{DRIVE['frames']}"
 
     rule render_drive:
         output:
@@ -131,12 +130,11 @@ if DRIVE:
         params:
             root=STREET,
             frames=DRIVE["frames"],
-            seed=SEED,
         message:
             "Render a drive of {params.frames} frames into {params.root}"
         shell:
             "python data/streets/prepare.py {params.root:q} --drive {params.frames}"
-            " --seed {params.seed} > {output}"
+            " --seed 21 > {output}"
 
     rule thin_link:
         input:

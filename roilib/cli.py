@@ -4,7 +4,6 @@ Exit code 0, or 2 with one line on stderr that says which command failed, on whi
 Commands import what is heavy themselves, so that `roilib info` and `--help` stay fast.
 """
 
-import difflib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -12,21 +11,21 @@ import json as json_format
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
+from roilib.apps import commands
 from roilib.apps import files as io
+from roilib.apps.console import fail, note, show, silence_stdout
 from roilib.apps.drive.plan import Plan
-from roilib.apps.files import Job
 from roilib.utils.files import read_json
 
 Word = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Item = TypeVar("Item")
 Many = Annotated[tuple[Item, ...], Parameter(consume_multiple=True)]
-File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # "-" is standard input or output
 
 app = App(
     name="roilib",
@@ -38,6 +37,13 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
+for command, words in (
+    (commands.encode, "encode IMAGE… OUT [OPTIONS]"),
+    (commands.decode, "decode STREAM… OUT [OPTIONS]"),
+    (commands.info, "info STREAM…"),
+    (commands.compare, "compare PICTURE [OPTIONS]"),
+):
+    app.command(command, usage=f"Usage: roilib {words}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,263 +80,6 @@ def home(word: str) -> str:
     """Expand the ~ of --name=~/file, which no shell does, and of a word that was quoted."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return option + equals + os.path.expanduser(value)
-
-
-def fail(command: str, why: object, code: int = 2) -> int:
-    """Say in one line on stderr why a command failed; returns the exit code."""
-    print(f"{command}:", *str(why).splitlines(), file=sys.stderr)  # a file's name may have several
-    return code
-
-
-def note(command: str, text: str) -> None:
-    """Say on stderr what a user may not expect."""
-    print(f"roilib {command}: {text}", file=sys.stderr)
-
-
-def show(text: str) -> None:
-    """Print to standard output. Raises ValueError when it cannot be written."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        silence_stdout()
-        raise ValueError(f"standard output: cannot be written ({error.strerror})") from None
-
-
-def silence_stdout() -> None:
-    """Send what Python still has to write at exit to nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@app.command(usage="Usage: roilib encode IMAGE… OUT [OPTIONS]")
-def encode(
-    *files: File,
-    boxes: Path | None = None,
-    box_format: str | None = None,
-    detect: bool = False,
-    detector: Path | None = None,
-    confidence: float | None = None,
-    classes: str | None = None,
-    lmbda: float | None = None,
-    alpha: float | None = None,
-    max_bytes: int | None = None,
-    weights: Path | None = None,
-    device: str = "cpu",
-    precision: Literal["auto", "32", "bf16"] = "auto",
-    depth: int | None = None,
-    preview: Path | None = None,
-    json: bool = False,
-    force: bool = False,
-) -> int:
-    """Code pictures as .roic streams.
-
-    One picture to one file, several or folders of them to a folder; - is standard input or output.
-    Boxes are in the pixels that a file stores: EXIF's rotation is not applied.
-
-    Example: `roilib encode street.png street.roic --boxes street.txt --max-bytes 20000`
-
-    Args:
-        files: pictures or folders of them, then the output
-        boxes: regions of interest: KITTI label text, or JSON [[x0, y0, x1, y1(, importance)], …];
-            of several pictures a folder of such files, or KITTI tracking labels
-        box_format: kitti, yolo, xyxy, xywh, coco or labelme; default: recognised
-        detect: regions of interest are what the pretrained detector finds
-        detector: the same with another YOLOv8 file
-        confidence: least confidence of a detection, 0 to 1; default 0.25
-        classes: classes of detections that count, as Car,Pedestrian; default: all
-        lmbda: 0.0004 (small) to 0.12 (good); default 0.012
-        alpha: 0.5 treats all pixels alike, 1 gives all quality to the boxes; default 0.9
-        max_bytes: at most so many bytes a picture, at the largest lmbda that fits
-        weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
-        device: of the computation, as cpu or cuda
-        precision: of the transforms; auto is bf16 where the processor has it
-        depth: bits that grey pictures use of their 16, as 12
-        preview: picture file to write of what a receiver will see
-        json: print one JSON object a picture
-        force: overwrite files that roilib did not make
-    """
-    from roilib.datasets.images import PICTURE_SUFFIXES, is_turned
-
-    jobs = io.pair(paths(files, encode), PICTURE_SUFFIXES, ".roic")
-    if jobs[0].out.suffix.lower() in PICTURE_SUFFIXES:
-        raise ValueError(f"{jobs[0].out}: is a picture's name, but a .roic stream is written")
-    if preview and preview.suffix.lower() not in io.PICTURES:
-        raise ValueError(f"{preview}: a picture's name ends in {', '.join(io.PICTURES)}")
-    if preview and len(jobs) > 1:
-        raise ValueError(f"--preview is of one picture, not of {len(jobs)}")
-    if boxes and (detect or detector):
-        raise ValueError("--boxes and --detect exclude each other")
-    if json and jobs[0].out == io.STANDARD:
-        raise ValueError("--json and the output - would both be standard output")
-    inputs = [job.source for job in jobs] + [p for p in (boxes, weights, detector) if p]
-    io.protect([job.out for job in jobs] + ([preview] if preview else []), inputs, force)
-    seen = bool(boxes or detect or detector)
-    if alpha is not None and not seen:
-        note("encode", "--alpha has no effect without --boxes or --detect")
-    if lmbda is not None and max_bytes is not None:
-        note("encode", "--lmbda has no effect with --max-bytes")
-    if box_format and not boxes:
-        note("encode", "--box-format has no effect without --boxes")
-    for name, value in (("confidence", confidence), ("classes", classes)):
-        if value is not None and not (detect or detector):
-            note("encode", f"--{name} has no effect without --detect")
-
-    from roilib.apps import transcode
-    from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, load_codec
-
-    sources = [job.source for job in jobs]
-    regions = transcode.regions_of(
-        sources, boxes, box_format, detect, detector, confidence, classes
-    )
-    codec = load_codec(weights, device, precision)
-    setting = {
-        "lmbda": DEFAULT_LMBDA if lmbda is None else lmbda,
-        "alpha": DEFAULT_ALPHA if alpha is None else alpha,
-        "max_bytes": max_bytes,
-    }
-
-    def work(job: Job) -> dict:
-        record = transcode.encode(job, codec, regions, setting, depth, preview)
-        if job.source != io.STANDARD and is_turned(job.source):
-            boxes_too = ", nor to its boxes" if record["boxes"] else ""
-            note("encode", f"{job.source}: EXIF's rotation is not applied{boxes_too}")
-        if seen and not record["boxes"] and alpha is not None:
-            note("encode", f"{record['source']}: no boxes, so --alpha has no effect")
-        return record
-
-    return each("encode", jobs, work, json)
-
-
-@app.command(usage="Usage: roilib decode STREAM… OUT [OPTIONS]")
-def decode(
-    *files: File,
-    weights: Path | None = None,
-    device: str = "cpu",
-    json: bool = False,
-    force: bool = False,
-) -> int:
-    """Decode .roic streams to pictures.
-
-    One stream to one file, several or folders of them to a folder; - is standard input or output.
-    The suffix of a file's name chooses the format; all but JPEG keep every pixel.
-
-    Example: `roilib decode street.roic street.png`
-
-    Args:
-        files: streams or folders of them, then the output
-        weights: the weights that the streams were made with; default: the pretrained roi_vbr
-        device: of the computation, as cpu or cuda
-        json: print one JSON object a picture
-        force: overwrite files that roilib did not make
-    """
-    jobs = io.pair(paths(files, decode), io.STREAMS, ".png")
-    if json and jobs[0].out == io.STANDARD:
-        raise ValueError("--json and the output - would both be standard output")
-    inputs = [job.source for job in jobs] + ([weights] if weights else [])
-    io.protect([job.out for job in jobs], inputs, force)
-    streams = {job: io.read_stream(job.source) for job in jobs[:1]}  # refused before torch loads
-    if jobs[0].out != io.STANDARD and jobs[0].out.suffix.lower() not in io.PICTURES:
-        raise ValueError(f"{jobs[0].out}: a picture's name ends in {', '.join(io.PICTURES)}")
-
-    from roilib.apps import transcode
-    from roilib.codecs.roic import load_codec
-
-    codec = load_codec(weights, device)
-
-    def work(job: Job) -> dict:
-        stream, header = streams.pop(job, None) or io.read_stream(job.source)
-        return transcode.decode(job, stream, header, codec)
-
-    return each("decode", jobs, work, json)
-
-
-@app.command(usage="Usage: roilib info STREAM…")
-def info(*files: File) -> int:
-    """Print what .roic streams say of themselves, as JSON.
-
-    Example: `roilib info street.roic`
-
-    Args:
-        files: streams or folders of them; - is standard input
-    """
-    named = paths(files, info)
-    if not named:
-        raise ValueError("a stream is needed; see roilib info --help")
-    found = io.expand(named, io.STREAMS)
-    described = []
-    for path in found:
-        data, header = io.read_stream(path)
-        described.append(io.describe(header, data))
-    several = len(found) > 1
-    rows = [{"source": io.name_of(p)} | d for p, d in zip(found, described, strict=True)]
-    show(json_format.dumps(rows if several else described[0], indent=1))
-    return 0
-
-
-@app.command(usage="Usage: roilib compare PICTURE [OPTIONS]")
-def compare(
-    picture: Path,
-    /,
-    *,
-    boxes: Path | None = None,
-    box_format: str | None = None,
-    detector: Path | None = None,
-    confidence: float | None = None,
-    classes: str | None = None,
-    lmbda: float = 0.012,
-    alpha: float = 0.9,
-    max_bytes: int | None = None,
-    weights: Path | None = None,
-    device: str = "cpu",
-    out: Path | None = None,
-    json: bool = False,
-    force: bool = False,
-) -> int:
-    """Code a picture by our codec and by x264, x265, AVIF and JPEG at no more bytes.
-
-    Prints bytes and PSNRs inside and outside the boxes. Where even a codec's worst quality takes
-    more bytes, that is shown. Without --boxes they are what the detector finds.
-
-    Example: `roilib compare street.png --boxes street.txt --out compared.png`
-
-    Args:
-        picture: the picture
-        boxes: regions of interest, as of encode
-        box_format: as of encode
-        detector: a YOLOv8 file instead of the pretrained detector
-        confidence: least confidence of a detection, 0 to 1; default 0.25
-        classes: classes of detections that count, as Car,Pedestrian; default: all
-        lmbda: quality of our codec: 0.0004 (small) to 0.12 (good); default 0.012
-        alpha: ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
-            default 0.9
-        max_bytes: at most so many bytes, whatever lmbda is
-        weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
-        device: of the computation, as cpu or cuda
-        out: picture file to write: the original and what each codec made, with an enlarged box
-        json: print one JSON object a codec
-        force: overwrite a file that roilib did not make
-    """
-    if out and out.suffix.lower() not in io.PICTURES:
-        raise ValueError(f"{out}: a picture's name ends in {', '.join(io.PICTURES)}")
-    io.protect([out] if out else [], [p for p in (picture, boxes, weights, detector) if p], force)
-
-    from roilib.apps import compare as comparison
-    from roilib.apps import transcode
-    from roilib.apps.playground.coding import Coder
-    from roilib.codecs.roic import load_codec
-
-    options = (boxes, box_format, not boxes, detector, confidence, classes)
-    regions = transcode.regions_of([picture], *options)
-    coder, knobs = Coder(load_codec(weights, device)), {"lmbda": lmbda, "alpha": alpha}
-    coded, rows = comparison.compare(picture, regions, coder, **knobs, max_bytes=max_bytes)
-    if out:
-        io.write_bytes(out, transcode.picture_bytes(out, rows))
-    for c in coded if json else ():
-        show(json_format.dumps(c.record()))
-    if not json:
-        show(comparison.table(coded))
-    return 0
 
 
 @app.command(help_flags=[], version_flags=[], usage="Usage: roilib train --name=value …")
@@ -373,6 +122,7 @@ def evaluate(
     alpha: Many[float] = (),
     codecs: Path | None = None,
     detectors: Many[str] = (),
+    boxes: str = "labels",
     out: Path = Path("runs/evaluate"),
     device: str = "auto",
     workers: int | None = None,
@@ -391,6 +141,8 @@ def evaluate(
         alpha: ROI strengths of roi_vbr; default: its own
         codecs: YAML file of conventional codecs and their settings, as params/codecs/all.yaml
         detectors: YOLOv8 files that look at the decoded pictures; shipped: the pretrained one
+        boxes: what encoders get: labels, detector (what the pretrained one finds) or a folder of
+            box files; default labels. Quality is measured in the labels where there are some
         out: folder for records and tables; default runs/evaluate
         device: of the computation, as cpu or cuda; default: cuda where there is one
         workers: processes; default: one a core, or a single one on a GPU
@@ -405,7 +157,7 @@ def evaluate(
     given = [*(Path(name) for name in (*weights, *detectors)), *([codecs] if codecs else [])]
     made = [out / name for name in measure.MADE]
     io.protect(made, given, force or made[0].exists())
-    options = (weights, lmbda, alpha, codecs, detectors, device, workers)
+    options = (weights, lmbda, alpha, codecs, detectors, boxes, device, workers)
     show(measure.text(*measure.measure(pictures, out, *options)))
     return 0
 
@@ -432,7 +184,7 @@ def drive(
             --fps frames a second are taken
         boxes: folder of box files that encoders get; default: what the pretrained detector finds
         truth: folder of box files of the ROI that is measured; default: a KITTI root's labels, or
-            else the boxes that encoders get
+            those beside the frames, or else the boxes that encoders get
         count: the first so many frames
         results: folder for the records; default runs/drive
         figures: folder for figures and films; default runs/drive
@@ -449,7 +201,7 @@ def drive(
         given = [Path(file) for file in (plan.trace, plan.weights) if file]
         for made in outputs(results, figures):
             io.protect(made, [*pictures.inputs, *given], force or made[0].exists())
-        show(text(*run(pictures, plan, results, figures)))
+        show(text(*run(pictures, plan, results, figures), pictures.roi))
     except OSError as error:
         why = error.strerror or error
         raise ValueError(f"{error.filename or results}: cannot be written ({why})") from None
@@ -545,48 +297,3 @@ def report(
         note("report", warning)
     show(str(out))
     return 0
-
-
-def paths(words: Sequence[Path], command: Callable) -> list[Path]:
-    """Return the names of files; raises ValueError for a word that can only be an option.
-
-    command: whose options are proposed in place of an unknown one.
-    """
-    known = [f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters]
-    for word in map(str, words):
-        if word.startswith("-") and word != "-":
-            near = difflib.get_close_matches(word, known, 1) or [f"./{word}, the file"]
-            raise ValueError(f"unknown option {word}; did you mean {near[0]}?")
-    return list(words)
-
-
-def each(command: str, jobs: Sequence[Job], work: Callable[[Job], dict], json: bool) -> int:
-    """Do all jobs, say what came of each or of all, and return the exit code.
-
-    A job that fails is said in a line; the others are done all the same.
-    """
-    records, failed = [], 0
-    for job in progress(jobs):
-        try:
-            record = work(job)
-        except ValueError as error:
-            failed += 1
-            fail(f"roilib {command}", error)
-            continue
-        records.append(record)
-        if json:
-            show(json_format.dumps(record))
-    if jobs[0].out != io.STANDARD and not json and records:
-        show(io.summary_line(records))
-    if failed and len(jobs) > 1:
-        note(command, f"{failed} of {len(jobs)} files failed")
-    return 2 if failed else 0
-
-
-def progress(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Iterate over jobs with a progress bar, where there are several and a person looks on."""
-    if len(jobs) == 1:
-        return iter(jobs)
-    from tqdm import tqdm
-
-    return tqdm(jobs, unit="picture", disable=not sys.stderr.isatty())

@@ -357,6 +357,7 @@ def test_evaluate_measures_a_folder(pictures, weights, tmp_path, capsys):
     (out / "provenance.json").unlink()
     refused(capsys, words, "records.json: exists, and roilib did not make it")
     refused(capsys, ["evaluate", tmp_path / "none", *words[2:], "--force"], "none: ")
+    refused(capsys, [*words, "--force", "--boxes", tmp_path / "no"], "no: no ")
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "3", '{"cells": null}'])

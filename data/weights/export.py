@@ -4,7 +4,8 @@
 
 The file holds the newest checkpoint's weights (their moving average where the run has one) in fp16
 and the integer networks made of them. Its metadata holds the parameters, the step, the hours of
-training, hashes of the training pictures, and the code, versions and machine of the run's start.
+training, hashes of the training pictures, and the code, versions and machine of the run's start. Of
+paths only the last names are kept.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from roilib.engines.checkpoints import Checkpoints
 from roilib.engines.trainer import make_tables
 from roilib.models.weights import build_model, picture_hash, save_weights
 from roilib.parameters import Parameters
+
+PATHS = ("data_root", "unlabelled", "model_load_file", "logdir", "detector_weights")
 
 
 @torch.no_grad()
@@ -54,13 +57,24 @@ def export(folder: Path, out: Path, licence: str = "") -> int:
     save_weights(
         out,
         model,
-        p,
+        without_folders(p),
         state["step"],
         half=True,
         **about,
         environment=json.dumps(began, sort_keys=True),
     )
     return state["step"]
+
+
+def without_folders(p: Parameters) -> Parameters:
+    """Return the parameters with paths cut to their last names: others keep theirs elsewhere."""
+    paths = {name: getattr(p, name) for name in PATHS}
+    names = {
+        name: ",".join(Path(part).name for part in value.split(","))
+        for name, value in paths.items()
+        if value
+    }
+    return p.model_copy(update=names)
 
 
 def main() -> int:

@@ -52,16 +52,16 @@ def side_by_side(image: np.ndarray, boxes: Sequence, coded: Sequence[Coded]) -> 
     """
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1, _ in boxes]
     crop = boxes[int(np.argmax(areas))][:4] if boxes else None
-    rows = [caption(_row(image, crop), "original")]
+    rows = [caption(with_crop(image, crop), "original")]
     for c in coded:
         psnrs = (("ROI", c.roi_psnr), ("background", c.bg_psnr))
         said = [f"{name} {db:.2f} dB" for name, db in psnrs if db is not None]
         text = ", ".join([f"{c.codec} ({c.setting})", f"{c.bytes:,} bytes", *said])
-        rows.append(caption(_row(c.picture, crop), text))
+        rows.append(caption(with_crop(c.picture, crop), text))
     return np.concatenate(rows)
 
 
-def _row(picture: np.ndarray, crop: Sequence[float] | None) -> np.ndarray:
+def with_crop(picture: np.ndarray, crop: Sequence[float] | None) -> np.ndarray:
     """Return a picture with its crop beside it, enlarged to the picture's height."""
     if crop is None:
         return picture

@@ -110,6 +110,12 @@ def protect(outputs: Iterable[Path], inputs: Iterable[Path], force: bool = False
             raise ValueError(f"{out}: exists, and roilib did not make it; --force overwrites it")
 
 
+def check_picture_name(path: Path) -> None:
+    """Raise ValueError for a name whose suffix says no format of PICTURES, before any work."""
+    if path != STANDARD and path.suffix.lower() not in PICTURES:
+        raise ValueError(f"{path}: a picture's name ends in {', '.join(PICTURES)}")
+
+
 def made_here(path: Path) -> bool:
     """Return whether this package made a file, by what stands in it."""
     try:

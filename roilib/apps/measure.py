@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from roilib.datasets.dataset import RoiDataset, evaluation_pictures
 from roilib.evaluation import cache, detection_rates, tables
+from roilib.evaluation.detection import with_boxes
 from roilib.evaluation.evaluate import provenance, refuse_training_pictures, write_records
 from roilib.parameters import Parameters
 from roilib.utils.device import resolve_device
@@ -58,15 +59,17 @@ def measure(
     alphas: Sequence[float],
     codecs: Path | None,
     detectors: Sequence[str],
+    boxes: str,
     device: str,
     workers: int | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure codecs and detectors, write MADE to `out`, and return rates and detections.
 
-    weights, detectors: files, or "shipped" for the pretrained ones. Points measured before are
-    taken from out/points. Raises ValueError for what is wrong with settings or files.
+    weights, detectors: files, or "shipped" for the pretrained ones. boxes: as of `with_boxes`.
+    Points measured before are taken from out/points. Raises ValueError for what is wrong with
+    settings or files.
     """
-    data = read_pictures(folder)
+    data = with_boxes(read_pictures(folder), boxes)
     refuse_training_pictures([], data, weights)
     grids, looking = read_grids(codecs), cache.detector_files(detectors)
     where = str(resolve_device(device))
@@ -81,6 +84,7 @@ def measure(
     tables.write_tables(out, {"rates": rates, "detection": detection})
     asked = {"pictures": str(folder), "lmbda": list(lmbdas), "alpha": list(alphas)}
     asked |= {"weights": list(weights), "codecs": grids, "detectors": list(detectors)}
+    asked |= {"boxes": boxes}
     write_json(out / "provenance.json", provenance(asked, data, [], weights, looking))
     return rates, detection
 

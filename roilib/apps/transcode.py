@@ -19,7 +19,7 @@ from roilib.apps.files import PICTURES, SOFTWARE, STANDARD, Job, describe, name_
 from roilib.codecs import roic
 from roilib.codecs.container import Header
 from roilib.codecs.roic import Codec
-from roilib.datasets.boxes import is_tracking, read_boxes, read_tracking
+from roilib.datasets.boxes import box_file, is_tracking, read_boxes, read_tracking
 from roilib.datasets.images import read_picture
 from roilib.models.detector import HookedDetector
 
@@ -83,14 +83,6 @@ def boxes_of(
         return np.zeros((0, 4), np.float32) if found is None else found[1]
 
     return tracked
-
-
-def box_file(folder: Path, picture: Path) -> Path:
-    """Return a picture's box file in `folder`, .txt or .json. Raises ValueError if it has none."""
-    for suffix in (".txt", ".json"):
-        if (path := folder / f"{picture.stem}{suffix}").is_file():
-            return path
-    raise ValueError(f"{folder}: no {picture.stem}.txt or {picture.stem}.json for {picture}")
 
 
 def read(path: Path, depth: int | None = None) -> np.ndarray:

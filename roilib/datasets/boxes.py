@@ -70,6 +70,14 @@ def read_boxes(path: Path, size: Size | None = None, box_format: str | None = No
     return read_labels(path, size, box_format)[1]
 
 
+def box_file(folder: Path, picture: Path) -> Path:
+    """Return a picture's box file in `folder`, .txt or .json. Raises ValueError if it has none."""
+    for suffix in (".txt", ".json"):
+        if (path := folder / f"{picture.stem}{suffix}").is_file():
+            return path
+    raise ValueError(f"{folder}: no {picture.stem}.txt or {picture.stem}.json for {picture}")
+
+
 def read_kitti_label(path: Path, size: Size | None = None) -> Labels:
     """Read a KITTI label file without its DontCare regions; other formats are refused by name."""
     path, lines = Path(path), formats.split_lines(read_text(Path(path)))

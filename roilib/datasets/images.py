@@ -34,12 +34,14 @@ class Sample:
     """One picture with its objects.
 
     boxes: (K, 4) float32, xyxy in pixels; labels: (K,) indices into the data set's classes.
+    coder_boxes: (K, 4), or (K, 5) with importance, what encoders get instead of `boxes`.
     """
 
     id: str
     path: Path
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    coder_boxes: np.ndarray | None = None
 
 
 def picture_files(folder: Path, below: bool = False) -> list[Path]:

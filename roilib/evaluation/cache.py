@@ -28,6 +28,7 @@ from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.images import Sample
 from roilib.engines.runs import Run
+from roilib.evaluation.bootstrap import STRENGTHS
 from roilib.evaluation.evaluate import (
     SHIPPED,
     Setting,
@@ -90,6 +91,8 @@ class Task:
         else:
             codec = [self.conventional, *map(version, LIBRARIES), _code(CONVENTIONAL)]
         objects = [self.sample.boxes.tolist(), [self.classes[i] for i in self.sample.labels]]
+        if self.sample.coder_boxes is not None:
+            objects.append(self.sample.coder_boxes.tolist())
         content = [
             FORMAT,
             codec,
@@ -172,6 +175,9 @@ def tasks(
         for path, p, source in models
         for setting in trained_settings(p, lmbdas, alphas)
     ]
+    with_knobs = [p for _, p, _ in models if p.which == "roi_vbr"]
+    knobs = [s for p in with_knobs for s in trained_settings(p, lmbdas, alphas)]
+    _check_boxes(data, knobs + [setting for grid in grids.values() for setting in grid])
     theirs = [(setting, {"conventional": name}) for name, grid in grids.items() for setting in grid]
     plain = [({}, {})] if detectors else []
     options = {"device": device, "detectors": tuple(detectors)}
@@ -186,6 +192,20 @@ def tasks(
             f"{len(theirs)} of conventional codecs"
         )
     return found
+
+
+def _check_boxes(data: RoiDataset, settings: Sequence[Setting]) -> None:
+    """Raise ValueError for ROI strengths when no picture has a box: all would be uniform."""
+    if not data.samples or any(len(sample.boxes) for sample in data.samples):
+        return
+    for name, uniform in STRENGTHS.items():
+        strengths = {setting.get(name, uniform) for setting in settings} - {uniform}
+        if strengths:
+            raise ValueError(
+                f"{data.samples[0].path.parent}: no picture has boxes, without which {name} "
+                f"{min(strengths):g} has no effect; boxes=detector finds some, {name}={uniform:g} "
+                "measures all pixels alike"
+            )
 
 
 def measure(

@@ -9,12 +9,16 @@ COCO's and KITTI's class lists can be compared.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from roilib.datasets.boxes import box_file, read_boxes
+from roilib.datasets.dataset import RoiDataset
 from roilib.models.detector import HookedDetector
 
 BENCHMARK = ("Car", "Pedestrian", "Cyclist")
@@ -27,6 +31,32 @@ GROUPS = {  # KITTI's and COCO's class names → group
 GROUP_NAMES = (*BENCHMARK, "other")  # "other" counts class-agnostically only
 THRESHOLDS = tuple(n / 100 for n in range(50, 100, 5))  # of IoU
 SCORE_UNIT = 1e-6  # step of the scores that records hold as integers
+LABELS = "labels"  # encoders get the labelled boxes
+DETECTOR = "detector"  # they get what the pretrained detector finds
+
+
+def with_boxes(data: RoiDataset, boxes: str) -> RoiDataset:
+    """Return `data` with the boxes that encoders get: LABELS, DETECTOR or a folder of box files.
+
+    Quality is measured in the labelled boxes. Where no picture has any, it is measured in those
+    that encoders get. Raises ValueError naming a box file that is missing or wrong.
+    """
+    if boxes == LABELS:
+        return data
+    if boxes == DETECTOR:
+        detector = HookedDetector()
+        found = [detector.regions(image.permute(1, 2, 0).numpy()) for image, _, _ in data]
+    else:
+        files = [box_file(Path(boxes), sample.path) for sample in data.samples]
+        found = [read_boxes(path, data.size(i)) for i, path in enumerate(files)]
+    pairs = list(zip(data.samples, found, strict=True))
+    if any(len(sample.boxes) for sample in data.samples):
+        return RoiDataset([replace(s, coder_boxes=b) for s, b in pairs], data.classes)
+    measured = [
+        replace(s, coder_boxes=b, boxes=b[:, :4], labels=np.zeros(len(b), np.int64))
+        for s, b in pairs
+    ]
+    return RoiDataset(measured, ("object",))
 
 
 def grouped(classes: Tensor, names: dict[int, str] | tuple[str, ...]) -> Tensor:

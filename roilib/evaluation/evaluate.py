@@ -94,14 +94,16 @@ def evaluate(
 ) -> Iterator[tuple[dict, dict]]:
     """Measure a codec on every picture of `data` at each setting; its labelled boxes are the ROI.
 
-    settings: None means those that our codec was trained for. Yields (record, times) of each.
+    The encoder gets them too, or the sample's `coder_boxes`. settings: None means those that our
+    codec was trained for. Yields (record, times) of each.
     """
     for setting in trained_settings(codec.parameters) if settings is None else settings:
         for sample, (image, boxes, labels) in zip(data.samples, data, strict=True):
             about = {"image": sample.id} | _about(codec, setting)
             original, boxes = image.permute(1, 2, 0).numpy(), boxes.numpy()
             groups = detection.grouped(labels, data.classes)
-            measured, seconds = _measure(codec, setting, original, boxes, groups, detectors)
+            given = boxes if sample.coder_boxes is None else sample.coder_boxes
+            measured, seconds = _measure(codec, setting, original, given, boxes, groups, detectors)
             yield about | measured, about | {"seconds": seconds}
 
 
@@ -118,14 +120,18 @@ def _measure(
     codec: ImageCodec,
     setting: Setting,
     original: np.ndarray,
+    given: np.ndarray,
     boxes: np.ndarray,
     groups: Tensor,
     detectors: Detectors | None,
 ) -> tuple[dict, dict]:
-    """Code one picture: what a record says of it, and the seconds of encoding and decoding."""
+    """Code one picture: what a record says of it, and the seconds of encoding and decoding.
+
+    given: the boxes that the encoder gets; boxes: those in which quality is measured.
+    """
     height, width = original.shape[:2]
     start = now()
-    stream = codec.encode(original, boxes, **setting)
+    stream = codec.encode(original, given, **setting)
     encoded = now()
     decoded = codec.decode(stream)
     seconds = {"encode": encoded - start, "decode": now() - encoded}
@@ -136,7 +142,7 @@ def _measure(
     }
     if isinstance(codec, Codec):
         container = len(stream) - sum(map(len, Header.unpack(stream)[1]))
-        bits = codec.estimate(original, boxes, **setting) + 8 * container
+        bits = codec.estimate(original, given, **setting) + 8 * container
         rate["bpp_estimated"] = bits / (height * width)
     classes = {
         name.lower(): roi_mask(boxes[groups.numpy() == k], height, width)

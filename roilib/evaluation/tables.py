@@ -239,6 +239,12 @@ SPEED_COLUMNS = {
     "decode": "decode ms",
     "decode_p95": "p95 ",
 }
+COMPLEXITY_COLUMNS = {
+    "codec": "codec",
+    "encode": "encode kMAC/pixel",
+    "decode": "decode kMAC/pixel",
+    "parameters": "parameters in millions",
+}
 FORMATS = {  # columns of each format; all others have two digits
     "": "codec label anchor_label theirs_label detector",
     "d": "over dropped late lost affected reached hull",
@@ -259,35 +265,74 @@ HEADLINE = {"x265 slow": "x265 slow", "x265 medium": "x265 medium", "x264 slow":
 }
 
 
-def headline_table(ratios: pd.DataFrame, bd_rates: pd.DataFrame) -> pd.DataFrame:
-    """Return roi_vbr against the codecs of HEADLINE in a few words, for the README.
+def headline_table(
+    ratios: pd.DataFrame, bd_rates: pd.DataFrame, codecs: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Return roi_vbr against other codecs in a few words; a dash for what was not measured.
 
-    ratios: of `comparisons.byte_ratio_tables`; bd_rates: of `comparisons.bd_table`.
+    ratios: of `comparisons.byte_ratio_tables`; bd_rates: of `comparisons.bd_table`. codecs: name →
+    label; None: every codec that can be compared with all pixels alike, the strongest first.
     """
+    if bd_rates.empty:
+        return pd.DataFrame()
     rates = bd_rates[bd_rates["test"] == "roi_vbr"]
     equal = rates[(rates["bg_loss"] == HEADLINE_BG_LOSS) & (rates["metric"] == "roi_psnr")]
     uniform = rates[rates["bg_loss"].isna() & (rates["metric"] == "psnr")]
+    if codecs is None:
+        known = uniform.dropna(subset="bd_rate").sort_values("bd_rate", ascending=False)
+        codecs = dict(zip(known["anchor"], known["anchor_label"], strict=True))
     found = []
-    for codec, label in HEADLINE.items():
-        (ratio,) = ratios[ratios["theirs"] == codec].to_dict("records")
-        roi, plain = (part[part["anchor"] == codec].to_dict("records") for part in (equal, uniform))
+    for codec, label in codecs.items():
+        ratio = _first(ratios, theirs=codec, ours="roi_vbr")
+        roi, plain = _first(equal, anchor=codec), _first(uniform, anchor=codec)
         found.append(
             {
                 "`roi_vbr` against": label,
                 "bytes at equal ROI and background": f"**{_interval(ratio, 'ratio', '.2f')}**, "
-                f"{ratio['reached']} of {ratio['hull']} points",
-                "ROI BD-rate": f"{_interval(roi[0], 'bd_rate', '+.1f')} %" if roi else "no ROI",
-                "BD-rate, all pixels alike": f"{_interval(plain[0], 'bd_rate', '+.1f')} %",
+                f"{ratio['reached']} of {ratio['hull']} points"
+                if ratio
+                else "–",
+                "ROI BD-rate": _interval(roi, "bd_rate", "+.1f", "%") if roi else "no ROI",
+                "BD-rate, all pixels alike": _interval(plain, "bd_rate", "+.1f", "%"),
             }
         )
     return pd.DataFrame(found)
 
 
-def _interval(row: Mapping, name: str, form: str) -> str:
-    """Return a value with its interval, where there is one."""
-    values = [row[name], row["low"], row["high"]]
+def _first(table: pd.DataFrame, **where: str) -> dict:
+    """Return the first row with these values, or an empty one."""
+    for name, value in where.items():
+        table = table[table[name] == value] if len(table) else table
+    return next(iter(table.to_dict("records")), {})
+
+
+def _interval(row: Mapping, name: str, form: str, unit: str = "", bounds: str = "") -> str:
+    """Return a value with its interval, where there is one; a dash for no value.
+
+    bounds: what "low" and "high" follow in the names of the interval's columns.
+    """
+    if pd.isna(row.get(name)):
+        return "–"
+    values = [row[name], row[f"{bounds}low"], row[f"{bounds}high"]]
     value, low, high = (format(v, form).replace("-", "−") for v in values)
-    return value if pd.isna(row["low"]) else f"{value} [{low}, {high}]"
+    said = value if pd.isna(values[1]) else f"{value} [{low}, {high}]"
+    return f"{said} {unit}".rstrip()
+
+
+def ranked(table: pd.DataFrame, columns: dict[str, str], value: str, form: str, bounds: str) -> str:
+    """Return a table as Markdown: the least `value` first, its interval beside it, ours bold.
+
+    columns: name → heading, `value` among them; form: of the value, as "+.1f"; bounds: as of
+    `_interval`.
+    """
+    known = table.dropna(subset=value).sort_values(value) if len(table) else table
+    if known.empty:
+        return "*Not measured here.*"
+    cells = known.astype({value: object})
+    cells[value] = [_interval(row, value, form, bounds=bounds) for row in known.to_dict("records")]
+    is_ours = known["codec"].isin(CODEC_NAMES)
+    cells["label"] = known["label"].where(~is_ours, "**" + known["label"] + "**")
+    return markdown(cells, columns)
 
 
 def shown(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:

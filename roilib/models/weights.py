@@ -45,11 +45,13 @@ def save_weights(
 ) -> None:
     """Write a safetensors file, atomically, and the same bytes each time.
 
-    Its metadata holds the parameters, the step and `more`. half: write floats as fp16.
+    Its metadata holds the parameters, the step and `more`. half: write the trained floats as fp16,
+    but not the constants, such as the least likelihood of 1e-9, which would become 0.
     """
     metadata = {"parameters": json.dumps(p.model_dump(), sort_keys=True), "step": str(step)} | more
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    state = {k: v.half() if half and v.is_floating_point() else v for k, v in state.items()}
+    trained = {name for name, _ in model.named_parameters()} if half else set()
+    state = {k: v.half() if k in trained else v for k, v in state.items()}
     with replacing(path) as temporary:
         temporary.write_bytes(_in_order(save(state, metadata)))
 

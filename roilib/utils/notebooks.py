@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import papermill
@@ -36,7 +37,7 @@ def prepare_sample_set(dataset: str, data_root: str) -> None:
         _prepare(data_root)
 
 
-def prepare_drive(folder: str, frames: int, street: int) -> str:
+def prepare_drive(folder: str, frames: int, street: int = 21) -> str:
     """Render a drive of so many frames unless `folder`, or a video, is there; returns its name."""
     if Path(folder).is_file():
         return folder
@@ -58,6 +59,13 @@ def parameter_values(notebook: str, variables: Mapping[str, Any]) -> dict[str, A
     """The values of a notebook's parameters; variables: its `globals()`."""
     names = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{notebook}.ipynb"))
     return {name: variables[name] for name in names}
+
+
+def options(more: Mapping[str, Any], **defaults: Any) -> SimpleNamespace:
+    """The values of a notebook's dict `more`. Raises ValueError for a name without a default."""
+    for name in more.keys() - defaults.keys():
+        raise ValueError(f"more: no parameter {name!r}; it has {', '.join(defaults)}")
+    return SimpleNamespace(**defaults | more)
 
 
 def finish(notebook: str, variables: Mapping[str, Any], metrics: dict) -> None:

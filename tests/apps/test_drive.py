@@ -4,6 +4,7 @@ import json
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -24,7 +25,7 @@ def sent(tiny_kitti, tmp_path_factory):
     """Send the six small pictures with losses, their labels as boxes: folder, records, times."""
     folder = tmp_path_factory.mktemp("drive")
     labels = str(tiny_kitti / "training" / "label_2")
-    plan = Plan(mbit=MBIT, latency_ms=200, keyint=3, loss=0.2, seed=1)
+    plan = Plan(mbit=(MBIT,), latency_ms=200, keyint=3, loss=0.2, seeds=(1, 2))
     frames = Drive(tiny_kitti, boxes=labels)
     return folder, *drive.run(frames, plan, folder, folder)
 
@@ -152,6 +153,66 @@ def test_lost_frames_show_the_last_picture(sent):
     assert not (intra["affected"] & ~intra["lost"]).any()
 
 
+def test_the_first_frame_arrives_and_seeds_lose_others(sent):
+    _, records, _ = sent
+    assert not records[records["frame"] == 0]["lost"].any()
+    lost = {seed: set(rows[rows["lost"]]["frame"]) for seed, rows in records.groupby("seed")}
+    assert lost.keys() == {1, 2}
+    assert lost[1] != lost[2]
+
+
+def test_a_receiver_that_shows_the_same_measures_the_same(sent):
+    _, records, _ = sent
+    whole = records[records["network"] == "whole"].set_index(["codec", "frame"])
+    measured = ["psnr", "roi_psnr", "bg_psnr", "roi_flicker", "bg_flicker"]
+    for _, rows in records[records["network"] == "lossy"].groupby("seed"):
+        rows = rows.set_index(["codec", "frame"])
+        hurt = rows["affected"] | rows.groupby("codec")["affected"].shift(fill_value=False)
+        same = rows[~hurt][measured]
+        pd.testing.assert_frame_equal(same, whole.loc[same.index, measured])
+        assert (rows[rows["affected"]]["psnr"] != whole["psnr"][rows["affected"]]).all()
+
+
+def test_verdicts_say_who_is_ahead_at_each_rate_in_a_line(sent):
+    _, records, _ = sent
+    slow, fast = records.assign(link="1 Mbit/s"), records.assign(link="2 Mbit/s")
+    table = report.summary(pd.concat([slow, fast]))
+    lines = report.verdicts(table)
+    assert len(lines) == 2 * 4
+    ours, other = table.iloc[0], table.iloc[2]
+    gain, bg = (ours[name] - other[name] for name in ("roi_psnr", "bg_psnr"))
+    word = {(True, True): "ahead of", (False, False): "behind"}.get((gain > 0, bg > 0), "neither")
+    assert lines[0].startswith(f"1 Mbit/s, roi_vbr {word}")
+    assert f"ROI {gain:+.2f} dB".replace("-", "−") in lines[0]
+    assert "packets lost" in lines[0]
+    assert report.text(records, records.assign(encode_ms=1, decode_ms=1), "labels").startswith(
+        "ROI: the labels\n"
+    )
+
+
+def test_the_enlarged_part_follows_the_largest_box(tmp_path):
+    film = report.Film(tmp_path / "a.mp4", "whole", [], 10)
+    picture, roi = np.zeros((90, 200, 3), np.uint8), np.zeros((90, 200), bool)
+    boxes = np.array([[0.0, 0, 10, 10], [100, 30, 140, 60]])
+    assert film._window(Frame("0", picture, boxes, roi, None)) == (100, 30, 140, 60)
+    film.close(complete=False)
+    (left, *_) = film._window(Frame("1", picture, boxes[:1], roi, None))
+    assert 0 < left < 100  # on its way
+
+
+def test_labels_beside_the_frames_are_what_is_measured(tmp_path):
+    for i in range(2):
+        Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    assert Drive(tmp_path).roi == "boxes that the encoders get"
+    (tmp_path / "0.json").write_text("[[8, 8, 24, 24]]")
+    with pytest.raises(ValueError, match=r"no 1\.txt or 1\.json"):
+        Drive(tmp_path)
+    (tmp_path / "1.json").write_text("[]")
+    frames = Drive(tmp_path)
+    assert frames.roi == "labelled boxes"
+    assert [int(frame.roi.sum()) for frame in frames] == [256, 0]
+
+
 def test_files_hold_what_was_measured(sent):
     folder, records, times = sent
     made = {path.name for path in folder.iterdir()}
@@ -167,10 +228,13 @@ def test_files_hold_what_was_measured(sent):
         "drive_times.csv",
         "drive_provenance.json",
     }
-    assert len(records) == 2 * len(times) == 2 * 5 * 6
-    assert json.loads((folder / "drive_provenance.json").read_text())["parameters"]["mbit"] == MBIT
+    assert len(records) == 3 * len(times) == 3 * 5 * 6  # without losses, and with two seeds'
+    assert json.loads((folder / "drive_provenance.json").read_text())["parameters"]["mbit"] == [
+        MBIT
+    ]
     table = report.summary(records)
     rows = records[(records["codec"] == "roi_vbr") & (records["network"] == "whole")]
+    assert "Mbit/s, roi_vbr" in (folder / "drive.html").read_text()
     assert table.loc[0, "roi_psnr"] == pytest.approx(
         psnr_from_mse(rows["roi_sse"].sum() / rows["roi_count"].sum(), 255)
     )
@@ -194,7 +258,7 @@ def test_flicker_is_the_change_of_the_error():
 
 def test_what_does_not_fit_is_dropped_and_counted(tiny_kitti):
     labels = str(tiny_kitti / "training" / "label_2")
-    plan = Plan(mbit=0.004, loss=0.0, codecs=("x264 veryfast intra",))
+    plan = Plan(mbit=(0.004,), loss=0.0, codecs=("x264 veryfast intra",))
     records, _ = drive.send(Drive(tiny_kitti, boxes=labels, count=2), drive.transmissions(plan))
     assert records["dropped"].all()
     assert records["frozen"].all()
@@ -207,7 +271,7 @@ def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
     for i in range(2):
         Image.fromarray(np.full((96, 160, 3), 128, np.uint8)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.json").write_text("[]")
-    plan = Plan(mbit=MBIT, loss=0.0, codecs=("x264 ultrafast intra",))
+    plan = Plan(mbit=(MBIT,), loss=0.0, codecs=("x264 ultrafast intra",))
     records, times = drive.run(
         Drive(tmp_path, boxes=str(tmp_path)), plan, tmp_path / "made", tmp_path / "made"
     )
@@ -217,17 +281,18 @@ def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
     assert exact["bg_psnr"].isna().all()
     table = report.summary(records)
     assert table.loc[1, ["roi_psnr", "bg_psnr", "bg_floor"]].isna().all()
-    assert "| x264 ultrafast intra |" in report.text(records, times)
+    assert "| x264 ultrafast intra |" in report.text(records, times, "boxes")
     assert (
         "nan"
-        not in report.text(records, times) + (tmp_path / "made" / "drive.html").read_text().lower()
+        not in report.text(records, times, "boxes")
+        + (tmp_path / "made" / "drive.html").read_text().lower()
     )
 
 
 @pytest.mark.slow
 def test_one_frame_is_a_drive(tiny_kitti, tmp_path):
     frames = Drive(tiny_kitti, boxes=str(tiny_kitti / "training" / "label_2"), count=1)
-    records, _ = drive.run(frames, Plan(mbit=MBIT, codecs=()), tmp_path, tmp_path)
+    records, _ = drive.run(frames, Plan(mbit=(MBIT,), codecs=()), tmp_path, tmp_path)
     assert records[["flicker", "roi_flicker", "bg_flicker"]].isna().all(axis=None)
     assert (tmp_path / "drive.html").exists()
 
@@ -258,7 +323,7 @@ def test_frames_that_do_not_go_together_are_named_before_any_is_coded(tmp_path):
         (["KITTI", "--boxes", "KITTI"], "no 000000.txt or 000000.json"),
         (["KITTI", "--qoffset", "-3"], "qoffset is"),
         (["KITTI", "--count", "0"], "a drive has 1 frame or more, not 0"),
-        (["KITTI", "--seed", "-1"], "a seed is 0 or more"),
+        (["KITTI", "--seeds", "-1"], "a seed is 0 or more"),
         (["KITTI", "--alpha", "7"], "alpha is a number from 0 to 1, not 7"),
         (["KITTI", "--fps", "0.0003"], "frames a second are"),
         (["KITTI", "--mbit", "1e9"], "a bandwidth is"),
@@ -296,7 +361,7 @@ def test_a_drive_overwrites_neither_inputs_nor_files_of_others(tiny_kitti, tmp_p
 
 @pytest.mark.slow
 def test_the_notebook_runs_headless(tiny_kitti, tmp_path):
-    values = {"drive": str(tiny_kitti), "frames": 3, "mbit": MBIT}
+    values = {"drive": str(tiny_kitti), "frames": 3, "mbit": [MBIT]}
     values["codecs"] = ["x264 ultrafast live"]
     values |= {
         "logdir": str(tmp_path),
@@ -316,5 +381,5 @@ def test_the_notebook_runs_headless(tiny_kitti, tmp_path):
             if c.cell_type == "code"
             for o in c.outputs
         )
-        == 2
+        == 5
     )

@@ -267,6 +267,7 @@ def test_a_file_longer_than_any_stream_is_refused_unread(tmp_path):
     assert "longer than any" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_fuzzer_finds_nothing_in_a_few_seconds(tmp_path):
     pytest.importorskip("atheris", reason="atheris has wheels for Linux on x86-64 only")
     options = ["-max_total_time=6", "-runs=3000", "-seed=1", f"-artifact_prefix={tmp_path}/"]

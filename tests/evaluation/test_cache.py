@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,18 @@ def test_other_content_is_another_point(points, vbr_run, tiny_kitti):
         cache.Task(renamed, points[0].classes, points[0].setting, points[0].weights).key()
         not in keys
     )
+    other = replace(sample, coder_boxes=sample.boxes)
+    assert replace(points[0], sample=other).key() not in keys
+
+
+def test_roi_settings_need_boxes(tiny_kitti, vbr_run):
+    pictures = RoiDataset([replace(s, boxes=s.boxes[:0]) for s in kitti_samples(tiny_kitti)[:2]])
+    message = "image_2: no picture has boxes, without which alpha 0.9 has no effect; boxes=detector"
+    with pytest.raises(ValueError, match=message):
+        tasks([vbr_run], pictures, [0.002], [0.5, 0.9])
+    with pytest.raises(ValueError, match=r"without which qoffset -0.2 has no effect"):
+        tasks([], pictures, conventional=CONVENTIONAL)
+    assert len(tasks([vbr_run], pictures, [0.002], [0.5], {"jpeg": {"quality": [50]}})) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """roilib.evaluation.detection: matching and average precision."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from ultralytics.utils.metrics import ap_per_class
 
+from roilib.codecs.conventional import ConventionalCodec
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.kitti import KITTI_CLASSES, kitti_samples
 from roilib.evaluation.detection import (
@@ -17,7 +20,10 @@ from roilib.evaluation.detection import (
     matches,
     objects,
     scored,
+    with_boxes,
 )
+from roilib.evaluation.evaluate import evaluate
+from roilib.models.detector import HookedDetector
 
 
 @pytest.fixture
@@ -46,6 +52,29 @@ def average_precision(found, data):
     counts = [objects(groups) for _, groups in truth]
     values = average_precisions(rows, counts, np.ones((1, len(rows))))
     return {name: float(value[0]) for name, value in values.items()}
+
+
+def test_encoders_get_other_boxes_than_those_measured(tiny_kitti, tmp_path):
+    labelled = RoiDataset(kitti_samples(tiny_kitti)[:2])
+    (tmp_path / "000000.json").write_text("[[10, 20, 30, 60, 0.5]]")
+    (tmp_path / "000001.json").write_text("[]")
+    given = with_boxes(labelled, str(tmp_path))
+    codec, settings = ConventionalCodec("x264 ultrafast"), [{"quality": 35, "qoffset": -0.3}]
+    for before, after in zip(labelled.samples, given.samples, strict=True):
+        assert np.array_equal(before.boxes, after.boxes)
+    measured = [record for record, _ in evaluate(codec, given, settings)]
+    labels = [record for record, _ in evaluate(codec, labelled, settings)]
+    assert [r["roi_count"] for r in measured] == [r["roi_count"] for r in labels]
+    assert all(a["roi_psnr"] < b["roi_psnr"] for a, b in zip(measured, labels, strict=True))
+    with pytest.raises(ValueError, match=r"no 000002\.txt or 000002\.json"):
+        with_boxes(RoiDataset(kitti_samples(tiny_kitti)), str(tmp_path))
+
+
+def test_without_labels_quality_is_measured_in_what_encoders_get(tiny_kitti, monkeypatch):
+    monkeypatch.setattr(HookedDetector, "regions", lambda *_: np.array([[8.0, 16, 24, 32]]))
+    plain = [replace(s, boxes=s.boxes[:0]) for s in kitti_samples(tiny_kitti)[:1]]
+    (sample,) = with_boxes(RoiDataset(plain), "detector").samples
+    assert sample.boxes.tolist() == sample.coder_boxes.tolist() == [[8, 16, 24, 32]]
 
 
 def test_perfect_detections_reach_one(labelled):

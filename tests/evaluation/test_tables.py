@@ -4,7 +4,15 @@ import pandas as pd
 import pytest
 
 from roilib.codecs.registry import LOOKS, codec_label, look, strength_label
-from roilib.evaluation.tables import by_strength, drawn, read_table, write_tables
+from roilib.evaluation.tables import (
+    by_strength,
+    drawn,
+    headline_table,
+    ranked,
+    read_table,
+    table_of,
+    write_tables,
+)
 
 
 def test_every_codec_has_a_look_of_its_own():
@@ -15,6 +23,34 @@ def test_every_codec_has_a_look_of_its_own():
     assert codec_label("jpeg") == "JPEG"
     assert strength_label("x265 medium", -0.2) == "offset −0.2"
     assert strength_label("roi_vbr", 0.9) == "α 0.9"
+
+
+def test_ranked_tables_are_best_first_with_intervals_in_the_cell_and_ours_bold():
+    rows = [
+        {"codec": "x265 slow", "label": "x265 slow", "gain": -1.0, "low": -2.0, "high": 0.5},
+        {"codec": "roi_vbr", "label": "roi_vbr", "gain": -3.0, "low": None, "high": None},
+        {"codec": "jpeg", "label": "JPEG", "gain": None, "low": None, "high": None},
+    ]
+    text = ranked(table_of(rows), {"label": "codec", "gain": "gain %"}, "gain", "+.1f", "")
+    assert text.splitlines()[2:] == ["| **roi_vbr** | −3.0 |", "| x265 slow | −1.0 [−2.0, +0.5] |"]
+    assert ranked(pd.DataFrame(), {}, "gain", "", "") == "*Not measured here.*"
+
+
+def test_the_headline_has_the_strongest_first_and_dashes_for_what_is_missing():
+    common = {"test": "roi_vbr", "metric": "psnr", "low": None, "high": None, "bg_loss": None}
+    rates = table_of(
+        [
+            common | {"anchor": name, "anchor_label": name.upper(), "bd_rate": rate}
+            for name, rate in (("jpeg", -60.0), ("x265 slow", 2.0), ("avif", None))
+        ]
+    )
+    table = headline_table(pd.DataFrame(), rates)
+    assert table.to_numpy().tolist() == [
+        ["X265 SLOW", "–", "no ROI", "+2.0 %"],
+        ["JPEG", "–", "no ROI", "−60.0 %"],
+    ]
+    assert headline_table(pd.DataFrame(), rates, {"avif": "AVIF"}).iloc[0, 3] == "–"
+    assert headline_table(pd.DataFrame(), pd.DataFrame()).empty
 
 
 def test_curves_come_mildest_first_and_by_rate():

@@ -273,3 +273,12 @@ def test_weights_of_another_precision_load(request, tmp_path, source, dtype):
     save_file(cast, tmp_path / "w.safetensors", metadata)
     codec = roic.load_codec(tmp_path / "w.safetensors")
     assert codec.decode(codec.encode(street(0))).shape == street(0).shape
+
+
+def test_a_half_precision_file_keeps_the_constants(tmp_path):
+    """As fp16 the least likelihood would be 0, and a training from this file lose infinite bits."""
+    p = Parameters(which="hyperprior", N=8, M=12)
+    save_weights(tmp_path / "w.safetensors", build_model(p), p, 0, half=True)
+    state, _ = read_weights(tmp_path / "w.safetensors")
+    assert state["g_a.0.weight"].dtype == torch.float16
+    assert state["entropy_bottleneck.likelihood_lower_bound.bound"].item() == pytest.approx(1e-9)

@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, street
 
 from roilib.codecs.roic import load_codec
@@ -52,6 +53,15 @@ def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch)
         *benchmark.CONVENTIONAL,
     }
     assert all(0 < row["median"] <= row["p95"] <= row["p99"] for row in rows)
+
+
+def test_a_convolution_has_a_mac_for_each_weight_and_pixel():
+    complexity = script("complexity")
+    layer = torch.nn.Conv2d(3, 5, 3, padding=1, device="meta")
+    found, out = complexity.kmacs(
+        lambda: layer(torch.empty(1, 3, *complexity.FRAME, device="meta"))
+    )
+    assert (found, out.shape[1]) == (3 * 5 * 9 / 1000, 5)
 
 
 @pytest.mark.slow

@@ -30,7 +30,6 @@ OWN = {
     "weights": ["shipped"],
     "lmbda": [0.0004, 0.0012, 0.004, 0.012, 0.03, 0.06],
     "alpha": [0.5, 0.8],
-    "workers": 1,
 }
 OWN |= {
     "codecs": {
@@ -39,9 +38,12 @@ OWN |= {
             "qoffset": [0, -0.1, -0.3],
         }
     },
-    "at_bpp": [0.5, 99],
+    "more": {
+        "workers": 1,
+        "at_bpp": [0.5, 99],
+        "published": "report/results/reference/published/bmshj2018-hyperprior_kodak.json",
+    },
 }
-OWN |= {"published": "report/results/reference/published/bmshj2018-hyperprior_kodak.json"}
 
 
 def own_pictures(folder, root):

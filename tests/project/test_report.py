@@ -344,6 +344,7 @@ def test_every_measured_column_of_the_reference_records_reaches_the_text(tmp_pat
     assert text_of(folder, tmp_path / "none", tmp_path / "out.pdf") != plain
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_bytes_when_drawn_again_and_others_when_their_table_changes(
     full, tmp_path
 ):
@@ -390,6 +391,7 @@ def test_the_reference_results_make_a_report_without_their_pictures(tmp_path):
         assert value in text
 
 
+@pytest.mark.slow
 def test_the_readmes_curves_are_those_of_the_shipped_results(tmp_path):
     build.draw(REFERENCE.parent / "shipped", tmp_path)
     for name in ("rate_psnr.png", "roi_plane.png", "detection.png"):

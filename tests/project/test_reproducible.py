@@ -30,7 +30,7 @@ CODECS = {
     "x265 ultrafast": {"quality": [34], "qoffset": [-0.2]},
     "avif": {"quality": [40]},
 }
-KNOBS = {"lmbda": [0.002, 0.01, 0.05], "alpha": [0.5, 0.8, 0.95], "workers": 1}
+KNOBS = {"lmbda": [0.002, 0.01, 0.05], "alpha": [0.5, 0.8, 0.95], "more": {"workers": 1}}
 TIMES = {
     "timing.json",
     "times.json",
@@ -56,7 +56,7 @@ def profile(folder: Path) -> list[tuple[str, dict]]:
         ("07_playground", data),
         (
             "08_thin_link",
-            {"drive": str(folder / "kitti"), "frames": 3, "mbit": 0.12, "loss": 0.3}
+            {"drive": str(folder / "kitti"), "frames": 3, "mbit": [0.12], "loss": 0.3}
             | results
             | figures,
         ),

@@ -92,6 +92,7 @@ def source(*arguments):
     return done.returncode, *said
 
 
+@pytest.mark.slow
 def test_set_up_fails_goes_on_and_mends_what_was_killed(project):
     marker, nothing = (
         project / ".venv" / "installed",

@@ -136,6 +136,7 @@ def test_the_slurm_profile_submits_the_same_jobs(checkout, tiny_kitti):
     assert "slurm_partition=gpu" in done.stdout
 
 
+@pytest.mark.slow
 def test_jobs_take_different_gpus(tmp_path):
     command = "from pathlib import Path; from roilib.utils import notebooks; "
     command += "print(notebooks.claim_gpus({}, ['0', '1', '2'], Path({!r})), flush=True); input()"

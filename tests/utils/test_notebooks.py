@@ -115,3 +115,12 @@ def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch):
     notebooks.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {})
     (output,) = nbformat.read(tmp_path / "b.ipynb", 4).cells[0].outputs
     assert output.text.strip() == sys.executable
+
+
+def test_what_more_holds_has_a_default():
+    assert vars(notebooks.options({"workers": 1}, workers=None, device="auto")) == {
+        "workers": 1,
+        "device": "auto",
+    }
+    with pytest.raises(ValueError, match="more: no parameter 'wrokers'; it has workers"):
+        notebooks.options({"wrokers": 1}, workers=None)

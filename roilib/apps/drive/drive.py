@@ -1,11 +1,12 @@
 """A drive over a thin link: each frame coded, sent, received and compared, by several codecs.
 
     frame ──► sender ──► bytes ──► Bucket: delay, late ──► receiver without losses ──► PSNR, flicker
-                              └──► Loss ─────────────────► receiver with losses ─────► PSNR, flicker
+                              └──► Loss of each seed ────► receiver with losses ─────► PSNR, flicker
 
 A frame that does not fit is dropped, and one that takes longer than the latency is late; both are
 counted. A receiver that gets no picture shows the last one again, and is measured by it; before the
-first picture it shows grey. ROI and background are the pixels inside and outside the true boxes.
+first picture it shows grey. No packet of the first frame is lost: a receiver that never had a
+picture would measure the grey. ROI and background are the pixels inside and outside the true boxes.
 """
 
 import math
@@ -19,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from roilib.apps.drive.frames import Drive, Frame
-from roilib.apps.drive.link import Bucket, Loss, constant, packets, read_trace
+from roilib.apps.drive.link import Bucket, Link, Loss, constant, packets, read_trace
 from roilib.apps.drive.plan import Plan
 from roilib.apps.drive.report import Film, films, write
 from roilib.apps.drive.senders import Intra, Sender, conventional_sender
@@ -39,27 +40,45 @@ class Receiver:
     def __init__(self, sender: Sender):
         self.decode = sender.decoder()
         self.picture: np.ndarray | None = None
-        self.error: np.ndarray | None = None
+        self.errors: tuple[np.ndarray | None, np.ndarray | None] = (None, None)  # before, now
+        self.values: dict = {}
 
-    def show(self, frame: Frame, decoded: np.ndarray | None) -> dict:
+    def show(
+        self, frame: Frame, decoded: np.ndarray | None, whole: "Receiver | None" = None
+    ) -> dict:
         """Show a picture, or the last one again, and return its PSNRs, squared errors and flicker.
 
         Flicker is the root mean square, in grey levels, of how a pixel's error changes from the
         frame before: (x̂ₜ − x̂ₜ₋₁) − (xₜ − xₜ₋₁). That is the shown change against the true one, as
         in Yang et al., "Effective flicker removal from periodic intra frames and accurate flicker
         measurement", ICIP 2008, but without its threshold and over all pixels, since none stands
-        still when the camera moves.
+        still when the camera moves. whole: the receiver of all frames, whose values are taken
+        over while it shows the same.
         """
         if decoded is not None:
             self.picture = decoded
         elif self.picture is None:
             self.picture = np.full_like(frame.image, GREY)
-        before, self.error = self.error, self.picture.astype(np.int16) - frame.image
-        parts, values = regions(frame.roi), {"frozen": decoded is None}
+        is_same = whole is not None and np.array_equal(self.picture, whole.picture)
+        before, error = self.errors[1], whole.errors[1] if is_same else None
+        if error is None:
+            error = self.picture.astype(np.int16) - frame.image
+        self.errors = before, error
+        if is_same and before is whole.errors[0]:
+            self.values = whole.values
+        else:
+            self.values = self._measured(frame)
+        return {"frozen": decoded is None, "affected": whole is not None and not is_same} | (
+            self.values
+        )
+
+    def _measured(self, frame: Frame) -> dict:
+        parts, values = regions(frame.roi), {}
+        before, error = self.errors
         for part, (total, count) in squared_errors(frame.image, self.picture, parts).items():
             psnr = psnr_of(total, count)
             values |= {f"{part}sse": total, f"{part}count": count, f"{part}psnr": psnr}
-        changes = {} if before is None else squared_errors(self.error, before, parts)
+        changes = {} if before is None else squared_errors(error, before, parts)
         for part in parts:
             total, count = changes.get(part, (0, 0))
             values[f"{part}flicker"] = math.sqrt(total / count) if count else None
@@ -67,12 +86,17 @@ class Receiver:
 
 
 class Transmission:
-    """A sender, its link, a receiver of all frames, and one of the frames that lose no packet."""
+    """A sender, its link, a receiver of all frames, and one for each seed of the losses."""
 
-    def __init__(self, sender: Sender, plan: Plan):
-        self.sender, self.loss = sender, Loss(plan.loss, plan.burst, plan.seed)
-        networks = ("whole", "lossy") if plan.loss else ("whole",)
-        self.receivers = {network: Receiver(sender) for network in networks}
+    def __init__(self, sender: Sender, plan: Plan, link: str):
+        self.sender, self.link, self.receiver = sender, link, Receiver(sender)
+        seeds = plan.seeds if plan.loss else ()
+        self.lossy = {seed: (Loss(plan.loss, plan.burst, seed), Receiver(sender)) for seed in seeds}
+
+    def shown(self, network: str) -> np.ndarray:
+        """Return what a receiver shows: that of all frames, or the first one with losses."""
+        receivers = [self.receiver, *(receiver for _, receiver in self.lossy.values())]
+        return receivers[network == "lossy"].picture
 
     def step(self, number: int, frame: Frame) -> tuple[list[dict], dict]:
         """Send one frame, and return its records, one a receiver, and its times."""
@@ -82,6 +106,7 @@ class Transmission:
         encode_ms, size = 1000 * (time.perf_counter() - start), len(data or b"")
         delivery = NOT_SENT if data is None else asdict(self.sender.bucket.send(now, size))
         record = {
+            "link": self.link,
             "codec": self.sender.name,
             "image": frame.id,
             "frame": number,
@@ -92,17 +117,16 @@ class Transmission:
             "dropped": data is None,
             "over": data is not None and size > budget,
         } | delivery
-        lost = data is not None and not self.loss.arrives(number, size)
-        records, decode_ms = [], 0.0
-        for network, receiver in self.receivers.items():
-            missing, start = network == "lossy" and lost, time.perf_counter()
-            decoded = receiver.decode(data) if data is not None and not missing else None
-            decode_ms = decode_ms or 1000 * (time.perf_counter() - start)
-            shown = receiver.show(frame, decoded)
-            records.append(record | {"network": network, "lost": missing} | shown)
-            whole = self.receivers["whole"].picture
-            records[-1]["affected"] = not np.array_equal(receiver.picture, whole)
+        start = time.perf_counter()
+        decoded = None if data is None else self.receiver.decode(data)
+        decode_ms = 1000 * (time.perf_counter() - start)
+        shown = self.receiver.show(frame, decoded)
+        records = [record | {"network": "whole", "seed": None, "lost": False} | shown]
+        for seed in self.lossy:
+            received = self._receive(number, frame, seed, data, decoded)
+            records.append(record | {"network": "lossy", "seed": seed} | received)
         return records, {
+            "link": self.link,
             "codec": self.sender.name,
             "frame": number,
             "detect_ms": frame.detect_ms,
@@ -110,24 +134,55 @@ class Transmission:
             "decode_ms": decode_ms,
         }
 
+    def _receive(
+        self,
+        number: int,
+        frame: Frame,
+        seed: int,
+        data: bytes | None,
+        decoded: np.ndarray | None,
+    ) -> dict:
+        """Show what arrives with the losses of `seed`; decoded: the frame where nothing is lost."""
+        loss, receiver = self.lossy[seed]
+        arrives = loss.arrives(number, len(data or b"")) or number == 0
+        if data is None or not arrives:
+            decoded = None
+        elif receiver.decode != self.receiver.decode:  # it depends on the frames before
+            decoded = receiver.decode(data)
+        return {"lost": not arrives} | receiver.show(frame, decoded, self.receiver)
+
 
 def transmissions(plan: Plan) -> list[Transmission]:
-    """Return those of our codec and of every conventional one, each with a link of its own.
+    """Return those of our codec and of every conventional one, each with links of its own.
 
     Raises ValueError for a value or file that is wrong.
     """
     alpha_index(plan.alpha)  # refused before anything is coded
-    link = constant(plan.mbit) if plan.trace is None else read_trace(plan.trace)
     if len(set(plan.codecs)) < len(plan.codecs):
         raise ValueError(f"codecs: one of {', '.join(plan.codecs)} is named twice")
-    ours, *theirs = (Bucket(link, plan.fps, plan.latency_ms) for _ in range(1 + len(plan.codecs)))
-    senders = [
-        conventional_sender(name, bucket, plan.qoffset, plan.keyint)
-        for name, bucket in zip(plan.codecs, theirs, strict=True)
-    ]
     codec = load_codec(plan.weights)
-    senders.insert(0, Intra(ours, codec, codec.name, {"alpha": plan.alpha}))
-    return [Transmission(sender, plan) for sender in senders]
+    found = []
+    for name, link in links(plan).items():
+        senders = [
+            Intra(Bucket(link, plan.fps, plan.latency_ms), codec, codec.name, {"alpha": plan.alpha})
+        ]
+        senders += [
+            conventional_sender(
+                other, Bucket(link, plan.fps, plan.latency_ms), plan.qoffset, plan.keyint
+            )
+            for other in plan.codecs
+        ]
+        found += [Transmission(sender, plan, name) for sender in senders]
+    return found
+
+
+def links(plan: Plan) -> dict[str, Link]:
+    """Return the links of a plan by name, the slowest first. Raises ValueError for a wrong one."""
+    if plan.trace is not None:
+        return {Path(plan.trace).name: read_trace(plan.trace)}
+    if not plan.mbit:
+        raise ValueError("mbit: at least one bandwidth")
+    return {f"{mbit:g} Mbit/s": constant(mbit) for mbit in sorted(plan.mbit)}
 
 
 def send(
@@ -135,17 +190,17 @@ def send(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Send every frame by every codec; returns all records, one a row, and all times.
 
-    films: are given what the receivers show.
+    films: are given what the receivers of the slowest link show.
     """
     records, times = [], []
+    slowest = [sent for sent in all_sent if sent.link == all_sent[0].link]
     for number, frame in enumerate(tqdm(frames, mininterval=10)):
         for sent in all_sent:
             new, seconds = sent.step(number, frame)
             records += new
             times.append(seconds)
         for film in films:
-            pictures = {s.sender.name: s.receivers[film.network].picture for s in all_sent}
-            film.add(frame.image, pictures)
+            film.add(frame, {sent.sender.name: sent.shown(film.network) for sent in slowest})
     return table_of(records), table_of(times)
 
 
@@ -159,7 +214,8 @@ def run(
     all_sent = transmissions(plan)
     for folder in (results, figures):  # before hours of coding
         Path(folder).mkdir(parents=True, exist_ok=True)
-    names, networks = [sent.sender.name for sent in all_sent], list(all_sent[0].receivers)
+    names = list(dict.fromkeys(sent.sender.name for sent in all_sent))
+    networks = ("whole", "lossy") if plan.loss else ("whole",)
     with films(figures, names, networks, plan.fps) as made:
         records, times = send(frames, all_sent, made)
     write(results, figures, records, times, provenance(plan, frames, all_sent))
@@ -173,5 +229,6 @@ def provenance(plan: Plan, frames: Drive, all_sent: Sequence[Transmission]) -> d
         "frames": len(frames),
         "pictures_sha256": sha256(frames.files),
         "boxes": "the box files given" if frames.boxes else "the pretrained detector's",
+        "roi": frames.roi,
         "model": all_sent[0].sender.codec.id.hex(),
     }

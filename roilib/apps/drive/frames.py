@@ -9,6 +9,7 @@ import numpy as np
 
 from roilib.apps.drive.video import SUFFIXES, Video
 from roilib.apps.transcode import boxes_of
+from roilib.datasets.folder import LABEL_SUFFIXES
 from roilib.datasets.images import PICTURE_SUFFIXES, picture_files, picture_size, read_picture
 from roilib.models.detector import HookedDetector
 from roilib.roi import roi_mask
@@ -34,7 +35,7 @@ class Drive:
 
     boxes: what encoders get: a folder of box files named as the pictures, or a file of KITTI
     tracking labels; None: what the pretrained detector finds. truth: the same for the ROI that is
-    measured; None: the root's labels, or else the boxes that encoders get.
+    measured; None: the root's labels, or those beside the pictures, or else what encoders get.
     count: the first so many frames. fps: of the drive, by which a video's frames are chosen.
 
     Raises ValueError naming the folder or file that is wrong, before anything is coded.
@@ -52,6 +53,8 @@ class Drive:
         if (folder / "training" / "image_2").is_dir():
             labels, folder = folder / "training" / "label_2", folder / "training" / "image_2"
             truth = labels if truth is None and labels.is_dir() else truth
+        elif truth is None and _has_labels(folder):
+            truth = folder
         if count is not None and count < 1:
             raise ValueError(f"a drive has 1 frame or more, not {count}")
         if folder.is_file() and folder.suffix.lower() in SUFFIXES:
@@ -96,6 +99,11 @@ class Drive:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def roi(self) -> str:
+        """Say in which boxes quality is measured."""
+        return "labelled boxes" if self.truth else "boxes that the encoders get"
+
     def __iter__(self) -> Iterator[Frame]:
         images = self.video or (read_picture(p).permute(1, 2, 0).numpy() for p in self.pictures)
         for i, (path, image) in enumerate(zip(self.pictures, images, strict=True)):
@@ -104,3 +112,12 @@ class Drive:
             detect_ms = None if self.boxes else 1000 * (time.perf_counter() - start)
             roi = roi_mask(self.truth[i] if self.truth else boxes, *image.shape[:2])
             yield Frame(path.stem, image, boxes, roi, detect_ms)
+
+
+def _has_labels(folder: Path) -> bool:
+    """Whether a box file stands beside one of the pictures of a folder."""
+    return folder.is_dir() and any(
+        path.with_suffix(suffix).is_file()
+        for path in picture_files(folder)
+        for suffix in LABEL_SUFFIXES
+    )

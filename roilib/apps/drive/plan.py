@@ -1,10 +1,12 @@
 """What a drive is sent over, by which codecs, and with which settings."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
 
+Item = TypeVar("Item")
+Many = Annotated[tuple[Item, ...], Parameter(consume_multiple=True)]
 CODECS = ("x265 medium intra", "x264 medium intra", "x265 veryfast live", "x264 veryfast live")
 
 
@@ -14,7 +16,7 @@ class Plan:
     """The settings of a drive, which are also options of `roilib drive`.
 
     Args:
-        mbit: bandwidth in Mbit/s; default 1
+        mbit: bandwidths in Mbit/s, each a link of its own; default 1
         trace: file of a bandwidth that changes, instead of --mbit: CSV with the header
             time_s,mbit_s, columns of seconds and Mbit/s, or Mahimahi's milliseconds
         fps: frames a second; default 10
@@ -24,14 +26,15 @@ class Plan:
         qoffset: ROI strength of conventional codecs: quantiser offset from -1, the whole range,
             to 0, none; default -0.2
         keyint: frames from keyframe to keyframe of a live encoder; default 20
-        loss: probability that a packet is lost; 0: no second receiver; default 0.01
+        loss: probability that a packet is lost; the first frame's never are; 0: no receivers with
+            losses; default 0.01
         burst: packets lost in a row on average; default: losses are independent
-        seed: of the losses; default 0
+        seeds: of the losses, for each a receiver of its own; default 0 1 2
         weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
         codecs: conventional codecs, as 'x265 medium intra' or 'x264 veryfast live'
     """
 
-    mbit: float = 1.0
+    mbit: Many[float] = (1.0,)
     trace: str | None = None
     fps: float = 10.0
     latency_ms: float = 200.0
@@ -40,6 +43,6 @@ class Plan:
     keyint: int = 20
     loss: float = 0.01
     burst: float | None = None
-    seed: int = 0
+    seeds: Many[int] = (0, 1, 2)
     weights: str | None = None
-    codecs: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = CODECS
+    codecs: Many[str] = CODECS

@@ -3,7 +3,7 @@
 import contextlib
 import html
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import pandas as pd
 from av.video.reformatter import ColorRange, Colorspace
 from matplotlib.figure import Figure
 
-from roilib.apps.compare import caption
+from roilib.apps.compare import caption, with_crop
+from roilib.apps.drive.frames import Frame
 from roilib.codecs.registry import look
 from roilib.evaluation.tables import markdown, table_of
 from roilib.metrics import pooled_psnr
@@ -28,7 +29,11 @@ FILM = {
     "x264-params": "cpu-independent=1",  # the same bytes on every machine
 }
 LARGEST_DENOMINATOR = 1001  # of a frame rate, as 30000/1001
+ENLARGED = 3  # times, of what a film shows beside each picture
+ASPECT = 4 / 3  # width by height of what is enlarged
+FOLLOW = 0.2  # of the way to the largest box, that what is enlarged moves in a frame
 COLUMNS = {  # of the table without losses: column → heading
+    "link": "link",
     "label": "codec",
     "kilobytes": "kB a frame",
     "over": "over",
@@ -42,21 +47,25 @@ COLUMNS = {  # of the table without losses: column → heading
     "bg_flicker": "background flicker",
 }
 LOSS_COLUMNS = {  # of the table with losses
+    "link": "link",
     "label": "codec",
+    "frames": "frames",
     "lost": "frames lost",
     "affected": "frames affected",
     "roi_psnr": "ROI dB",
     "bg_psnr": "background dB",
-    "roi_floor": "ROI floor dB",
-    "bg_floor": "background floor dB",
+    "roi_psnr_low": "ROI dB, worst seed",
+    "roi_psnr_high": "best seed",
 }
 TIME_COLUMNS = {
+    "link": "link",
     "label": "codec",
     "encode_p50": "encode ms, median",
     "encode_p95": "encode ms, p95",
     "decode_p50": "decode ms, median",
     "decode_p95": "decode ms, p95",
 }
+PARTS = {"roi": "ROI", "bg": "background"}
 TITLES = {"whole": "No packet lost", "lossy": "Packets lost"}
 STYLE = (
     "body{font-family:sans-serif;max-width:1300px;margin:auto}"
@@ -65,27 +74,64 @@ STYLE = (
 
 
 def summary(frames: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each codec and network; frames: the records of `drive.send`.
+    """Return one row for each link, codec and network; frames: the records of `drive.send`.
 
-    PSNRs (dB) are pooled over the pixels of all frames as they were shown; floors are the least of
-    a frame. kilobytes (1,000 bytes) and flicker (grey levels) are means over frames. Frames are
-    counted that are over (larger than their budget), dropped (not sent), late (through after the
-    latency), lost (a packet is missing) and affected (shown otherwise than without losses).
-    delay_p95: the 95th percentile of the ms on the link, of the frames that were sent.
+    PSNRs (dB) are pooled over the pixels of all frames as they were shown, with losses over all
+    seeds; `…_low` and `…_high` are the worst and the best seed's, floors the least of a frame.
+    kilobytes (1,000 bytes) and flicker (grey levels) are means over frames. Frames are counted that
+    are over (larger than their budget), dropped (not sent), late (through after the latency), lost
+    (a packet is missing) and affected (shown otherwise than without losses). delay_p95: the 95th
+    percentile of the ms on the link, of the frames that were sent.
     """
     rows = []
-    for (codec, network), group in frames.groupby(["codec", "network"], sort=False):
-        records = group.to_dict("records")
-        row = {"label": codec, "network": network, "frames": len(group)}
+    for (link, codec, network), group in frames.groupby(["link", "codec", "network"], sort=False):
+        row = {"link": link, "label": codec, "network": network, "frames": len(group)}
         row["kilobytes"] = group["bytes"].mean() / 1000
         row |= {f"{part}_flicker": group[f"{part}_flicker"].mean() for part in ("roi", "bg")}
         counted = ("over", "dropped", "late", "lost", "affected")
         row |= {name: int(group[name].sum()) for name in counted}
         row["delay_p95"] = group["delay_ms"].quantile(0.95)
-        row |= {f"{part}_psnr": pooled_psnr(records, f"{part}_") for part in ("roi", "bg")}
-        row |= {f"{part}_floor": group[f"{part}_psnr"].min() for part in ("roi", "bg")}
+        row |= _psnrs(group) | {f"{part}_floor": group[f"{part}_psnr"].min() for part in PARTS}
+        of_seeds = table_of([_psnrs(one) for _, one in group.groupby("seed", dropna=False)])
+        row |= of_seeds.min().add_suffix("_low").to_dict()
+        row |= of_seeds.max().add_suffix("_high").to_dict()
         rows.append(row)
     return table_of(rows)
+
+
+def _psnrs(group: pd.DataFrame) -> dict[str, float | None]:
+    records = group.to_dict("records")
+    return {f"{part}_psnr": pooled_psnr(records, f"{part}_") for part in PARTS}
+
+
+def verdicts(table: pd.DataFrame) -> list[str]:
+    """Say in a line for each link and other codec how far ours is ahead; table: of `summary`."""
+    lines = []
+    for _, rows in table.groupby("link", sort=False):
+        (whole, *others), *lossy = (
+            group.to_dict("records") for _, group in rows.groupby("network", sort=False)
+        )
+        for i, other in enumerate(others, 1):
+            said = f"{_verdict(whole, other)}: {_differences(whole, other)}"
+            with_losses = [f"; packets lost: {_differences(part[0], part[i])}" for part in lossy]
+            lines.append(f"{other['link']}, {whole['label']} {said}{''.join(with_losses)}")
+    return lines
+
+
+def _verdict(ours: dict, other: dict) -> str:
+    ahead = {ours[f"{part}_psnr"] > other[f"{part}_psnr"] for part in PARTS}
+    word = "ahead of" if ahead == {True} else "behind" if ahead == {False} else "neither or both to"
+    return f"{word} {other['label']}"
+
+
+def _differences(ours: dict, other: dict) -> str:
+    """Say ours less another's PSNR inside and outside the ROI."""
+    parts = []
+    for part, name in PARTS.items():
+        mine, theirs = ours[f"{part}_psnr"], other[f"{part}_psnr"]
+        known = not (pd.isna(mine) or pd.isna(theirs))
+        parts.append(f"{name} {mine - theirs:+.2f} dB ({mine:.2f})" if known else f"{name} –")
+    return ", ".join(parts).replace("-", "−")
 
 
 def time_summary(times: pd.DataFrame) -> pd.DataFrame:
@@ -94,8 +140,8 @@ def time_summary(times: pd.DataFrame) -> pd.DataFrame:
     The encode time of a conventional intra codec is that of its whole search for what fits.
     """
     rows = []
-    for codec, group in times.groupby("codec", sort=False):
-        row = {"label": codec}
+    for (link, codec), group in times.groupby(["link", "codec"], sort=False):
+        row = {"link": link, "label": codec}
         for kind in ("encode", "decode"):
             for name, q in (("p50", 0.5), ("p95", 0.95)):
                 row[f"{kind}_{name}"] = group[f"{kind}_ms"].quantile(q)
@@ -103,10 +149,11 @@ def time_summary(times: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def text(frames: pd.DataFrame, times: pd.DataFrame) -> str:
-    """Return the summaries as Markdown."""
+def text(frames: pd.DataFrame, times: pd.DataFrame, roi: str) -> str:
+    """Return the verdicts and the summaries as Markdown; roi: what quality is measured in."""
     table = summary(frames)
-    parts = [markdown(table[table["network"] == "whole"], COLUMNS)]
+    parts = ["\n".join([f"ROI: the {roi}", *verdicts(table)])]
+    parts.append(markdown(table[table["network"] == "whole"], COLUMNS))
     if "lossy" in set(table["network"]):
         parts.append(markdown(table[table["network"] == "lossy"], LOSS_COLUMNS))
     return "\n\n".join([*parts, markdown(time_summary(times), TIME_COLUMNS)])
@@ -115,9 +162,11 @@ def text(frames: pd.DataFrame, times: pd.DataFrame) -> str:
 def over_time(frames: pd.DataFrame, latency_ms: float, network: str = "whole") -> Figure:
     """Draw every codec over time: bytes and their budget, delay, ROI and background PSNR.
 
-    With losses the PSNRs alone are drawn, and lost frames are marked.
+    It is the slowest link's. With losses the first seed's PSNRs alone are drawn, and lost frames
+    are marked.
     """
-    chosen = frames[frames["network"] == network]
+    chosen = frames[(frames["network"] == network) & (frames["link"] == frames["link"].iloc[0])]
+    chosen = chosen[chosen["seed"].isna() | (chosen["seed"] == chosen["seed"].min())]
     panels = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)"}
     if network == "whole":
         panels = {"bytes": "bytes", "delay_ms": "delay (ms)"} | panels
@@ -154,10 +203,11 @@ def over_time(frames: pd.DataFrame, latency_ms: float, network: str = "whole") -
 class Film:
     """An MP4 of the original and what receivers on `network` showed of the codecs `names`.
 
-    The pictures stand one under the other. The file appears when it is complete.
+    The pictures stand one under the other, each with a part that follows the largest box enlarged
+    beside it. The file appears when it is complete.
     """
 
-    def __init__(self, path: Path, network: str, names: list[str], fps: float):
+    def __init__(self, path: Path, network: str, names: Sequence[str], fps: float):
         self.path, self.network, self.names = path, network, names
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.container = av.open(
@@ -167,20 +217,36 @@ class Film:
             "libx264", rate=Fraction(fps).limit_denominator(LARGEST_DENOMINATOR), options=FILM
         )
         self.stream.pix_fmt = "yuv420p"
+        self.middle: np.ndarray | None = None
 
-    def add(self, original: np.ndarray, shown: dict[str, np.ndarray]) -> None:
-        """Add a frame; shown: codec → picture."""
-        rows = [caption(original, "original"), *(caption(shown[name], name) for name in self.names)]
+    def add(self, frame: Frame, shown: Mapping[str, np.ndarray]) -> None:
+        """Add what the receivers show of a frame; shown: codec → picture."""
+        window = self._window(frame)
+        rows = [caption(with_crop(frame.image, window), "original")]
+        rows += [caption(with_crop(shown[name], window), name) for name in self.names]
         stack = np.concatenate(rows)
         height, width = stack.shape[:2]  # 4:2:0 has even sides
         stack = np.pad(stack, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
-        frame = av.VideoFrame.from_ndarray(stack, "rgb24")
-        frame = frame.reformat(
+        video = av.VideoFrame.from_ndarray(stack, "rgb24").reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
         if not self.stream.codec_context.is_open:
-            self.stream.width, self.stream.height = frame.width, frame.height
-        self.container.mux(self.stream.encode(frame))
+            self.stream.width, self.stream.height = video.width, video.height
+        self.container.mux(self.stream.encode(video))
+
+    def _window(self, frame: Frame) -> tuple[int, int, int, int]:
+        """Return x0, y0, x1, y1 of what is enlarged: it moves towards the largest box."""
+        sides = np.array(frame.image.shape[1::-1])
+        size = np.minimum(sides, max(sides[1] // ENLARGED, 1) * np.array([ASPECT, 1])).astype(int)
+        boxes = frame.boxes[:, :4]
+        middle = sides / 2 if self.middle is None else self.middle
+        if len(boxes):
+            x0, y0, x1, y1 = boxes[np.prod(boxes[:, 2:] - boxes[:, :2], 1).argmax()]
+            goal = np.array([x0 + x1, y0 + y1]) / 2
+            middle = goal if self.middle is None else middle + FOLLOW * (goal - middle)
+            self.middle = middle
+        start = np.clip(np.round(middle - size / 2), 0, sides - size).astype(int)
+        return (*start.tolist(), *(start + size).tolist())
 
     def close(self, complete: bool) -> None:
         """Finish the file, or leave none."""
@@ -196,21 +262,31 @@ class Film:
 
 @contextlib.contextmanager
 def films(
-    folder: str | Path, codecs: list[str], networks: list[str], fps: float
+    folder: str | Path, codecs: Sequence[str], networks: Sequence[str], fps: float
 ) -> Iterator[list[Film]]:
     """Make a film `drive_NETWORK.mp4` for each network: the original, our codec and another one.
 
     The other one is the first live encoder, or else the first conventional codec.
     """
-    folder = Path(folder)
     names = [codecs[0], *sorted(codecs[1:], key=lambda name: not name.endswith("live"))[:1]]
-    made = [Film(folder / f"drive_{network}.mp4", network, names, fps) for network in networks]
+    made = [
+        Film(Path(folder) / f"drive_{network}.mp4", network, names, fps) for network in networks
+    ]
     complete = False
     with contextlib.ExitStack() as closing:
         for film in made:
             closing.callback(lambda film=film: film.close(complete))
         yield made
         complete = True
+
+
+def film_frame(path: str | Path, seconds: float) -> np.ndarray:
+    """Return the first frame of a film from `seconds` on, or its last one, uint8 (H, W, 3)."""
+    with av.open(str(path)) as film:
+        for frame in film.decode(video=0):
+            if frame.time >= seconds:
+                break
+        return frame.to_ndarray(format="rgb24")
 
 
 def outputs(results: Path, figures: Path) -> list[list[Path]]:
@@ -244,15 +320,17 @@ def write(
         figure = over_time(frames, provenance["parameters"]["latency_ms"], network)
         save_figure(figure, figures, f"drive_{network}")
         plt.close(figure)
-    _write_text(figures / "drive.html", _page(frames, networks))
+    _write_text(figures / "drive.html", _page(frames, networks, provenance["roi"]))
 
 
-def _page(frames: pd.DataFrame, networks: list[str]) -> str:
+def _page(frames: pd.DataFrame, networks: list[str], roi: str) -> str:
     parts = [
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8">',
         f"<title>A drive over a thin link</title><style>{STYLE}</style>",
     ]
     table = summary(frames)
+    said = "<br>".join(map(html.escape, [f"ROI: the {roi}", *verdicts(table)]))
+    parts.append(f"<p>{said}</p>")
     for network in networks:
         columns = COLUMNS if network == "whole" else LOSS_COLUMNS
         rows = table[table["network"] == network][list(columns)].rename(columns=columns)

@@ -1,0 +1,68 @@
+"""What a command says and how it ends: one line on stderr when it fails, records on stdout."""
+
+import json as json_format
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from roilib.apps import files as io
+from roilib.apps.files import Job
+
+
+def fail(command: str, why: object, code: int = 2) -> int:
+    """Say in one line on stderr why a command failed; returns the exit code."""
+    print(f"{command}:", *str(why).splitlines(), file=sys.stderr)  # a file's name may have several
+    return code
+
+
+def note(command: str, text: str) -> None:
+    """Say on stderr what a user may not expect."""
+    print(f"roilib {command}: {text}", file=sys.stderr)
+
+
+def show(text: str) -> None:
+    """Print to standard output. Raises ValueError when it cannot be written."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence_stdout()
+        raise ValueError(f"standard output: cannot be written ({error.strerror})") from None
+
+
+def silence_stdout() -> None:
+    """Send what Python still has to write at exit to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def each(command: str, jobs: Sequence[Job], work: Callable[[Job], dict], json: bool) -> int:
+    """Do all jobs, say what came of each or of all, and return the exit code.
+
+    A job that fails is said in a line; the others are done all the same.
+    """
+    records, failed = [], 0
+    for job in progress(jobs):
+        try:
+            record = work(job)
+        except ValueError as error:
+            failed += 1
+            fail(f"roilib {command}", error)
+            continue
+        records.append(record)
+        if json:
+            show(json_format.dumps(record))
+    if jobs[0].out != io.STANDARD and not json and records:
+        show(io.summary_line(records))
+    if failed and len(jobs) > 1:
+        note(command, f"{failed} of {len(jobs)} files failed")
+    return 2 if failed else 0
+
+
+def progress(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Iterate over jobs with a progress bar, where there are several and a person looks on."""
+    if len(jobs) == 1:
+        return iter(jobs)
+    from tqdm import tqdm
+
+    return tqdm(jobs, unit="picture", disable=not sys.stderr.isatty())
