@@ -243,6 +243,27 @@ def test_no_command_overwrites_what_it_did_not_make(picture, stream, weights, tm
     assert at["notes.txt"].read_bytes() == stream.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "way", ["hard link", "symlink", "other spelling", "dots", "link to folder"]
+)
+def test_an_input_by_another_name_is_no_output(picture, weights, tmp_path, capsys, way):
+    before, out = picture.read_bytes(), tmp_path / "out"
+    if way == "hard link":
+        out.hardlink_to(picture)
+    elif way == "symlink":
+        out.symlink_to(picture)
+    elif way == "link to folder":
+        out.symlink_to(tmp_path)
+        out = out / picture.name
+    else:
+        out = tmp_path / ("../" + tmp_path.name if way == "dots" else ".") / picture.name
+    for words in (["compare", picture, "--out", out], ["encode", picture, out]):
+        if out.suffix != ".png" and words[0] == "compare":
+            continue
+        refused(capsys, [*words, "--force", *weights], "is ")
+    assert picture.read_bytes() == before
+
+
 def test_what_it_made_is_written_again(picture, stream, weights, tmp_path):
     first = stream.read_bytes()
     assert main(["encode", str(picture), str(stream), "--lmbda", "0.05", *weights]) == 0

@@ -73,7 +73,7 @@ class Header:
 
         Raises ValueError with one line for anything that no encoder wrote.
         """
-        if data[:4] != MAGIC:
+        if not isinstance(data, bytes | bytearray | memoryview) or data[:4] != MAGIC:
             raise ValueError("not a .roic stream")
         if len(data) >= MAX_BYTES:
             raise ValueError(f"a .roic stream of {MAX_BYTES} bytes or more, longer than any")
@@ -146,7 +146,11 @@ def box_array(boxes: Sequence) -> np.ndarray:
         raise ValueError(
             "boxes are (K, 4) finite numbers x0, y0, x1, y1, or (K, 5) with importance"
         )
-    importance = array[:, 4:]
+    corners, importance = array[:, :4], array[:, 4:]
+    if ((corners >= 0) & (corners <= 1)).all() and (corners % 1).any():
+        raise ValueError(
+            "all coordinates lie in 0 … 1, as shares of a picture; boxes are in pixels"
+        )
     if (array[:, 2:4] <= array[:, :2]).any() or not ((importance > 0) & (importance <= 1)).all():
         raise ValueError("a box has x0 < x1 and y0 < y1, and an importance in (0, 1]")
     return array

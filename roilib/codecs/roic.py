@@ -108,7 +108,7 @@ class Codec:
         them. Raises DoesNotFit where even the smallest stream is larger.
         """
         if not (isinstance(max_bytes, Real) and max_bytes >= 1):
-            raise ValueError(f"max_bytes is at least 1, not {max_bytes}")
+            raise ValueError(f"max_bytes is at least 1, not {max_bytes!r}")
         if not self.variable_rate:
             stream = self.encode(image, boxes)
             if len(stream) > max_bytes:

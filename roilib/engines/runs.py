@@ -64,6 +64,14 @@ class Run:
         return self.folder / "splits.json"
 
     @property
+    def noted(self) -> dict:
+        """What `splits` holds, empty before the run has begun. Raises ValueError naming it."""
+        noted = read_json(self.splits) if self.splits.exists() else {}
+        if not isinstance(noted, dict):
+            raise ValueError(f"{self.splits}: not a run's data")
+        return noted
+
+    @property
     def checkpoints(self) -> Checkpoints:
         """The states to resume from."""
         return Checkpoints(self.folder / "checkpoints")
@@ -175,7 +183,7 @@ def data_splits(p: Parameters, train_data: RoiDataset, test_data: RoiDataset) ->
 
 def data_change(run: Run, splits: dict) -> str | None:
     """How `splits` differs from what the run began with, in a few words; None: not at all."""
-    noted = splits | (read_json(run.splits) if run.splits.exists() else {})
+    noted = splits | run.noted
     for part in ("train", "test"):
         before, now = noted[part], splits[part]
         if before != now:
@@ -193,7 +201,7 @@ def removed_pictures(run: Run, splits: dict) -> dict[str, str]:
 
     None, if anything else differs from what the run began with, or more than REMOVED_SHARE is gone.
     """
-    noted, left = read_json(run.splits), set(splits["train"])
+    noted, left = run.noted, set(splits["train"])
     if splits.keys() - noted.keys():  # of an earlier version
         return {}
     rest, ids = {name: noted[name] for name in splits}, noted["train"]

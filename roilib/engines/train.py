@@ -39,7 +39,7 @@ from roilib.engines.trainer import Trainer, make_tables
 from roilib.models.weights import save_weights
 from roilib.parameters import Parameters
 from roilib.utils.device import out_of_memory
-from roilib.utils.files import read_json, write_json
+from roilib.utils.files import write_json
 
 
 def run(p: Parameters) -> tuple[Run, dict]:
@@ -147,7 +147,7 @@ def _checked_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> 
     if not run.begun:
         check_pictures(train_data, test_data)
         return splits
-    noted = {"removed": read_json(run.splits).get("removed", {})} if run.splits.exists() else {}
+    earlier = run.noted.get("removed", {})
     change = data_change(run, splits)
     if change:
         check_pictures(train_data, test_data)
@@ -158,12 +158,12 @@ def _checked_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> 
                 "is gone",
                 stacklevel=2,
             )
-            return splits | {"removed": noted["removed"] | removed}
+            return splits | {"removed": earlier | removed}
         raise ValueError(
             f"{run.splits}: the data set is another than the one that the run began with "
             f"({change}); resume=false starts anew, another logdir keeps both"
         )
-    return splits | noted
+    return splits | {"removed": earlier} if earlier else splits
 
 
 def _resume(run: Run, session: Session, splits: dict) -> None:

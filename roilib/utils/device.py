@@ -34,8 +34,11 @@ def out_of_memory(error: BaseException) -> bool:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Fabric's name of a precision; `auto` is bf16 where the hardware multiplies it, else fp32.
 
-    Raises ValueError for 16 without CUDA.
+    Raises ValueError for another name, and for 16 without CUDA.
     """
+    names = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+    if precision not in ("auto", *names):
+        raise ValueError(f"precision is one of auto, {', '.join(names)}, not {precision!r}")
     if precision == "16" and device.type != "cuda":
         raise ValueError(
             f"precision=16 needs a GPU, this is device={device.type} (bf16, 32 and auto run there)"
@@ -46,7 +49,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         else:
             is_native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         precision = "bf16" if is_native else "32"
-    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+    return names[precision]
 
 
 def peak_memory_mb() -> dict[str, float]:

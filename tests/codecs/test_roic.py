@@ -1,6 +1,7 @@
 """roilib.codecs.roic and container: pictures come back, damaged streams are refused."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -317,6 +318,32 @@ def test_bad_input_is_one_line(vbr, image, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         roic.encode(image, model=vbr, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"boxes": [[0.1, 0.2, 0.5, 0.6]]}, "all coordinates lie in 0 … 1, as shares"),
+        ({"boxes": np.array([[0.25, 0, 1, 1, 0.5]])}, "all coordinates lie in 0 … 1, as shares"),
+        ({"boxes": "boxes.json"}, "boxes are (K, 4) finite numbers"),
+        ({"boxes": [1, 2, 30, 40]}, "boxes are (K, 4) finite numbers"),
+        ({"max_bytes": "500"}, "max_bytes is at least 1, not '500'"),
+    ],
+)
+def test_well_formed_arguments_that_mean_something_else(options, message):
+    codec = untrained_codec(**UNTRAINED[0])
+    assert refusal(lambda: roic.encode(street(0), model=codec, **options)).startswith(message)
+    assert roic.encode(street(0), [[0, 0, 1, 1], [1, 0, 2.5, 2]], model=codec)  # whole pixels
+
+
+@pytest.mark.parametrize("data", [None, 7, "a.roic", Path("a.roic"), [1, 2], np.zeros((4, 4))])
+def test_what_is_no_stream(data):
+    codec = untrained_codec(**UNTRAINED[0])
+    assert refusal(lambda: roic.decode(data, model=codec)) == "not a .roic stream"
+
+
+def test_a_precision_that_is_none():
+    assert "precision is one of auto, 32" in refusal(lambda: roic.load_codec(precision="fp8"))
 
 
 PAPERS = [

@@ -246,6 +246,15 @@ def test_a_finished_run_is_not_that_of_other_data(tiny_parameters, tmp_path):
     assert run.metrics == anew
 
 
+def test_a_splits_file_of_something_else_is_named(tiny_parameters):
+    p = tiny_parameters(max_steps=1)
+    run, _ = trained(p)
+    for content, why in (("[]", "not a run's data"), ("{", "not JSON")):
+        run.splits.write_text(content)
+        with pytest.raises(ValueError, match=rf"splits\.json: {why}"):
+            trained(p)
+
+
 def test_splits_hold_the_content_of_pictures(tiny_parameters):
     p = tiny_parameters(max_steps=1)
     run, _ = trained(p)
