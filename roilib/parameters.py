@@ -4,6 +4,7 @@ Unknown names, wrong types and values that exclude each other raise a ValueError
 anything runs. Nothing heavy is imported here: Snakemake reads this module for every job.
 """
 
+import ast
 import difflib
 import hashlib
 import json
@@ -224,6 +225,17 @@ class Parameters(BaseModel):
         return _one_line(cls.model_validate, dict(values))
 
     @classmethod
+    def parse_notebook(cls, variables: Mapping[str, Any]) -> "Parameters":
+        """From the `globals()` of a training notebook, right after its parameters cell.
+
+        The cell's dict `more` may hold any other parameter; what papermill injects wins over both.
+        Raises what `parse` raises.
+        """
+        own = {name: variables[name] for name in cls.model_fields if name in variables}
+        injected = {name: variables[name] for name in _injected(variables["In"]) - {"more"}}
+        return cls.parse(own | variables["more"] | injected)
+
+    @classmethod
     def parse_arguments(cls, arguments: Sequence[str]) -> "Parameters":
         """From a command line's `--name=value`, with hyphens or underscores in the name.
 
@@ -272,6 +284,17 @@ class Parameters(BaseModel):
     def folder(self) -> Path:
         """Where the run lives: `logdir/name`."""
         return Path(self.logdir) / self.name
+
+
+def _injected(sources: Sequence[str]) -> set[str]:
+    """The names that papermill assigned, in a cell that begins with its comment."""
+    cells = [ast.parse(source) for source in sources if source.startswith("# Parameters\n")]
+    return {
+        node.id
+        for cell in cells
+        for node in ast.walk(cell)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
 
 
 def _digest(path: str) -> str:

@@ -1,5 +1,6 @@
 """roilib.parameters: nothing runs on a misunderstanding."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -312,3 +313,14 @@ def test_a_sweep_is_every_combination_of_its_lists():
         expand_sweep(profile | {"sweep": [{"lambda": [0.1, 0.2]}]})
     with pytest.raises(ValueError, match="sweeep"):
         expand_sweep(profile | {"sweeep": []})
+
+
+def test_a_notebooks_parameters_are_its_cell_then_more_then_what_papermill_injects():
+    injected = '# Parameters\nlmbda = 0.02\noptimizer = "muon"\n'
+    variables = {"lmbda": 0.02, "optimizer": "muon", "json": json, "run": 3}
+    variables |= {"more": {"N": 8, "optimizer": "adamw"}, "In": ["lmbda = 0.01", injected]}
+    expected = Parameters(lmbda=0.02, N=8, optimizer="muon")
+    assert Parameters.parse_notebook(variables) == expected
+    variables |= {"lamda": 1, "In": [*variables["In"], "# Parameters\nlamda = 1"]}
+    with pytest.raises(ValueError, match="lamda: no such parameter; did you mean lmbda"):
+        Parameters.parse_notebook(variables)
