@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from roilib.parameters import WITHOUT_EFFECT, Parameters, expand_sweep
+from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
 
 PROFILES = sorted((Path(__file__).parent.parent / "params").glob("*.yaml"))
 
@@ -324,3 +325,12 @@ def test_a_notebooks_parameters_are_its_cell_then_more_then_what_papermill_injec
     variables |= {"lamda": 1, "In": [*variables["In"], "# Parameters\nlamda = 1"]}
     with pytest.raises(ValueError, match="lamda: no such parameter; did you mean lmbda"):
         Parameters.parse_notebook(variables)
+
+
+def test_shipped_names_the_pretrained_weights_of_a_model():
+    file = pretrained(PRETRAINED_WEIGHTS)
+    same = {"which": "roi_vbr", "N": 96, "M": 768, "lmbda": 0.012}
+    shipped, named = (Parameters(**same, model_load_file=name) for name in ("shipped", str(file)))
+    assert shipped.start_file == named.start_file == file
+    assert shipped.name == named.name != Parameters(**same).name
+    assert Parameters().start_file is None
