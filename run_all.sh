@@ -95,9 +95,13 @@ snakemake --cores "$cores" --resources gpu="$((gpus ? gpus : cores))" --keep-goi
   exit 1
 }
 
+# A dry run made none of these.
+newest_training=$(ls -t "runs/$profile"/*/notebook.ipynb 2>/dev/null | head -n 1 || true)
 echo
-echo "Made by profile $profile:"
-# A dry run made none of these folders.
-find "runs/$profile" -name '*.ipynb' -o -name weights.safetensors 2>/dev/null | sort || true
-find "report/results/$profile" "report/figures/$profile" report/report.pdf -type f 2>/dev/null |
-  sort || true
+echo "Made by profile $profile. Open first:"
+for file in report/report.pdf "report/figures/$profile/roi_comparison.png" \
+  "report/figures/$profile/rate_psnr.png" "$newest_training" \
+  "runs/$profile/05_evaluation/05_evaluation.ipynb"; do
+  [ ! -f "$file" ] || echo "  $file"
+done
+echo "All else is in runs/$profile, report/results/$profile and report/figures/$profile."

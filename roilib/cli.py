@@ -225,7 +225,7 @@ def notebook(
     Args:
         source: the notebook
         executed: where the executed notebook goes
-        parameters: values of its parameters cell, as a JSON object
+        parameters: its parameters, as a JSON object; of a training notebook all of a run
         gpus: run on so many GPUs that no other job with this option has taken; default: all
         force: overwrite a file that is no executed notebook
     """
@@ -244,6 +244,7 @@ def notebook(
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    from roilib.parameters import Parameters
     from roilib.utils.notebooks import claim_gpus, execute, gpus_here
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -251,7 +252,7 @@ def notebook(
         claimed = claim_gpus(gpus, here, Path(tempfile.gettempdir()))
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
     try:
-        execute(source, executed, values)
+        execute(source, executed, values, Parameters.parse)
     except PapermillExecutionError as error:
         where = f"{source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
         return fail("roilib notebook", f"{where}; open {executed} to see it", 1)

@@ -37,6 +37,11 @@ def bpp_terms(output: dict, target: Tensor) -> dict[str, Tensor]:
     return terms | {"bpp_loss": sum(terms.values())}
 
 
+def roi_weight(roi_mask: Tensor, alpha: float) -> Tensor:
+    """Weight of each pixel's squared error: 2 alpha where roi_mask is 1, 2 (1 - alpha) where 0."""
+    return 2 * (alpha * roi_mask + (1 - alpha) * (1 - roi_mask))
+
+
 class RoiRateDistortionLoss(nn.Module):
     """`loss(output, target, roi_mask)` → dict of scalar tensors.
 
@@ -74,8 +79,7 @@ class RoiRateDistortionLoss(nn.Module):
 
     def _corrected(self, x_hat: Tensor, target: Tensor, m: Tensor) -> Tensor:
         if self.metric == "mse":
-            weight = 2 * (self.alpha * m + (1 - self.alpha) * (1 - m))
-            return self._scaled((weight * (x_hat - target) ** 2).mean())
+            return self._scaled((roi_weight(m, self.alpha) * (x_hat - target) ** 2).mean())
         w, part = abs(2 * self.alpha - 1), m if self.alpha > 0.5 else 1 - m
         x_part = torch.lerp(target, x_hat, part)  # with only the part's errors
         d, d_part = 1 - similarity(x_hat, target), 1 - similarity(x_part, target)

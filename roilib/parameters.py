@@ -4,6 +4,7 @@ Unknown names, wrong types and values that exclude each other raise a ValueError
 anything runs. Nothing heavy is imported here: Snakemake reads this module for every job.
 """
 
+import ast
 import difflib
 import hashlib
 import json
@@ -23,6 +24,9 @@ from pydantic import (
 )
 
 from roilib.roi import LMBDA_MAX, LMBDA_MIN
+from roilib.utils.pretrained import PRETRAINED_BASELINE, PRETRAINED_WEIGHTS, pretrained
+
+SHIPPED = "shipped"  # names our weights and our detector in parameters
 
 BASELINES = ("hyperprior", "hyperprior_eval_with_objs")  # one model, which knows no ROI
 EXTENSIONS = ("zero_hooks", "mask_hooks", "conditioning", "decoder_roi")  # of the extended model
@@ -134,7 +138,8 @@ class Parameters(BaseModel):
         description="the decoder knows the ROI mask too, and undoes a learned gain of each channel",
     )
     model_load_file: FilePath | None = Field(
-        None, description="weights to test, or to start training from"
+        None,
+        description="weights to test, or to start training from; shipped: the pretrained ones",
     )
     logdir: FilePath = Field("runs", description="folder of run folders")
     dataset: Literal["sample", "kitti", "coco", "folder"] = Field(
@@ -224,6 +229,17 @@ class Parameters(BaseModel):
         return _one_line(cls.model_validate, dict(values))
 
     @classmethod
+    def parse_notebook(cls, variables: Mapping[str, Any]) -> "Parameters":
+        """From the `globals()` of a training notebook, right after its parameters cell.
+
+        The cell's dict `more` may hold any other parameter; what papermill injects wins over both.
+        Raises what `parse` raises.
+        """
+        own = {name: variables[name] for name in cls.model_fields if name in variables}
+        injected = {name: variables[name] for name in _injected(variables["In"]) - {"more"}}
+        return cls.parse(own | variables["more"] | injected)
+
+    @classmethod
     def parse_arguments(cls, arguments: Sequence[str]) -> "Parameters":
         """From a command line's `--name=value`, with hyphens or underscores in the name.
 
@@ -260,11 +276,20 @@ class Parameters(BaseModel):
         )
 
     @property
+    def start_file(self) -> Path | None:
+        """The file of `model_load_file`. Raises ValueError where the pretrained one is missing."""
+        if self.model_load_file == SHIPPED:
+            is_vbr = self.which == "roi_vbr"
+            return pretrained(PRETRAINED_WEIGHTS if is_vbr else PRETRAINED_BASELINE)
+        return self.model_load_file and Path(self.model_load_file)
+
+    @property
     def name(self) -> str:
         """The run's folder name: `<which>-<hash of the parameters that change the result>`."""
         values = self.model_dump(exclude=WITHOUT_EFFECT, exclude_defaults=True)
-        for name in {"model_load_file", "detector_weights"} & values.keys():
-            values[name] = _digest(values[name])
+        files = {"model_load_file": self.start_file, "detector_weights": self.detector_weights}
+        for name in files.keys() & values.keys():
+            values[name] = _digest(str(files[name]))
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         return f"{self.which}-{digest[:10]}"
 
@@ -272,6 +297,17 @@ class Parameters(BaseModel):
     def folder(self) -> Path:
         """Where the run lives: `logdir/name`."""
         return Path(self.logdir) / self.name
+
+
+def _injected(sources: Sequence[str]) -> set[str]:
+    """The names that papermill assigned, in a cell that begins with its comment."""
+    cells = [ast.parse(source) for source in sources if source.startswith("# Parameters\n")]
+    return {
+        node.id
+        for cell in cells
+        for node in ast.walk(cell)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
 
 
 def _digest(path: str) -> str:

@@ -164,7 +164,7 @@ def vbr_run(tiny_kitti, tmp_path_factory):
         "num_workers": 0,
         "compr_img_size": 64,
         "train_size_p1": 0.67,
-        "max_epochs": 150,
+        "max_epochs": 300,
         "max_lr": 3e-3,
         "ema": 0.95,
     }

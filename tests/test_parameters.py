@@ -1,11 +1,13 @@
 """roilib.parameters: nothing runs on a misunderstanding."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from roilib.parameters import WITHOUT_EFFECT, Parameters, expand_sweep
+from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
 
 PROFILES = sorted((Path(__file__).parent.parent / "params").glob("*.yaml"))
 
@@ -312,3 +314,23 @@ def test_a_sweep_is_every_combination_of_its_lists():
         expand_sweep(profile | {"sweep": [{"lambda": [0.1, 0.2]}]})
     with pytest.raises(ValueError, match="sweeep"):
         expand_sweep(profile | {"sweeep": []})
+
+
+def test_a_notebooks_parameters_are_its_cell_then_more_then_what_papermill_injects():
+    injected = '# Parameters\nlmbda = 0.02\noptimizer = "muon"\n'
+    variables = {"lmbda": 0.02, "optimizer": "muon", "json": json, "run": 3}
+    variables |= {"more": {"N": 8, "optimizer": "adamw"}, "In": ["lmbda = 0.01", injected]}
+    expected = Parameters(lmbda=0.02, N=8, optimizer="muon")
+    assert Parameters.parse_notebook(variables) == expected
+    variables |= {"lamda": 1, "In": [*variables["In"], "# Parameters\nlamda = 1"]}
+    with pytest.raises(ValueError, match="lamda: no such parameter; did you mean lmbda"):
+        Parameters.parse_notebook(variables)
+
+
+def test_shipped_names_the_pretrained_weights_of_a_model():
+    file = pretrained(PRETRAINED_WEIGHTS)
+    same = {"which": "roi_vbr", "N": 96, "M": 768, "lmbda": 0.012}
+    shipped, named = (Parameters(**same, model_load_file=name) for name in ("shipped", str(file)))
+    assert shipped.start_file == named.start_file == file
+    assert shipped.name == named.name != Parameters(**same).name
+    assert Parameters().start_file is None

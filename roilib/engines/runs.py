@@ -56,7 +56,7 @@ class Run:
     def model_file(self) -> Path:
         """The weights that the run trained; of a test run, those that it tested."""
         p = self.parameters
-        return Path(p.model_load_file) if p.what == "test" else self.weights
+        return p.start_file if p.what == "test" else self.weights
 
     @property
     def splits(self) -> Path:
@@ -105,7 +105,7 @@ def open_run(p: Parameters) -> Run:
     run = Run(p.folder, p)
     if not p.resume or run.metrics is None:
         resolve_device(p.device)
-        for file in (p.model_load_file, p.detector_weights):
+        for file in (p.start_file, p.detector_weights):
             if file is not None and not Path(file).is_file():
                 raise ValueError(f"{file}: no such weights file")
     try:

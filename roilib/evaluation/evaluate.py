@@ -33,14 +33,13 @@ from roilib.evaluation import detection
 from roilib.metrics import picture_metrics
 from roilib.models.detector import HookedDetector
 from roilib.models.weights import picture_hash, trained_on, training_of
-from roilib.parameters import Parameters
+from roilib.parameters import SHIPPED, Parameters
 from roilib.roi import roi_mask
 from roilib.utils.files import read_json, write_json
 from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
 from roilib.utils.provenance import origin, sha256
 
 UNCOMPRESSED = "uncompressed"  # the codec of a record of a picture as it is
-SHIPPED = "shipped"  # names our weights and our detector in parameters
 BEST_QUALITY = 100  # of still codecs
 Setting = Mapping[str, float]  # keywords of a codec's `encode`
 Detectors = Mapping[str, HookedDetector]
@@ -286,12 +285,12 @@ def refuse_training_pictures(
     measured = {picture_hash(sample.path): sample.id for sample in data.samples}
     trained = {name: trained_on(weights_file(name)) for name in weights}
     for run in runs:
-        splits, start = read_json(run.splits), run.parameters.model_load_file
+        splits, start = read_json(run.splits), run.parameters.start_file
         removed = splits.get("removed", {}).values()  # after they had trained it
         trained[run.splits] = {*splits.get("train_pictures", ()), *removed}
         if "train_pictures" not in splits:
             trained[run.splits] = {h for h, id in measured.items() if id in splits["train"]}
-        if start and Path(start).is_file():
+        if start and start.is_file():
             trained[run.splits] |= trained_on(start)
     for source, pictures in trained.items():
         seen = [id for digest, id in measured.items() if digest in pictures]

@@ -225,17 +225,20 @@ def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> No
 def start_from_baseline(model: HyperpriorWithObjFeatures, baseline: dict[str, Tensor]) -> None:
     """Give the extended model the weights of a baseline.
 
-    It then decodes to the baseline's pictures before its first step. What only the extended model
-    has (hooks, the second M channels of y, the object hyperprior) keeps its initial weights. The
-    weights by which old channels depend on new ones are zero, and grow in training.
+    It then decodes to the baseline's pictures before its first step. w starts as z, so that it
+    costs no more. What only the extended model has (hooks, the second M channels of y and their
+    scales) keeps its initial weights. The weights by which old channels depend on new ones are
+    zero, and grow in training.
     """
     own = model.state_dict()
     for name, value in baseline.items():
         if name.endswith(TABLES):
             continue
-        mine = own[re.sub(r"^(h_a|h_s|entropy_bottleneck)\.", r"\1_image.", name)]
-        if value.dim() == 4:
-            inputs = 0 if name.startswith("g_s") else 1  # transposed convolutions have them first
-            added = mine.shape[inputs] - value.shape[inputs]
-            mine.narrow(inputs, value.shape[inputs], added).zero_()
-        mine[tuple(map(slice, value.shape))] = value
+        image = re.sub(r"^(h_a|h_s|entropy_bottleneck)\.", r"\1_image.", name)
+        objects = re.sub(r"^(h_a|entropy_bottleneck)\.", r"\1_obj.", name)
+        for mine in (own[name] for name in {image, objects} & own.keys()):
+            if value.dim() == 4:
+                inputs = 0 if name.startswith("g_s") else 1  # transposed convolutions: first
+                added = mine.shape[inputs] - value.shape[inputs]
+                mine.narrow(inputs, value.shape[inputs], added).zero_()
+            mine[tuple(map(slice, value.shape))] = value

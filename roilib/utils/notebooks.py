@@ -1,14 +1,16 @@
 """Notebooks: run headless with checked parameters, and what their first and last cells call.
 
-Papermill itself only warns of an unknown parameter. `roilib notebook` is the command.
+Papermill itself only warns of an unknown parameter. `roilib notebook` is the command. The training
+notebooks show a dozen parameters of a run; their dict `more` takes all others.
 """
 
+import ast
 import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -79,19 +81,40 @@ def finish(notebook: str, variables: Mapping[str, Any], metrics: dict) -> None:
     write_json(folder / "metrics.json", metrics)
 
 
-def check_parameters(notebook: Path, values: dict[str, Any]) -> None:
-    """Raise ValueError for a missing notebook, and an unknown parameter or one of a wrong type."""
+def checked_parameters(
+    notebook: Path, values: dict[str, Any], parse: Callable[[dict], Any] = dict
+) -> dict[str, Any]:
+    """The values as the notebook's parameters cell takes them: others go to its dict `more`.
+
+    parse: checks all parameters of a training notebook; dict checks nothing. Raises ValueError for
+    a missing notebook, and an unknown parameter or one of a wrong type.
+    """
     if not notebook.is_file():
         raise ValueError(f"{notebook}: no such notebook")
     if not isinstance(values, dict):
         raise ValueError(f"parameters are a JSON object, not {values!r}")
     known = papermill.inspect_notebook(str(notebook))
+    if "more" in known:
+        return _with_more(known, values, parse)
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{notebook}: no parameter {name!r}; it has {', '.join(known)}")
         type_name = known[name]["inferred_type_name"]
         if not any(_is_of(value, kind.strip()) for kind in type_name.split("|")):
             raise ValueError(f"{notebook}: parameter {name} is {type_name}, not {value!r}")
+    return values
+
+
+def _with_more(
+    known: dict[str, Any], values: dict[str, Any], parse: Callable[[dict], Any]
+) -> dict[str, Any]:
+    """`checked_parameters` of a notebook with `more`; known: of papermill's inspection."""
+    cell = {name: ast.literal_eval(about["default"]) for name, about in known.items()}
+    more = cell.pop("more") | values.get("more", {})
+    shown = {name: value for name, value in values.items() if name in cell}
+    more |= {name: values[name] for name in values.keys() - shown.keys() - {"more"}}
+    parse(cell | more | shown)
+    return shown | {"more": more}
 
 
 def _is_of(value: Any, kind: str) -> bool:
@@ -101,12 +124,15 @@ def _is_of(value: Any, kind: str) -> bool:
     return kind in TYPES and isinstance(value, TYPES[kind]) and is_bool == (kind == "bool")
 
 
-def execute(notebook: Path, executed: Path, values: dict[str, Any]) -> None:
+def execute(
+    notebook: Path, executed: Path, values: dict[str, Any], parse: Callable[[dict], Any] = dict
+) -> None:
     """Run `notebook` with `values`, with this interpreter; `executed` keeps what it shows.
 
-    Raises ValueError for wrong parameters and PapermillExecutionError when a cell fails.
+    parse: see `checked_parameters`. Raises ValueError for wrong parameters and
+    PapermillExecutionError when a cell fails.
     """
-    check_parameters(notebook, values)
+    values = checked_parameters(notebook, values, parse)
     executed.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TQDM_MININTERVAL", str(LOG_SECONDS))
     # Else Jupyter prefers a user's own kernel "python3", which may be another interpreter.

@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 
 PRETRAINED_WEIGHTS = "roi_vbr.safetensors"  # the codec
+PRETRAINED_BASELINE = "hyperprior_small.safetensors"  # where the sample profile's models start
 PRETRAINED_DETECTOR = "yolov8n_kitti.pt"
 PACKAGE = Path(__file__).parent.parent
 FOLDERS = (  # of a wheel, of the repository

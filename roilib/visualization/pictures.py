@@ -84,14 +84,29 @@ def samples(data: RoiDataset, count: int = 6, columns: int = 2) -> Figure:
 
 
 def detections(image: Tensor, boxes: Tensor, found: Tensor, names: dict[int, str]) -> Figure:
-    """Labelled boxes beside what the detector found (K, 6) with confidences."""
+    """A picture with its labelled boxes, and with what a detector found (K, 6)."""
     figure, axes = plt.subplots(2, 1, figsize=(9, 5.8), layout="constrained")
-    show_picture(axes[0], image, "labels")
+    show_picture(axes[0], image, f"{len(boxes)} labelled")
     draw_boxes(axes[0], boxes)
-    show_picture(axes[1], image, "detections")
-    draw_boxes(
-        axes[1], found.cpu(), "#56b4e9", [f"{names[int(c)]} {p:.2f}" for *_, p, c in found.tolist()]
-    )
+    show_picture(axes[1], image, f"{len(found)} detected, with their confidence")
+    captions = [f"{names[int(c)]} {p:.2f}" for *_, p, c in found.tolist()]
+    draw_boxes(axes[1], found.cpu(), "#56b4e9", captions)
+    return figure
+
+
+def activations(image: Tensor, maps: dict[str, Tensor], columns: int = 2) -> Figure:
+    """Activation maps (h, w) of a padded picture, by their titles, over the picture in grey."""
+    height, width = image.shape[1:]
+    columns = min(columns, len(maps))
+    rows = -(-len(maps) // columns)
+    size = (9, rows * (9 / columns * height / width + 0.3))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for ax, (title, activation) in zip(axes.flat, maps.items(), strict=False):
+        show_picture(ax, image.float().mean(0)[..., None].expand(-1, -1, 3).byte().numpy(), title)
+        stride = -(-height // activation.shape[0])
+        extent = (0, stride * activation.shape[1], stride * activation.shape[0], 0)
+        ax.imshow(activation.cpu(), cmap="inferno", alpha=0.65, extent=extent)
+        ax.set(xlim=(0, width), ylim=(height, 0))
     return figure
 
 
@@ -125,6 +140,8 @@ def history(entries: list[dict]) -> Figure:
     for ax, name, label in ((axes[0], "loss", "loss"), (axes[1], "bpp_loss", "estimated bpp")):
         sns.lineplot(table, x="step", y=name, hue="part", ax=ax, **style)
         ax.set(ylabel=label, yscale="log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
         ax.legend(title=None)
     last = table["part"].unique()[-1]
     names = {
@@ -138,16 +155,23 @@ def history(entries: list[dict]) -> Figure:
     return figure
 
 
-def before_after(originals: Tensor, decoded: Tensor, boxes: list[Tensor], count: int = 4) -> Figure:
-    """Crops above their reconstructions."""
-    count = min(count, len(originals))
+def enlarged(frames: dict[str, np.ndarray], box: np.ndarray) -> Figure:
+    """Whole frames, (H, W, 3) by their titles, one above the other; the box (4,) beside each."""
+    height, width = next(iter(frames.values())).shape[:2]
+    x0, y0, x1, y1 = crop_window(box, height, width)
+    high = 8 * height / width  # inches
     figure, axes = plt.subplots(
-        2, count, figsize=(2.4 * count, 4.9), squeeze=False, layout="constrained"
+        len(frames),
+        2,
+        figsize=(8 + high * CROP_ASPECT, (high + 0.3) * len(frames)),
+        squeeze=False,
+        width_ratios=[width / height, CROP_ASPECT],
+        layout="constrained",
     )
-    for i in range(count):
-        for row, (pictures, title) in enumerate(((originals, "original"), (decoded, "decoded"))):
-            show_picture(axes[row, i], pictures[i], title if i == 0 else "")
-            draw_boxes(axes[row, i], boxes[i])
+    for (whole, part), (title, picture) in zip(axes, frames.items(), strict=True):
+        show_picture(whole, picture, title)
+        draw_boxes(whole, box[None])
+        show_picture(part, picture[y0:y1, x0:x1])
     return figure
 
 

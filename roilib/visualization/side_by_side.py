@@ -21,16 +21,18 @@ from roilib.datasets.dataset import RoiDataset
 from roilib.engines.runs import Run
 from roilib.evaluation.bootstrap import Curve, curves, identity, run_name
 from roilib.evaluation.comparisons import LOSSES, families, trade_table
-from roilib.evaluation.evaluate import weights_file
+from roilib.evaluation.evaluate import evaluate, finished_runs, weights_file
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import LMBDA_MIN, roi_mask
 
+SAME = ("dataset", "data_root", "N", "M", "metric")  # parameters of runs that `arms` compares
 GOAL_BPP = 0.2  # where no run of one rate sets the bytes; more if a codec's ROI mode starts higher
 SHOWN = (  # in this order; of several codecs in a group the first that was measured
     ("x265 slow", "x265 medium", "x264 slow", "x264 medium"),
     ("hyperprior_eval_with_objs", "hyperprior"),
     ("hyperprior_with_obj_features (zero_hooks)",),
     ("hyperprior_with_obj_features",),
+    ("hyperprior_with_obj_features (mask_hooks, decoder_roi)",),
     ("roi_vbr",),
 )
 
@@ -82,6 +84,19 @@ def choose_boxes(data: RoiDataset, count: int = 3) -> list[tuple[int, np.ndarray
         if len(chosen) < count and (best := next(free, None)):
             chosen[best[2]] = np.array(best[4], np.float32)
     return list(chosen.items()) or [(0, np.array([0, 0, *data.size(0)[::-1]], np.float32))]
+
+
+def arms(run: Run, data: RoiDataset, place: int, box: np.ndarray) -> Scene:
+    """Make a scene of picture `place` by every finished run beside `run`, on SAME parameters."""
+    wanted = {name: getattr(run.parameters, name) for name in SAME}
+    runs = [
+        other
+        for other in finished_runs(run.parameters.logdir, needed=False)
+        if {name: getattr(other.parameters, name) for name in SAME} == wanted
+    ]
+    one = RoiDataset([data.samples[place]], data.classes)
+    records = [record for other in runs for record, _ in evaluate(load_codec(other.weights), one)]
+    return compare(runs, records, one, [(0, box)])[0]
 
 
 def compare(

@@ -282,3 +282,13 @@ def test_a_half_precision_file_keeps_the_constants(tmp_path):
     state, _ = read_weights(tmp_path / "w.safetensors")
     assert state["g_a.0.weight"].dtype == torch.float16
     assert state["entropy_bottleneck.likelihood_lower_bound.bound"].item() == pytest.approx(1e-9)
+
+
+def test_the_object_hyperprior_starts_as_the_images(plain):
+    p = Parameters(N=8, M=12, model_load_file=str(plain), zero_hooks=True)
+    model = build_model(p)
+    load_weights(plain, model, p)
+    model.eval()
+    _, z, w = model.latents(torch.rand(1, 3, 64, 64))
+    assert torch.equal(z, w)
+    assert torch.equal(*(bottleneck(z)[1] for bottleneck in model.bottlenecks))

@@ -213,6 +213,7 @@ def test_run_all_says_what_it_does_in_a_line_a_step(installed_copy):
     code, said, _ = run_all(installed_copy, "--", "-n")
     assert code == 0
     assert re.search(r"^Job \d+: Render the sample set into data/sample$", said, re.MULTILINE)
+    assert re.search(r"^Made by profile sample\. Open first:$", said, re.MULTILINE)
     trained = re.findall(r"^Job \d+: Train (\S+): which=\S+ lmbda=", said, re.MULTILINE)
     assert set(trained) == {p.name for p in expand_sweep(profile("sample"), logdir="runs/sample")}
 

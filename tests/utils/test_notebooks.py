@@ -9,31 +9,44 @@ import pytest
 from conftest import REPOSITORY as ROOT
 
 from roilib import cli
+from roilib.parameters import Parameters
 from roilib.utils import notebooks
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lamda": 0.1}, "no parameter 'lamda'"),
-        ({"lmbda": "1e-2"}, "lmbda is float"),
-        ({"max_steps": 1.5}, "max_steps"),
-        ({"resume": 1}, "resume"),
+        ({"lamda": 0.1}, "lamda: no such parameter; did you mean lmbda"),
+        ({"lmbda": "1e-2"}, "lmbda: "),
+        ({"max_steps": 1.5}, "max_steps: "),
+        ({"resume": 1}, "resume: "),
+        ({"more": {"lamda": 0.1}}, "lamda: no such parameter"),
+        ({"zero_hooks": True, "mask_hooks": True}, "exclude each other"),
     ],
 )
-def test_bad_parameters_stop_before_anything_runs(tmp_path, values, message):
+def test_bad_parameters_of_a_training_stop_before_anything_runs(tmp_path, values, message):
+    notebook = ROOT / "notebooks" / "04_roi_training.ipynb"
     with pytest.raises(ValueError, match=message):
-        notebooks.execute(
-            ROOT / "notebooks" / "04_roi_training.ipynb", tmp_path / "out.ipynb", values
-        )
+        notebooks.execute(notebook, tmp_path / "out.ipynb", values, Parameters.parse)
     assert not (tmp_path / "out.ipynb").exists()
 
 
-def test_none_is_a_value_where_it_is_allowed():
-    notebooks.check_parameters(
-        ROOT / "notebooks" / "03_baseline_training.ipynb",
-        {"max_steps": None, "train_size_p1": None, "lmbda": 1},
-    )
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"pictur": 9}, "no parameter 'pictur'"), ({"picture": "9"}, "picture is int")],
+)
+def test_bad_parameters_of_other_notebooks_do_too(values, message):
+    with pytest.raises(ValueError, match=message):
+        notebooks.checked_parameters(ROOT / "notebooks" / "02_detector_hooks.ipynb", values)
+
+
+@pytest.mark.parametrize("name", ["03_baseline_training", "04_roi_training"])
+def test_a_training_notebook_takes_every_parameter(name):
+    notebook = ROOT / "notebooks" / f"{name}.ipynb"
+    asked = Parameters(N=8, ema=0.5, max_steps=None, lmbda=1, dataset="sample", which="hyperprior")
+    values = notebooks.checked_parameters(notebook, asked.model_dump(), Parameters.parse)
+    assert values["more"].keys() | values.keys() - {"more"} == Parameters.model_fields.keys()
+    assert Parameters.parse_notebook(values | {"In": []}) == asked
 
 
 @pytest.mark.slow
