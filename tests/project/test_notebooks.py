@@ -17,6 +17,7 @@ from roilib.utils import notebooks
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {
+    "model_load_file": None,
     "N": 8,
     "M": 12,
     "max_steps": 4,

@@ -36,7 +36,7 @@ def profile(name):
 @pytest.mark.parametrize(
     ("name", "runs"),
     [
-        ("sample", 6),
+        ("sample", 4),
         ("kitti_small", 8),
         ("kitti", 5),
         ("coco", 2),
