@@ -293,7 +293,8 @@ def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
 @pytest.mark.slow
 def test_one_frame_is_a_drive(tiny_kitti, tmp_path):
     frames = Drive(tiny_kitti, boxes=str(tiny_kitti / "training" / "label_2"), count=1)
-    records, _ = drive.run(frames, Plan(mbit=(MBIT,), codecs=()), tmp_path, tmp_path)
+    plan = Plan(mbit=(MBIT,), codecs=(), seeds=())
+    records, _ = drive.run(frames, plan, tmp_path, tmp_path)
     assert records[["flicker", "roi_flicker", "bg_flicker"]].isna().all(axis=None)
     assert (tmp_path / "drive.html").exists()
 
