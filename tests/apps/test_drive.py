@@ -186,6 +186,9 @@ def test_verdicts_say_who_is_ahead_at_each_rate_in_a_line(sent):
     assert lines[0].startswith(f"1 Mbit/s, roi_vbr {word}")
     assert f"ROI {gain:+.2f} dB".replace("-", "−") in lines[0]
     assert "packets lost" in lines[0]
+    assert "dropped" not in lines[0]
+    table["dropped"] = 2
+    assert "(2 of 6 frames dropped)" in report.verdicts(table)[0]
     assert report.text(records, records.assign(encode_ms=1, decode_ms=1), "labels").startswith(
         "ROI: the labels\n"
     )
