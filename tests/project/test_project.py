@@ -154,7 +154,9 @@ def installed_copy(tmp_path_factory):
         shutil.copy(ROOT / name, folder)
     for name in ("params", "notebooks", "report"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("results"))
-    (folder / "roilib").symlink_to(ROOT / "roilib")
+    (folder / "data").mkdir()
+    for name in ("roilib", "data/weights"):
+        (folder / name).symlink_to(ROOT / name)
     for name in ("bin", "lib", "pyvenv.cfg"):
         (folder / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     sums = "cat pyproject.toml constraints.txt setup.sh | cksum >.venv/installed"
@@ -216,6 +218,27 @@ def test_run_all_says_what_it_does_in_a_line_a_step(installed_copy):
     assert re.search(r"^Made by profile sample\. Open first:$", said, re.MULTILINE)
     trained = re.findall(r"^Job \d+: Train (\S+): which=\S+ lmbda=", said, re.MULTILINE)
     assert set(trained) == {p.name for p in expand_sweep(profile("sample"), logdir="runs/sample")}
+
+
+@pytest.mark.slow
+def test_run_all_says_how_far_it_is_and_shows_failures_whole(installed_copy, tmp_path):
+    """With steps that only touch their outputs, of which notebook 02 fails."""
+    folder = shutil.copytree(installed_copy, tmp_path / "copy", symlinks=True)
+    step = "case {log:q} in *02*) false ;; *) touch {output} ;; esac # {params.values:q}"
+    content = re.sub('^RUN = ".*"$', f'RUN = "{step}"', page("Snakefile"), flags=re.MULTILINE)
+    content = re.sub('"python (data|report)/.*"', '"touch {output} #"', content)
+    (folder / "Snakefile").write_text(content)
+    code, _, said = run_all(folder, "--cores", "1")
+    assert code == 1
+    line = r"^\[(\d+) of 13 done\]  (about \d+ min left  )?(.*)$"
+    done, left, steps = zip(*re.findall(line, said, re.MULTILINE), strict=True)
+    assert sorted(map(int, done)) == list(map(int, done))
+    assert set(map(int, done)) == set(range(12))
+    assert [bool(words) for words in left] == [False] + [True] * 12
+    assert steps[0] == "Render the sample set into data/sample"
+    assert "log: runs/sample/02_detector_hooks/02_detector_hooks.ipynb" in said
+    assert not re.search("Finished jobid|Select jobs|localrule", said)
+    assert "run_all.sh: a step failed." in said
 
 
 def test_constraints_pin_every_direct_dependency():
