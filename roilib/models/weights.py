@@ -216,6 +216,10 @@ def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> No
         load_state(path, baseline, state, trained["which"])
         start_from_baseline(model, baseline.state_dict())
     else:
+        if (
+            p.what == "train"
+        ):  # earlier files hold bounds in fp16, where 1e-9 is 0 and costs inf bits
+            state |= {k: v for k, v in model.state_dict().items() if k.endswith("bound")}
         load_state(path, model, state, p.which)
     if not isinstance(model, RoiVbr):  # roi_vbr's tables are in the file
         update_tables(model)

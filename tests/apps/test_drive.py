@@ -186,6 +186,9 @@ def test_verdicts_say_who_is_ahead_at_each_rate_in_a_line(sent):
     assert lines[0].startswith(f"1 Mbit/s, roi_vbr {word}")
     assert f"ROI {gain:+.2f} dB".replace("-", "−") in lines[0]
     assert "packets lost" in lines[0]
+    assert "dropped" not in lines[0]
+    table["dropped"] = 2
+    assert "(2 of 6 frames dropped)" in report.verdicts(table)[0]
     assert report.text(records, records.assign(encode_ms=1, decode_ms=1), "labels").startswith(
         "ROI: the labels\n"
     )
@@ -293,7 +296,8 @@ def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
 @pytest.mark.slow
 def test_one_frame_is_a_drive(tiny_kitti, tmp_path):
     frames = Drive(tiny_kitti, boxes=str(tiny_kitti / "training" / "label_2"), count=1)
-    records, _ = drive.run(frames, Plan(mbit=(MBIT,), codecs=()), tmp_path, tmp_path)
+    plan = Plan(mbit=(MBIT,), codecs=(), seeds=())
+    records, _ = drive.run(frames, plan, tmp_path, tmp_path)
     assert records[["flicker", "roi_flicker", "bg_flicker"]].isna().all(axis=None)
     assert (tmp_path / "drive.html").exists()
 

@@ -14,7 +14,7 @@ from roilib.codecs import roic
 from roilib.models.detector import HookedDetector
 from roilib.models.weights import build_model, load_weights, read_weights, save_weights
 from roilib.parameters import Parameters
-from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
+from roilib.utils.pretrained import PRETRAINED_DETECTOR, PRETRAINED_WEIGHTS, pretrained
 
 
 def written(folder, **values):
@@ -273,6 +273,14 @@ def test_weights_of_another_precision_load(request, tmp_path, source, dtype):
     save_file(cast, tmp_path / "w.safetensors", metadata)
     codec = roic.load_codec(tmp_path / "w.safetensors")
     assert codec.decode(codec.encode(street(0))).shape == street(0).shape
+
+
+def test_a_training_from_the_pretrained_file_has_whole_constants():
+    """The file has the least likelihood in fp16, which is 0."""
+    p = Parameters(which="roi_vbr", N=96, M=768)
+    model = build_model(p)
+    load_weights(pretrained(PRETRAINED_WEIGHTS), model, p)
+    assert model.gaussian_conditional.likelihood_lower_bound.bound.item() == pytest.approx(1e-9)
 
 
 def test_a_half_precision_file_keeps_the_constants(tmp_path):

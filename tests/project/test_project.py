@@ -362,6 +362,20 @@ def test_the_drive_in_the_docs_is_its_records():
     assert not frames["over"].any()
 
 
+def test_the_real_drive_in_the_docs_is_its_records():
+    folder = ROOT / "report" / "results" / "reference" / "drive_kitti"
+    frames, docs = pd.read_csv(folder / "drive_frames.csv"), page("docs/results.md")
+    table = report.summary(frames)
+    for network, columns in (("whole", report.COLUMNS), ("lossy", report.LOSS_COLUMNS)):
+        assert tables.markdown(table[table["network"] == network], columns) in docs
+    assert all(f"- {line}\n" in docs for line in report.verdicts(table))
+    assert f"{frames['frame'].nunique()} frames of KITTI's raw drive" in docs
+    assert not (frames["over"] | (frames["lost"] & (frames["frame"] == 0))).any()
+    provenance = json.loads((folder / "drive_provenance.json").read_text())
+    assert provenance["roi"] == "labelled boxes"
+    assert provenance["boxes"] == "the pretrained detector's"
+
+
 def test_the_comparisons_in_the_docs_are_the_shipped_codecs_records():
     folder, readme = (
         ROOT / "report" / "results" / "reference" / "shipped",

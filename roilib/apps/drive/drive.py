@@ -68,9 +68,8 @@ class Receiver:
             self.values = whole.values
         else:
             self.values = self._measured(frame)
-        return {"frozen": decoded is None, "affected": whole is not None and not is_same} | (
-            self.values
-        )
+        state = {"frozen": decoded is None, "affected": whole is not None and not is_same}
+        return state | self.values
 
     def _measured(self, frame: Frame) -> dict:
         parts, values = regions(frame.roi), {}
@@ -215,7 +214,7 @@ def run(
     for folder in (results, figures):  # before hours of coding
         Path(folder).mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(sent.sender.name for sent in all_sent))
-    networks = ("whole", "lossy") if plan.loss else ("whole",)
+    networks = ("whole", "lossy") if all_sent[0].lossy else ("whole",)
     with films(figures, names, networks, plan.fps) as made:
         records, times = send(frames, all_sent, made)
     write(results, figures, records, times, provenance(plan, frames, all_sent))

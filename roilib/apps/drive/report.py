@@ -121,7 +121,8 @@ def verdicts(table: pd.DataFrame) -> list[str]:
 def _verdict(ours: dict, other: dict) -> str:
     ahead = {ours[f"{part}_psnr"] > other[f"{part}_psnr"] for part in PARTS}
     word = "ahead of" if ahead == {True} else "behind" if ahead == {False} else "mixed against"
-    return f"{word} {other['label']}"
+    dropped = f" ({other['dropped']} of {other['frames']} frames dropped)"
+    return f"{word} {other['label']}{dropped if other['dropped'] else ''}"
 
 
 def _differences(ours: dict, other: dict) -> str:
