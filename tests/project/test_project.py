@@ -22,6 +22,7 @@ from roilib.evaluation.bd_rate import MIN_POINTS
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
 ROOT = Path(__file__).parent.parent.parent
+WEIGHTS = [p for p in (ROOT / "data/weights").iterdir() if p.suffix in (".safetensors", ".pt")]
 PROFILES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
 
 
@@ -305,7 +306,7 @@ def test_the_docs_hold_the_parameters_as_they_are():
     assert all(f"`{name}`" in parameter_table() for name in Parameters.model_fields)
 
 
-@pytest.mark.parametrize("name", ["docs/results.md", "data/weights/README.md"])
+@pytest.mark.parametrize("name", ["docs/results.md", "data/weights/yolov8n_kitti.md"])
 def test_detector_figures_come_from_the_measurement(name):
     measured = json.loads((ROOT / "data" / "weights" / "yolov8n_kitti.json").read_text())["AP50"]
     text = page(name)
@@ -314,12 +315,30 @@ def test_detector_figures_come_from_the_measurement(name):
         assert f"| {coco[key]:.3f} | {kitti[key]:.3f} |" in text
 
 
-PAGES = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/*.md"))]
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)
+def test_every_weights_file_has_a_model_card(path):
+    _, head, card = page(f"data/weights/{path.stem}.md").split("---\n", 2)
+    assert {"license", "tags", "datasets", "metrics"} <= yaml.safe_load(head).keys()
+    assert f"# {path.name}" in card
+    sections = {"What it is", "Training", "Results", "Limits", "Licence"}
+    assert sections <= set(re.findall("^## (.*)$", card, re.MULTILINE))
+    assert f"]({path.stem}.md)" in page("data/weights/README.md")
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "data/README.md", "data/weights/README.md", *PAGES]
-)
+def test_the_baselines_card_shows_its_record():
+    rates = json.loads(page("data/weights/hyperprior_small.json"))["rates"]
+    row = "{bpp:.3f} | {psnr:.2f} | {roi_psnr:.2f} | {bg_psnr:.2f} | {ms_ssim:.4f}".format(**rates)
+    assert f"| {row} |" in page("data/weights/hyperprior_small.md")
+
+
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for folder in ("docs", "data/weights")
+    for path in sorted(ROOT.glob(f"{folder}/*.md"))
+]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "data/README.md", *PAGES])
 def test_links_lead_somewhere(name):
     links = [link for link in re.findall(r"\]\(([^)#]+)", page(name)) if "://" not in link]
     tracked = subprocess.run(
