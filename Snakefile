@@ -4,9 +4,11 @@
 # Configuration: profile=NAME, data_root=DIR, second_detector=FILE (a YOLOv8 file that looks at the
 # decoded pictures too).
 import json
+import time
 from pathlib import Path
 
 import yaml
+from snakemake.logging import logger
 
 from roilib.parameters import BASELINES, expand_sweep
 
@@ -55,6 +57,44 @@ def point(name):
     hooks = [hook for hook in ("zero_hooks", "mask_hooks") if getattr(p, hook)]
     values = [f"{key}={getattr(p, key)}" for key in ("which", "lmbda", "alpha", "seed")]
     return " ".join(values + hooks)
+
+
+# For the time left: a training counts as one, the evaluation as all trainings, others as this.
+OTHERS = 0.2
+WEIGHTS = {"train": 1, "evaluate": len(POINTS), "all": 0}
+
+
+class OneLineAStep:
+    """Shorten Snakemake's messages: a line when a step starts, errors as they are."""
+
+    def __init__(self, jobs):
+        self.waiting = {job.jobid: WEIGHTS.get(job.rule.name, OTHERS) for job in jobs}
+        self.steps = sum(weight > 0 for weight in self.waiting.values())
+        self.done, self.start = 0, time.monotonic()
+
+    def time_left(self):
+        """In words; none before the first step is done."""
+        if not self.done:
+            return ""
+        left = (time.monotonic() - self.start) / self.done * sum(self.waiting.values())
+        return f"about {left / 3600:.1f} h left" if left > 5400 else f"about {left / 60:.0f} min left"
+
+    def filter(self, record):
+        """Count what is done; say what starts; drop the rest of what is said of each step."""
+        event = getattr(record, "event", None)
+        if event == "job_finished":
+            self.done += self.waiting.pop(record.job_id, 0)
+        if event == "job_info" and record.rule_msg:
+            done = self.steps - sum(weight > 0 for weight in self.waiting.values())
+            words = [f"[{done} of {self.steps} done]", self.time_left(), record.rule_msg]
+            record.msg, record.event = "  ".join(filter(None, words)), None
+            return True
+        dropped = event in ("job_finished", "job_started", "progress", "job_info")
+        return not dropped and record.msg != "Select jobs to execute..."
+
+
+onstart:
+    logger.addFilter(OneLineAStep(workflow.dag.needrun_jobs()))
 
 
 onerror:

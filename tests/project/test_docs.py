@@ -1,13 +1,42 @@
-"""docs/: the site builds without a warning, and its Python blocks run."""
+"""docs/: the site builds without a warning, and the commands of README and docs run.
 
+A block of `bash` or `python` runs in a clone beside the reader's files, unless the line above it
+says why not: `<!-- not run: needs KITTI -->`.
+"""
+
+import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import av
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, street, write_tiny_kitti
+from PIL import Image
 
-PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")),
+    *sorted((REPOSITORY / "data" / "weights").glob("*.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
+BLOCK = re.compile(
+    r"^(?: *<!-- not run: (?P<why>[^\n]+) -->\n)?(?P<indent> *)```(?P<language>\S*)\n"
+    r"(?P<text>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
+)
+COMMANDS = {"bash", "python"}
+SHOWN = {"text", "json", "bibtex", "{toctree}", "{eval-rst}"}
+
+
+def blocks(page: Path) -> list[re.Match]:
+    """A page's fenced blocks."""
+    return list(BLOCK.finditer(page.read_text(encoding="utf-8")))
+
+
+def name(page: Path) -> str:
+    return page.relative_to(REPOSITORY).as_posix()
 
 
 @pytest.mark.slow
@@ -18,11 +47,60 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "04_roi_training" in (tmp_path / "site" / "index.html").read_text()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_block_has_a_language_that_says_whether_it_runs(page):
+    found = blocks(page)
+    assert len(found) == page.read_text(encoding="utf-8").count("```") / 2
+    for block in found:
+        assert block["language"] in COMMANDS | SHOWN, block[0]
+        assert block["language"] in COMMANDS or not block["why"], block[0]
+    assert not re.search(r"^    (\$|roilib|python|docker|\./)", page.read_text(), re.MULTILINE)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone that counts as set up, and the files that a reader has."""
+    (tmp_path / ".venv").mkdir()
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
+    for entry in {line.split("/")[0] for line in tracked.stdout.splitlines()}:
+        (tmp_path / entry).symlink_to(REPOSITORY / entry)
+    for entry in ("bin", "lib", "pyvenv.cfg"):
+        (tmp_path / ".venv" / entry).symlink_to(Path(sys.prefix) / entry)
+    sums = "cat pyproject.toml constraints.txt setup.sh | cksum >.venv/installed"
+    subprocess.run(["bash", "-c", sums], cwd=tmp_path, check=True)
+    write_tiny_kitti(tmp_path / "my_data")
+    (tmp_path / "my_pictures").mkdir()
+    for file in ("street.png", "frame.png", "my_pictures/street.png"):
+        Image.fromarray(street(0)).save(tmp_path / file)
+    for file in ("boxes.json", "my_pictures/street.json"):
+        (tmp_path / file).write_text(json.dumps([[10, 50, 58, 80]]))
+    (tmp_path / "uplink.csv").write_text("time_s,mbit_s\n0,0.8\n")
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10, width=160, height=96)
+        for i in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(street(i), "rgb24")))
+        container.mux(stream.encode(None))
+    return tmp_path
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *PAGES], ids=lambda path: path.stem)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "report").symlink_to(REPOSITORY / "report")
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), {})
+@pytest.mark.parametrize(
+    "page",
+    [
+        page
+        for page in PAGES
+        if any(b["language"] in COMMANDS and not b["why"] for b in blocks(page))
+    ],
+    ids=name,
+)
+def test_the_commands_of_a_page_run(page, clone):
+    for block in blocks(page):
+        if block["language"] not in COMMANDS or block["why"]:
+            continue
+        word = [sys.executable, "-c"] if block["language"] == "python" else ["bash", "-euc"]
+        text = block["text"] if "python" in word[0] else f". ./setup.sh\n{block['text']}"
+        environment = os.environ | {"PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*word, text], cwd=clone, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{block[0]}\n{done.stdout}{done.stderr}"

@@ -22,6 +22,7 @@ from roilib.evaluation.bd_rate import MIN_POINTS
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
 ROOT = Path(__file__).parent.parent.parent
+WEIGHTS = [p for p in (ROOT / "data/weights").iterdir() if p.suffix in (".safetensors", ".pt")]
 PROFILES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
 
 
@@ -154,7 +155,9 @@ def installed_copy(tmp_path_factory):
         shutil.copy(ROOT / name, folder)
     for name in ("params", "notebooks", "report"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("results"))
-    (folder / "roilib").symlink_to(ROOT / "roilib")
+    (folder / "data").mkdir()
+    for name in ("roilib", "data/weights"):
+        (folder / name).symlink_to(ROOT / name)
     for name in ("bin", "lib", "pyvenv.cfg"):
         (folder / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     sums = "cat pyproject.toml constraints.txt setup.sh | cksum >.venv/installed"
@@ -216,6 +219,27 @@ def test_run_all_says_what_it_does_in_a_line_a_step(installed_copy):
     assert re.search(r"^Made by profile sample\. Open first:$", said, re.MULTILINE)
     trained = re.findall(r"^Job \d+: Train (\S+): which=\S+ lmbda=", said, re.MULTILINE)
     assert set(trained) == {p.name for p in expand_sweep(profile("sample"), logdir="runs/sample")}
+
+
+@pytest.mark.slow
+def test_run_all_says_how_far_it_is_and_shows_failures_whole(installed_copy, tmp_path):
+    """With steps that only touch their outputs, of which notebook 02 fails."""
+    folder = shutil.copytree(installed_copy, tmp_path / "copy", symlinks=True)
+    step = "case {log:q} in *02*) false ;; *) touch {output} ;; esac # {params.values:q}"
+    content = re.sub('^RUN = ".*"$', f'RUN = "{step}"', page("Snakefile"), flags=re.MULTILINE)
+    content = re.sub('"python (data|report)/.*"', '"touch {output} #"', content)
+    (folder / "Snakefile").write_text(content)
+    code, _, said = run_all(folder, "--cores", "1")
+    assert code == 1
+    line = r"^\[(\d+) of 13 done\]  (about \d+ min left  )?(.*)$"
+    done, left, steps = zip(*re.findall(line, said, re.MULTILINE), strict=True)
+    assert sorted(map(int, done)) == list(map(int, done))
+    assert set(map(int, done)) == set(range(12))
+    assert [bool(words) for words in left] == [False] + [True] * 12
+    assert steps[0] == "Render the sample set into data/sample"
+    assert "log: runs/sample/02_detector_hooks/02_detector_hooks.ipynb" in said
+    assert not re.search("Finished jobid|Select jobs|localrule", said)
+    assert "run_all.sh: a step failed." in said
 
 
 def test_constraints_pin_every_direct_dependency():
@@ -282,7 +306,7 @@ def test_the_docs_hold_the_parameters_as_they_are():
     assert all(f"`{name}`" in parameter_table() for name in Parameters.model_fields)
 
 
-@pytest.mark.parametrize("name", ["docs/results.md", "data/weights/README.md"])
+@pytest.mark.parametrize("name", ["docs/results.md", "data/weights/yolov8n_kitti.md"])
 def test_detector_figures_come_from_the_measurement(name):
     measured = json.loads((ROOT / "data" / "weights" / "yolov8n_kitti.json").read_text())["AP50"]
     text = page(name)
@@ -291,12 +315,30 @@ def test_detector_figures_come_from_the_measurement(name):
         assert f"| {coco[key]:.3f} | {kitti[key]:.3f} |" in text
 
 
-PAGES = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/*.md"))]
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)
+def test_every_weights_file_has_a_model_card(path):
+    _, head, card = page(f"data/weights/{path.stem}.md").split("---\n", 2)
+    assert {"license", "tags", "datasets", "metrics"} <= yaml.safe_load(head).keys()
+    assert f"# {path.name}" in card
+    sections = {"What it is", "Training", "Results", "Limits", "Licence"}
+    assert sections <= set(re.findall("^## (.*)$", card, re.MULTILINE))
+    assert f"]({path.stem}.md)" in page("data/weights/README.md")
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "data/README.md", "data/weights/README.md", *PAGES]
-)
+def test_the_baselines_card_shows_its_record():
+    rates = json.loads(page("data/weights/hyperprior_small.json"))["rates"]
+    row = "{bpp:.3f} | {psnr:.2f} | {roi_psnr:.2f} | {bg_psnr:.2f} | {ms_ssim:.4f}".format(**rates)
+    assert f"| {row} |" in page("data/weights/hyperprior_small.md")
+
+
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for folder in ("docs", "data/weights")
+    for path in sorted(ROOT.glob(f"{folder}/*.md"))
+]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "data/README.md", *PAGES])
 def test_links_lead_somewhere(name):
     links = [link for link in re.findall(r"\]\(([^)#]+)", page(name)) if "://" not in link]
     tracked = subprocess.run(
