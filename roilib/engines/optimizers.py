@@ -15,6 +15,7 @@ from roilib.parameters import Parameters
 MUON_LR = 2.5  # of Muon's group, in units of max_lr
 LINEAR_LR = 0.25  # of the transforms that start as a DCT, in units of max_lr
 GAIN_LR = 100.0  # of the ROI's gains, logarithms that have far to go, in units of max_lr
+CORRECTION_LR = 10.0  # of the decoder's corrections of them, which shift the picture's brightness
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a round: x ← a x + b (x xᵀ) x + c (x xᵀ)² x
 ROUNDS = 5
@@ -24,7 +25,7 @@ MIN_SIDE = 16  # of a weight that Muon trains, seen as a matrix
 def make_optimizer(p: Parameters, weights: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of these named weights; each group's learning rate is its peak."""
     settings = {"lr": p.max_lr, "fused": p.precision != "16"}
-    gains = {name for name in weights if name.startswith("roi_")}
+    gains, corrections = ({name} & weights.keys() for name in ("roi_gain", "roi_correction"))
     matrices, transforms = set(), set()
     if p.optimizer == "muon":
         transforms = {name for name in weights if name.startswith(("a_lin", "s_lin"))}
@@ -33,7 +34,8 @@ def make_optimizer(p: Parameters, weights: dict[str, nn.Parameter]) -> torch.opt
         (matrices, {"lr": MUON_LR * p.max_lr, "muon": True}),
         (transforms, {"lr": LINEAR_LR * p.max_lr}),
         (gains, {"lr": GAIN_LR * p.max_lr, "weight_decay": 0.0}),
-        (weights.keys() - matrices - transforms - gains, {}),
+        (corrections, {"lr": CORRECTION_LR * p.max_lr, "weight_decay": 0.0}),
+        (weights.keys() - matrices - transforms - gains - corrections, {}),
     ]
     groups = [
         {"params": [v for name, v in weights.items() if name in names]} | options
