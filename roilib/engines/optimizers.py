@@ -14,7 +14,7 @@ from roilib.parameters import Parameters
 
 MUON_LR = 2.5  # of Muon's group, in units of max_lr
 LINEAR_LR = 0.25  # of the transforms that start as a DCT, in units of max_lr
-GAIN_LR = 20.0  # of the ROI's gains, logarithms that have far to go, in units of max_lr
+GAIN_LR = 100.0  # of the ROI's gains, logarithms that have far to go, in units of max_lr
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a round: x ← a x + b (x xᵀ) x + c (x xᵀ)² x
 ROUNDS = 5

@@ -26,6 +26,7 @@ from roilib.utils.files import replacing
 
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # made by update_tables
 PICKLED = (".pt", ".pth", ".ckpt", ".tar")
+QUIET = 0.05  # of the initial weights that make new channels of y, which no scale fits yet
 STRUCTURE = ("which", "N", "M", *EXTENSIONS)  # parameters that weights must match
 
 
@@ -229,10 +230,11 @@ def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> No
 def start_from_baseline(model: HyperpriorWithObjFeatures, baseline: dict[str, Tensor]) -> None:
     """Give the extended model the weights of a baseline.
 
-    It then decodes to the baseline's pictures before its first step. w starts as z, so that it
-    costs no more. What only the extended model has (hooks, the second M channels of y and their
-    scales) keeps its initial weights. The weights by which old channels depend on new ones are
-    zero, and grow in training.
+    It then decodes to the baseline's pictures, at the baseline's rate, before its first step. w
+    starts as z, so that it costs no more. The second M channels of y start so small that they are
+    rounded to zero. What else only the extended model has (hooks, the scales of those channels)
+    keeps its initial weights. The weights by which old channels depend on new ones are zero, and
+    grow in training.
     """
     own = model.state_dict()
     for name, value in baseline.items():
@@ -245,4 +247,5 @@ def start_from_baseline(model: HyperpriorWithObjFeatures, baseline: dict[str, Te
                 inputs = 0 if name.startswith("g_s") else 1  # transposed convolutions: first
                 added = mine.shape[inputs] - value.shape[inputs]
                 mine.narrow(inputs, value.shape[inputs], added).zero_()
+                mine.mul_(QUIET)  # the output channels that the baseline lacks
             mine[tuple(map(slice, value.shape))] = value

@@ -84,17 +84,18 @@ def finish(notebook: str, variables: Mapping[str, Any], metrics: dict) -> None:
 def checked_parameters(
     notebook: Path, values: dict[str, Any], parse: Callable[[dict], Any] = dict
 ) -> dict[str, Any]:
-    """The values as the notebook's parameters cell takes them: others go to its dict `more`.
+    """The values as the notebook's parameters cell takes them.
 
-    parse: checks all parameters of a training notebook; dict checks nothing. Raises ValueError for
-    a missing notebook, and an unknown parameter or one of a wrong type.
+    A training notebook (03, 04) takes all parameters of a run: those that its cell does not show go
+    to its dict `more`. parse: checks them; dict checks nothing. Raises ValueError for a missing
+    notebook, and an unknown parameter or one of a wrong type.
     """
     if not notebook.is_file():
         raise ValueError(f"{notebook}: no such notebook")
     if not isinstance(values, dict):
         raise ValueError(f"parameters are a JSON object, not {values!r}")
     known = papermill.inspect_notebook(str(notebook))
-    if "more" in known:
+    if "which" in known:  # a training notebook
         return _with_more(known, values, parse)
     for name, value in values.items():
         if name not in known:
@@ -108,7 +109,7 @@ def checked_parameters(
 def _with_more(
     known: dict[str, Any], values: dict[str, Any], parse: Callable[[dict], Any]
 ) -> dict[str, Any]:
-    """`checked_parameters` of a notebook with `more`; known: of papermill's inspection."""
+    """`checked_parameters` of a training notebook; known: of papermill's inspection."""
     cell = {name: ast.literal_eval(about["default"]) for name, about in known.items()}
     more = cell.pop("more") | values.get("more", {})
     shown = {name: value for name, value in values.items() if name in cell}

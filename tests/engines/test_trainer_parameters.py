@@ -464,6 +464,7 @@ def test_training_the_extended_model_starts_from_the_baselines_picture(tiny_para
         assert torch.allclose(
             plain["likelihoods"]["y"], extended["likelihoods"]["y"][:, :12], atol=1e-5
         )
+        assert extended["likelihoods"]["y"][:, 12:].log2().sum() > -0.01  # bits of the new ones
         sessions[1].model.train()
         train_step(sessions[1], first_batch(p))
         codec = sessions[1].codec

@@ -49,6 +49,20 @@ def test_a_training_notebook_takes_every_parameter(name):
     assert Parameters.parse_notebook(values | {"In": []}) == asked
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("05_evaluation", {"lmbda": [0.01], "boxes": "detector", "more": {"workers": 1}}),
+        ("08_thin_link", {"frames": 10, "mbit": [0.5, 1.0], "more": {"seeds": [1]}}),
+    ],
+)
+def test_notebooks_that_train_nothing_have_parameters_of_their_own(name, values):
+    notebook = ROOT / "notebooks" / f"{name}.ipynb"
+    assert notebooks.checked_parameters(notebook, values, Parameters.parse) == values
+    with pytest.raises(ValueError, match="no parameter 'max_steps'"):
+        notebooks.checked_parameters(notebook, {"max_steps": 3}, Parameters.parse)
+
+
 @pytest.mark.slow
 def test_a_failed_cell_names_the_executed_notebook(tmp_path):
     values = json.dumps(
