@@ -1,9 +1,10 @@
 """Build the site: `python docs/build.py [OUT]`; default OUT is `site/`.
 
-Executed notebooks of the newest sample run are copied in where there are some. Warnings are errors,
+Notebooks that the sample profile's runs have executed are copied in. Warnings are errors,
 and so are links to files that do not exist.
 """
 
+import json
 import re
 import shutil
 import sys
@@ -27,13 +28,28 @@ def broken_links(pages: list[Path]) -> list[str]:
     ]
 
 
-def copy_notebooks(source: Path, target: Path) -> list[Path]:
-    """Copy executed notebooks `NN_name.ipynb` below `source`; of several trainings the first."""
+def executed_notebooks(source: Path) -> dict[str, Path]:
+    """The finished notebooks of a profile's runs, by their names in notebooks/.
+
+    Of several trainings the last one counts: its notebook shows the others beside it.
+    """
+    finished = [run.parent for run in source.glob("*/metrics.json")]
+    found = sorted(
+        (path for run in finished for path in run.glob("*.ipynb")),
+        key=lambda path: path.stat().st_mtime,
+    )
+    return {
+        Path(json.loads(path.read_text("utf-8"))["metadata"]["papermill"]["input_path"]).name: path
+        for path in found
+    }
+
+
+def copy_notebooks(source: Path, target: Path) -> None:
+    """Copy all notebooks to `target`, executed by the runs in `source` where they are."""
     target.mkdir(parents=True, exist_ok=True)
     originals = {path.name: path for path in (ROOT / "notebooks").glob("0*.ipynb")}
-    for path in sorted(source.rglob("0*.ipynb")):
-        originals[path.name] = path
-    return [Path(shutil.copy(path, target / name)) for name, path in sorted(originals.items())]
+    for name, path in (originals | executed_notebooks(source)).items():
+        shutil.copy(path, target / name)
 
 
 def main(arguments: list[str]) -> int:

@@ -4,6 +4,8 @@ A block of `bash` or `python` runs in a clone beside the reader's files, unless 
 says why not: `<!-- not run: needs KITTI -->`.
 """
 
+import base64
+import io
 import json
 import os
 import re
@@ -12,8 +14,10 @@ import sys
 from pathlib import Path
 
 import av
+import nbformat
 import pytest
 from conftest import REPOSITORY, street, write_tiny_kitti
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
 PAGES = [
@@ -45,6 +49,36 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "04_roi_training" in (tmp_path / "site" / "index.html").read_text()
+
+
+def test_thumbnails_are_figures_of_the_newest_finished_notebooks(tmp_path):
+    for i, (run, grey) in enumerate({"new": 200, "old": 100, "unfinished": 0}.items()):
+        png = io.BytesIO()
+        Image.new("RGB", (640, 320), (grey,) * 3).save(png, "PNG")
+        figure = new_output(
+            "display_data", {"image/png": base64.b64encode(png.getvalue()).decode()}
+        )
+        cells = [new_code_cell(outputs=[figure])]
+        about = {"papermill": {"input_path": "notebooks/04_roi_training.ipynb"}}
+        (tmp_path / run).mkdir()
+        path = tmp_path / run / "notebook.ipynb"
+        nbformat.write(new_notebook(cells=cells, metadata=about), path)
+        os.utime(path, (1e9 - i, 1e9 - i) if run != "unfinished" else None)
+        if run != "unfinished":
+            (tmp_path / run / "metrics.json").write_text("{}")
+    script = REPOSITORY / "docs" / "thumbnails.py"
+    subprocess.run([sys.executable, script, tmp_path, tmp_path], check=True)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["04.png"]
+    picture = Image.open(tmp_path / "04.png").convert("L")
+    assert (picture.size, picture.getpixel((0, 0))) == ((320, 160), 200)
+
+
+def test_the_readmes_thumbnails_are_small():
+    shown = re.findall(
+        r"!\[\]\((report/pictures/notebooks/\S+)\)", (REPOSITORY / "README.md").read_text("utf-8")
+    )
+    assert len(shown) == len(list((REPOSITORY / "report/pictures/notebooks").iterdir()))
+    assert max((REPOSITORY / path).stat().st_size for path in shown) <= 40_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
