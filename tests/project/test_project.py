@@ -39,7 +39,8 @@ def profile(name):
     [
         ("sample", 4),
         ("kitti_small", 8),
-        ("kitti", 5),
+        ("kitti", 20),
+        ("paper_small", 45),
         ("coco", 2),
         ("roi_vbr", 4),
         ("shipped", 1),
