@@ -92,7 +92,7 @@ def test_a_profiles_mistakes_are_named():
     content = profile("sample")
     for change, message in (
         ({"parameters": content["parameters"] | {"lambda": 1}}, "lambda"),
-        ({"parameters": content["parameters"] | {"max_lr": "1e-2"}}, "max_lr"),
+        ({"parameters": content["parameters"] | {"warmup": "1e-2"}}, "warmup"),
         ({"runs": []}, "runs"),
     ):
         with pytest.raises(ValueError, match=message):
