@@ -20,6 +20,7 @@ from roilib.utils.notebooks import checked_parameters
 pytestmark = pytest.mark.slow
 
 SMALL = {
+    "model_load_file": None,
     "N": 8,
     "M": 12,
     "max_steps": 3,
