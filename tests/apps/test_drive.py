@@ -367,7 +367,7 @@ def test_a_drive_overwrites_neither_inputs_nor_files_of_others(tiny_kitti, tmp_p
 @pytest.mark.slow
 def test_the_notebook_runs_headless(tiny_kitti, tmp_path):
     values = {"drive": str(tiny_kitti), "frames": 3, "mbit": [MBIT]}
-    values["codecs"] = ["x264 ultrafast live"]
+    values["more"] = {"codecs": ["x264 ultrafast live"]}
     values |= {
         "logdir": str(tmp_path),
         "results": str(tmp_path / "results"),
