@@ -28,6 +28,10 @@ PICTURE_SUFFIXES = (
 LEAST_BITS = 15  # 16-bit pictures of which all values need fewer bits probably hold fewer
 EXIF_ORIENTATION = 0x0112  # 5 to 8: the picture is shown turned by a quarter
 
+# Once, and not around each opening: threads that open pictures would restore each other's filters.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_opened` refuses such pictures
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -148,18 +152,17 @@ def is_turned(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; warnings are silenced, errors become one ValueError that names the file.
+    """Open a picture; errors become one ValueError that names the file.
 
     Ultralytics replaces PIL's Image.open by a function that runs `pip install` when it meets an
     unreadable file: the original is used.
     """
     open_picture = getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open_picture(path, formats=FORMATS) as picture:
-                yield picture
+        with open_picture(path, formats=FORMATS) as picture:
+            if (pixels := picture.width * picture.height) > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"Image size ({pixels} pixels) exceeds limit")
+            yield picture
     except MemoryError:
         raise
     except Exception as error:  # Pillow lets through whatever a damaged file causes

@@ -2,7 +2,9 @@
 
 import re
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -109,7 +111,7 @@ PICTURES = {  # what is written → the pixels that are read; None: about those 
 
 
 @pytest.mark.parametrize(("write", "pixels"), PICTURES.values(), ids=PICTURES)
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:Palette images:UserWarning:PIL")
 def test_pictures_are_read(tmp_path, write, pixels):
     path = write(tmp_path)
     image = read_picture(path)
@@ -174,6 +176,14 @@ def test_files_that_are_no_pictures(tmp_path, content, reason):
     assert refusal(read_picture, tmp_path / "a.png").startswith(
         f"{tmp_path / 'a.png'}: not a readable picture ({reason}"
     )
+
+
+def test_threads_that_read_pictures_leave_the_filters_of_warnings_alone(tiny_kitti):
+    paths = picture_files(tiny_kitti / "training" / "image_2") * 40
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(picture_size, paths))
+    assert warnings.filters == before
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
