@@ -182,13 +182,15 @@ class HyperpriorWithObjFeatures(RangeCoded):
         zero_hooks: replace features by zeros (a model of the same size that sees no objects).
         mask_hooks: replace features by the ROI mask.
         conditioning: how the hooks join g_a: "concat" (the paper's), or "sft", by scale and shift.
-        decoder_roi: the decoder knows the ROI mask too (streams hold the boxes). One learned gain a
-            channel scales y and scales_hat inside the ROI, and the decoder undoes it, up to a
-            learned correction; m is the ROI's share of a latent cell:
+        decoder_roi: the decoder knows the ROI mask too (streams hold the boxes). A learned gain a
+            channel scales y and scales_hat, one inside the ROI and one outside, and the decoder
+            undoes it, up to a learned correction. With m, the ROI's share of a latent cell:
 
-                y ──► * exp(gain * m) ──► Q ──► * exp((correction - gain) * m) ──► g_s
+                y ──► * exp(gain) ──► Q ──► * exp(correction - gain) ──► g_s
+                gain = roi_gain[0] * (1 - m) + roi_gain[1] * m, and correction likewise
 
-            So the ROI has a quantiser step of its own. Both start at zero, which changes nothing.
+            So ROI and background have quantiser steps of their own. All start at zero, which
+            changes nothing.
 
     Source: Gorriz Viudez, "ROI-Aware Neural Image Compression for Teleoperation"; gains as in
     Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate Adaptation", 2021.
@@ -241,8 +243,8 @@ class HyperpriorWithObjFeatures(RangeCoded):
         self.entropy_bottleneck_obj = KeyedBottleneck(N)
         self.gaussian_conditional = KeyedGaussian(None)
         if decoder_roi:
-            self.roi_gain = nn.Parameter(torch.zeros(2 * M))
-            self.roi_correction = nn.Parameter(torch.zeros(2 * M))
+            self.roi_gain = nn.Parameter(torch.zeros(2, 2 * M))  # of the background, of the ROI
+            self.roi_correction = nn.Parameter(torch.zeros(2, 2 * M))
 
     @property
     def downsampling_factor(self) -> int:
@@ -312,8 +314,11 @@ class HyperpriorWithObjFeatures(RangeCoded):
         if roi_mask is None:
             raise ValueError("this model was built with decoder_roi: it needs roi_mask")
         share = F.avg_pool2d(roi_mask, 16)
-        gain, correction = self.roi_gain.view(-1, 1, 1), self.roi_correction.view(-1, 1, 1)
-        return (gain * share).exp(), ((correction - gain) * share).exp()
+        gain, correction = (
+            background.view(-1, 1, 1).lerp(roi.view(-1, 1, 1), share)
+            for background, roi in (self.roi_gain, self.roi_correction)
+        )
+        return gain.exp(), (correction - gain).exp()
 
     def forward(
         self, x: Tensor, features: list[Tensor] | None = None, roi_mask: Tensor | None = None

@@ -224,7 +224,7 @@ def test_a_gain_makes_the_roi_finer_and_leaves_the_rest():
     y, scales = model.latents(x, None, mask)[0], torch.full((1, 48, 8, 12), 2.0)
     share, bits, errors = F.avg_pool2d(mask, 16), [], []
     for gain in (0.0, 1.0):
-        model.roi_gain.fill_(gain)
+        model.roi_gain[1].fill_(gain)
         g, inverse = model.gains(mask)
         y_hat, likelihoods = model.gaussian_conditional(y * g, scales * g)
         bits.append(-likelihoods.log2().sum(1, keepdim=True))
@@ -235,13 +235,17 @@ def test_a_gain_makes_the_roi_finer_and_leaves_the_rest():
     assert errors[1][inside].mean() < errors[0][inside].mean() / 4  # of e² = 7.4
     for values in (bits, errors):
         assert torch.equal(values[0][outside], values[1][outside])
+    model.roi_gain[0].fill_(-1.0)
+    g, inverse = model.gains(mask)
+    assert torch.allclose(g[:, 0:1][outside], torch.tensor(-1.0).exp())
+    assert torch.allclose((g * inverse).log(), torch.zeros(()), atol=1e-6)
 
 
 @torch.no_grad()
 def test_gains_come_through_the_bytes():
     model = randomise(HyperpriorWithObjFeatures(16, 24, **MASKED, decoder_roi=True))
-    model.roi_gain.copy_(torch.linspace(-0.5, 1.5, 48))
-    model.roi_correction.copy_(torch.linspace(-0.2, 0.2, 48))
+    model.roi_gain.copy_(torch.linspace(-0.5, 1.5, 96).view(2, 48))
+    model.roi_correction.copy_(torch.linspace(-0.2, 0.2, 96).view(2, 48))
     x, _, mask = inputs((64, 128))
     packed = model.compress(x, None, mask)
     decoded = model.decompress(packed["strings"], packed["shape"], mask)["x_hat"]

@@ -34,7 +34,7 @@ def test_a_model_that_sees_nothing_does_not_react(two):
 def test_gains_follow_the_mask_that_is_told(two):
     codec = untrained_codec(**SMALL, zero_hooks=True, decoder_roi=True)
     assert table(codec, two)["ones"]["bits"] == 0  # gains of zero
-    codec.model.roi_gain.fill_(1.0)
+    codec.model.roi_gain[1].fill_(1.0)
     rows = table(codec, two)
     assert rows["zeros"]["bits"] < -1
     assert rows["ones"]["bits"] > 1
