@@ -4,9 +4,9 @@
                                  [--dataset kitti | --pictures FOLDER] [--count 10] [--seed 0]
 
 RESULTS is a folder with notebook 05's records.json. Every field of a record must be the same, the
-stream's hash included. The estimated rate may differ by a millionth, since threads change the order
-of its sum. Exit code 0: all points are the same. 1: some differ; each is named with its
-differences. 2: a point cannot be measured, as one line says.
+stream's hash included. The estimated rate and HaarPSI may differ by a millionth, since threads
+change the order of their sums. Exit code 0: all points are the same. 1: some differ; each is named
+with its differences. 2: a point cannot be measured, as one line says.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from roilib.engines.runs import Run
 from roilib.evaluation.cache import Task
 from roilib.evaluation.evaluate import finished_runs, read_records, weights_file
 from roilib.parameters import Parameters
+
+SUMS = {"bpp_estimated", "haarpsi", "roi_haarpsi"}  # in an order that threads change
 
 
 def draw(records: Sequence[dict], count: int, seed: int) -> list[dict]:
@@ -62,8 +64,9 @@ def differences(record: dict, point: Task) -> dict[str, tuple]:
     different = {
         name: (value, now.get(name)) for name, value in record.items() if now.get(name) != value
     }
-    if "bpp_estimated" in different and math.isclose(*different["bpp_estimated"], rel_tol=1e-6):
-        del different["bpp_estimated"]
+    for name in SUMS & different.keys():
+        if None not in different[name] and math.isclose(*different[name], rel_tol=1e-6):
+            del different[name]
     return different
 
 

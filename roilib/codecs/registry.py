@@ -34,11 +34,17 @@ LOOKS = {  # codec → colour (Okabe and Ito's colour-blind-safe palette and bey
     "jpeg": ("#999999", "*"),
     "webp": ("#00A6C8", "p"),
     "avif": ("#66A61E", "d"),
+    "svtav1 6 4:2:0": ("#3B6B12", "3"),
     "jxl": ("#E7298A", ">"),
 }
-OTHER_PRESETS = {"x265": ("#D55E00", "8"), "x264": ("#E69F00", "8")}  # presets not in LOOKS
+OTHER_PRESETS = {  # presets and 4:2:0 variants that are not in LOOKS
+    "x265": ("#D55E00", "8"),
+    "x264": ("#E69F00", "8"),
+    "svtav1": ("#3B6B12", "8"),
+    "avif": ("#66A61E", "8"),
+}
 UNKNOWN = ("#777777", ".")
-DRAWN = ("slow", "medium")  # presets of a video codec; figures draw the first that was measured
+DRAWN = ("slow", "medium", "6 4:2:0")  # of a video codec, figures draw the first that was measured
 
 
 def codec_name(p: Parameters) -> str:

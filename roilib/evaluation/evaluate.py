@@ -4,9 +4,9 @@
     frame, boxes ───┴─► encode ──► bytes ──► decode ──► record
 
 One record is one picture under one setting: image, codec, setting, bytes, bpp, psnr, roi_psnr,
-bg_psnr, car_psnr … (of the objects of each class), ms_ssim, the squared errors behind the PSNRs (so
-that they pool), a hash of the stream, for our codecs bpp_estimated, and what detectors find on the
-decoded picture. Times are kept apart, since no two runs share them.
+bg_psnr, car_psnr … (of the objects of each class), the squared errors behind the PSNRs (so that
+they pool), yuv_psnr, ms_ssim and haarpsi, a hash of the stream, for our codecs bpp_estimated, and
+what detectors find on the decoded picture. Times are kept apart, since no two runs share them.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from roilib.codecs.container import Header
-from roilib.codecs.conventional import WORST_CRF, ConventionalCodec
+from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.protocol import ImageCodec
 from roilib.codecs.registry import codec_name
 from roilib.codecs.roic import Codec, load_codec
@@ -40,7 +40,6 @@ from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
 from roilib.utils.provenance import origin, sha256
 
 UNCOMPRESSED = "uncompressed"  # the codec of a record of a picture as it is
-BEST_QUALITY = 100  # of still codecs
 Setting = Mapping[str, float]  # keywords of a codec's `encode`
 Detectors = Mapping[str, HookedDetector]
 
@@ -65,8 +64,8 @@ def conventional_settings(name: str, grid: Mapping[str, Sequence[float]]) -> lis
 
     Raises ValueError naming the codec for an unknown name or key, or a value outside its range.
     """
-    top = WORST_CRF if ConventionalCodec(name).is_video else BEST_QUALITY
-    limits = {"quality": (0, top), "qoffset": (-1, 1)}
+    codec = ConventionalCodec(name)
+    limits = {"quality": codec.quality_range, "qoffset": (-1, 1)}
     if not isinstance(grid, Mapping) or "quality" not in grid or grid.keys() - limits.keys():
         raise ValueError(
             f"{name}: settings are lists of quality and, if wanted, qoffset, not {grid!r}"
@@ -79,6 +78,8 @@ def conventional_settings(name: str, grid: Mapping[str, Sequence[float]]) -> lis
             raise ValueError(
                 f"{name}: {key} is a list of numbers from {low} to {high}, not {values!r}"
             )
+    if not codec.has_roi and any(grid.get("qoffset", ())):
+        raise ValueError(f"{name}: this codec has no ROI here; its qoffset is 0")
     return [
         {"quality": quality, "qoffset": qoffset}
         for quality, qoffset in product(grid["quality"], grid.get("qoffset", [0.0]))

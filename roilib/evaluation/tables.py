@@ -28,10 +28,11 @@ def table_of(rows: list[dict]) -> pd.DataFrame:
 
 
 def rate_table(records: list[dict]) -> pd.DataFrame:
-    """One row a codec and setting: mean bpp and MS-SSIM, PSNRs pooled and as means over pictures.
+    """One row a codec and setting: PSNRs pooled and as means over pictures, all else as means.
 
     Pooled PSNRs (dB) are over all pictures' pixels together. `car_psnr`, `pedestrian_psnr` and
-    `cyclist_psnr` are over the boxes of that class, if any picture has some.
+    `cyclist_psnr` are over the boxes of that class, if any picture has some. `yuv_psnr_mean`, the
+    same of ROI and background, `haarpsi` and `roi_haarpsi` are there if the records have them.
     """
     points: dict[tuple, list[dict]] = {}
     for r in records:
@@ -44,6 +45,7 @@ def rate_table(records: list[dict]) -> pd.DataFrame:
             name: pd.Series([r.get(name) for r in group], dtype=float).mean()
             for name in ("bpp", "bpp_estimated", "ms_ssim")
         }
+        means |= _later_measures(group)
         classes = [
             f"{name.lower()}_"
             for name in BENCHMARK
@@ -67,6 +69,19 @@ def rate_table(records: list[dict]) -> pd.DataFrame:
         if any(name in row for row in rows)
     ]
     return table_of(rows).sort_values(order, ignore_index=True)
+
+
+def _later_measures(group: list[dict]) -> dict[str, float]:
+    """Means of the measures that records of earlier versions lack."""
+    found = {}
+    for part in ("", "roi_", "bg_"):
+        if all(f"{part}yuv_psnr" in r for r in group):
+            known = [r[f"{part}yuv_psnr"] for r in group if r[f"{part}count"]]
+            found[f"{part}yuv_psnr_mean"] = pd.Series(known, dtype=float).mean(skipna=False)
+    for name in ("haarpsi", "roi_haarpsi"):
+        if all(name in r for r in group):
+            found[name] = pd.Series([r[name] for r in group], dtype=float).mean()
+    return found
 
 
 def _mean_psnr(group: list[dict], part: str) -> float:
@@ -165,7 +180,10 @@ RATE_COLUMNS = {
     "bpp": "bpp",
     "roi_psnr": "ROI dB",
     "bg_psnr": "background dB",
+    "yuv_psnr_mean": "YUV dB",
     "ms_ssim": "MS-SSIM",
+    "haarpsi": "HaarPSI",
+    "roi_haarpsi": "ROI HaarPSI",
 }
 KNOB_COLUMNS = {
     "lmbda": "λ",
@@ -253,7 +271,7 @@ FORMATS = {  # columns of each format; all others have two digits
     ".0f": "delay_p95 encode encode_p95 decode decode_p95",
     ".1f": "roi_bd_rate bd_rate agnostic_ap50_loss agnostic_ap50_loss_low agnostic_ap50_loss_high",
     ".3f": "bpp bpp_roi_vbr agnostic_ap50",
-    ".4f": "ms_ssim",
+    ".4f": "ms_ssim haarpsi roi_haarpsi",
 }
 DIGITS = {name: form for form, names in FORMATS.items() for name in names.split()}
 
@@ -354,10 +372,11 @@ def _cell(name: str, value: object) -> str:
 
 
 def markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
-    """Return the columns (name → heading) of a table as Markdown; a dash for no number.
+    """Return the columns (name → heading) that a table has as Markdown; a dash for no number.
 
     pandas' `to_markdown` pads every column, so that one longer number would change all lines.
     """
+    columns = {name: heading for name, heading in columns.items() if name in table}
     body = [[_cell(name, row[name]) for name in columns] for _, row in table.iterrows()]
     lines = [list(columns.values()), ["---"] * len(columns), *body]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

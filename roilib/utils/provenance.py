@@ -21,8 +21,8 @@ from roilib.utils.processes import cores
 HERE = Path(__file__).parent.parent  # the package
 PACKAGES = (  # whose versions can change results
     *("torch", "torchvision", "lightning-fabric", "compressai", "constriction", "ultralytics"),
-    *("numpy", "scipy", "pandas", "bjontegaard", "pytorch-msssim", "av", "pillow"),
-    *("pillow-jxl-plugin", "safetensors", "matplotlib", "seaborn", "trimesh", "embreex"),
+    *("numpy", "scipy", "pandas", "bjontegaard", "pytorch-msssim", "piq", "av"),
+    *("pillow", "pillow-jxl-plugin", "safetensors", "matplotlib", "seaborn", "trimesh", "embreex"),
 )
 
 

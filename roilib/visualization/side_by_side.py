@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from roilib.codecs.conventional import CRFS, QUALITIES, ConventionalCodec
+from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.protocol import DoesNotFit, ImageCodec
 from roilib.codecs.registry import CODEC_NAMES, uniform_strength
 from roilib.codecs.roic import Codec, load_codec
@@ -203,7 +203,7 @@ def _within(
         knob, worst = {"alpha": strength}, {"lmbda": LMBDA_MIN}
     else:
         knob = {"qoffset": strength}
-        worst = {"quality": CRFS[0] if codec.is_video else QUALITIES[0]}
+        worst = {"quality": codec.qualities[0]}
     try:
         return codec.encode_within(original, boxes, max_bytes, **knob)
     except DoesNotFit:

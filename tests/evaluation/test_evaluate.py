@@ -389,3 +389,14 @@ def test_the_profiles_conventional_codecs_have_settings(path):
         assert len(conventional_settings(name, grid)) == len(grid["quality"]) * len(
             grid.get("qoffset", [0])
         )
+
+
+def test_roi_strengths_of_codecs_without_roi_are_refused():
+    for name in ("svtav1 6 4:2:0", "jpeg"):
+        assert conventional_settings(name, {"quality": [30], "qoffset": [0]})
+        with pytest.raises(ValueError, match=f"{name}: this codec has no ROI"):
+            conventional_settings(name, {"quality": [30], "qoffset": [0, -0.2]})
+    with pytest.raises(ValueError, match="quality is a list of numbers from 1 to 63"):
+        conventional_settings("svtav1 6 4:2:0", {"quality": [0]})
+    with pytest.raises(ValueError, match="quality is a list of numbers from 0 to 51"):
+        conventional_settings("x265 medium 4:2:0", {"quality": [52]})

@@ -5,10 +5,13 @@ import pytest
 
 from roilib.codecs.registry import LOOKS, codec_label, look, strength_label
 from roilib.evaluation.tables import (
+    RATE_COLUMNS,
     by_strength,
     drawn,
     headline_table,
+    markdown,
     ranked,
+    rate_table,
     read_table,
     table_of,
     write_tables,
@@ -74,6 +77,42 @@ def test_curves_come_mildest_first_and_by_rate():
     assert by_strength(pd.DataFrame()) == {}
 
 
+def point(**measures):
+    parts = {f"{part}{name}": v for part in ("", "roi_", "bg_") for name, v in PSNR.items()}
+    setting = {"quality": 30, "qoffset": 0.0}
+    return (
+        {"codec": "x265 medium", "setting": setting, "bpp": 0.2, "ms_ssim": 0.9} | parts | measures
+    )
+
+
+PSNR = {"psnr": 30.0, "sse": 100.0, "count": 3}
+LATER = {"yuv_psnr": 31.0, "roi_yuv_psnr": 33.0, "bg_yuv_psnr": 30.5, "haarpsi": 0.8}
+LATER |= {"roi_haarpsi": 0.9}
+
+
+def test_measures_that_earlier_records_lack_are_means_or_left_out():
+    new = point(**LATER), point(**LATER | {"yuv_psnr": 32.0, "roi_haarpsi": None})
+    (row,) = rate_table(list(new)).to_dict("records")
+    assert (row["yuv_psnr_mean"], row["roi_yuv_psnr_mean"]) == (31.5, 33)
+    assert (row["haarpsi"], row["roi_haarpsi"]) == (0.8, 0.9)
+    assert "| 31.50 | 0.9000 | 0.8000 | 0.9000 |" in markdown(rate_table(list(new)), RATE_COLUMNS)
+    old = rate_table([point(), point()])
+    assert not {"yuv_psnr_mean", "haarpsi", "roi_haarpsi"} & set(old)
+    assert markdown(old, RATE_COLUMNS).splitlines()[0].endswith("| MS-SSIM |")
+    other = {"codec": "jpeg"}
+    both = rate_table([*new, point() | other]).set_index("codec")
+    assert both["haarpsi"].isna().to_dict() == {"jpeg": True, "x265 medium": False}
+    assert markdown(both.reset_index(), RATE_COLUMNS).splitlines()[2].endswith("| – | – |")
+
+
+def test_a_codec_without_error_has_no_mean_yuv_psnr():
+    table = rate_table([point(**LATER), point(**LATER | {"yuv_psnr": None})])
+    assert table["yuv_psnr_mean"].isna().all()
+    without_roi = LATER | {"roi_yuv_psnr": None, "roi_count": 0, "roi_psnr": None, "roi_sse": 0.0}
+    table = rate_table([point(**LATER), point(**without_roi)])
+    assert table["roi_yuv_psnr_mean"].tolist() == [33]
+
+
 def test_missing_tables_are_empty_and_damaged_ones_named(tmp_path):
     assert read_table(tmp_path, "rates").empty
     (tmp_path / "rates.csv").write_bytes(b"\xff\xfe\x00")
@@ -99,6 +138,10 @@ def test_of_a_video_encoder_one_preset_is_drawn():
         "x264 medium",
         "jpeg",
         "roi_vbr",
+    ]
+    assert shown("svtav1 10 4:2:0", "svtav1 6 4:2:0", "x265 medium 4:2:0", "x265 medium") == [
+        "svtav1 6 4:2:0",
+        "x265 medium",
     ]
     assert shown("x264 ultrafast+zerolatency", "roi_vbr", "roi_vbr (fixed_rate)") == [
         "x264 ultrafast+zerolatency",
