@@ -141,19 +141,37 @@ def rate_order_table(records: list[dict]) -> pd.DataFrame:
 def speed_table(speed: Mapping) -> pd.DataFrame:
     """One row a codec and device, slowest first: milliseconds a frame, medians and p95.
 
-    speed: the JSON of benchmarks/codec.py.
+    speed: the JSON of benchmarks/codec.py. One of several frame sizes and numbers of threads has a
+    row for each, in the columns `frame` and `threads`; one of an earlier version has no such
+    columns.
     """
-    times = (
-        pd.DataFrame(speed["rows"])
-        .query("stage == 'total'")
-        .set_index(["codec", "device", "operation"])[["median", "p95"]]
-        * 1000
-    )
-    wide = times.unstack()
+    table = pd.DataFrame(speed["rows"]).query("stage == 'total'")
+    if "frame" in table:
+        table = table.assign(frame=[f"{width}×{height}" for height, width in table["frame"]])
+    conditions = [name for name in ("frame", "threads") if name in table]
+    keys = [*conditions, "codec", "device", "operation"]
+    wide = (table.set_index(keys)[["median", "p95"]] * 1000).unstack()
     wide.columns = [
         operation if name == "median" else f"{operation}_p95" for name, operation in wide.columns
     ]
-    return wide.sort_values("encode", ascending=False).reset_index()
+    rank = {frame: i for i, frame in enumerate(table.get("frame", pd.Series(dtype=str)).unique())}
+    return wide.reset_index().sort_values(
+        [*conditions, "encode"],
+        ascending=[True] * len(conditions) + [False],
+        key=lambda column: column.map(rank) if column.name == "frame" else column,
+        ignore_index=True,
+    )
+
+
+def speed_in_short(speed: Mapping) -> dict:
+    """Keep the rows of the first frame size at the most threads; speed: as of `speed_table`."""
+    rows = speed.get("rows", [])
+    if not rows or "threads" not in rows[0]:
+        return dict(speed)
+    frame, threads = rows[0]["frame"], max(row["threads"] for row in rows)
+    kept = [row for row in rows if (row["frame"], row["threads"]) == (frame, threads)]
+    names = rows[0].keys() - {"frame", "threads"}
+    return {**speed, "rows": [{name: row[name] for name in names} for row in kept]}
 
 
 def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -251,6 +269,8 @@ ONE_RATE_COLUMNS = {
     "difference": "difference %",
 }
 SPEED_COLUMNS = {
+    "frame": "frame",
+    "threads": "threads",
     "codec": "codec",
     "encode": "encode ms",
     "encode_p95": "p95",
@@ -264,8 +284,8 @@ COMPLEXITY_COLUMNS = {
     "parameters": "parameters in millions",
 }
 FORMATS = {  # columns of each format; all others have two digits
-    "": "codec label anchor_label theirs_label detector",
-    "d": "frames over dropped late lost affected reached hull",
+    "": "codec label anchor_label theirs_label detector frame",
+    "d": "threads frames over dropped late lost affected reached hull",
     "g": "lmbda alpha quality qoffset",
     ".3g": "strength",
     ".0f": "delay_p95 encode encode_p95 decode decode_p95",

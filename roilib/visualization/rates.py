@@ -24,7 +24,7 @@ from roilib.codecs.registry import (
     uniform_strength,
 )
 from roilib.evaluation.comparisons import LOSSES, at_loss, nearest_strength
-from roilib.evaluation.tables import by_strength, drawn, in_order
+from roilib.evaluation.tables import by_strength, drawn, in_order, speed_in_short
 
 AXES = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)", "psnr": "PSNR (dB)"}
 RATE = "bits per pixel"
@@ -227,9 +227,10 @@ def _detection_line(
 def latency(speed: dict) -> Figure | None:
     """Median milliseconds of encoding and decoding, with a line to the 95th percentile.
 
-    Ours is shown by stage, without and with the detector; speed: the JSON of benchmarks/codec.py.
+    Ours is shown by stage, without and with the detector; speed: the JSON of benchmarks/codec.py,
+    of which the first frame size and the most threads are drawn.
     """
-    table = pd.DataFrame(speed.get("rows", []))
+    table = pd.DataFrame(speed_in_short(speed).get("rows", []))
     if table.empty:
         return None
     parts = table[(table["stage"] != "total") & (table["operation"] == "encode")]

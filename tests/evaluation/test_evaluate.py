@@ -103,6 +103,9 @@ def test_records_measure_what_was_decoded(trained, tiny_kitti):
     assert record["car_psnr"] == pytest.approx(psnr_from_mse(error[car].mean(), 255))
     assert record["car_count"] + record["pedestrian_count"] >= record["roi_count"]
     assert (record["cyclist_psnr"], record["cyclist_count"]) == (None, 0)
+    assert 0 < record["haarpsi"] < 1
+    assert 0 < record["roi_haarpsi"] < 1
+    assert record["roi_yuv_psnr"] != record["yuv_psnr"] != record["bg_yuv_psnr"]
     assert all(value > 0 for value in times["seconds"].values())
 
 

@@ -6,6 +6,7 @@ import pytest
 from roilib.codecs.registry import LOOKS, codec_label, look, strength_label
 from roilib.evaluation.tables import (
     RATE_COLUMNS,
+    SPEED_COLUMNS,
     by_strength,
     drawn,
     headline_table,
@@ -13,6 +14,8 @@ from roilib.evaluation.tables import (
     ranked,
     rate_table,
     read_table,
+    speed_in_short,
+    speed_table,
     table_of,
     write_tables,
 )
@@ -111,6 +114,38 @@ def test_a_codec_without_error_has_no_mean_yuv_psnr():
     without_roi = LATER | {"roi_yuv_psnr": None, "roi_count": 0, "roi_psnr": None, "roi_sse": 0.0}
     table = rate_table([point(**LATER), point(**without_roi)])
     assert table["roi_yuv_psnr_mean"].tolist() == [33]
+
+
+def speed_rows(**condition):
+    names = ("codec", "operation", "median")
+    values = [("a", "encode", 0.1), ("a", "decode", 0.2), ("b", "encode", 0.3)]
+    more = {"device": "cpu", "stage": "total", "p95": 0.4} | condition
+    return [dict(zip(names, row, strict=True)) | more for row in values]
+
+
+def test_speeds_of_an_earlier_version_have_no_sizes_and_threads():
+    speed = {"rows": speed_rows()}
+    assert speed_in_short(speed) == speed
+    assert markdown(speed_table(speed), SPEED_COLUMNS).splitlines() == [
+        "| codec | encode ms | p95 | decode ms | p95  |",
+        "| --- | --- | --- | --- | --- |",
+        "| b | 300 | 400 | – | – |",
+        "| a | 100 | 400 | 200 | 400 |",
+    ]
+
+
+def test_speeds_are_by_size_and_threads_and_in_short_of_the_first_size():
+    conditions = [(frame, n) for frame in ([375, 1242], [96, 100]) for n in (1, 2)]
+    rows = [row for f, n in conditions for row in speed_rows(frame=f, threads=n)]
+    table = speed_table({"rows": rows})
+    assert table["frame"].unique().tolist() == ["1242×375", "100×96"]
+    assert table["threads"].tolist() == [1, 1, 2, 2] * 2
+    assert table["codec"].tolist() == ["b", "a"] * 4
+    lines = markdown(table, SPEED_COLUMNS).splitlines()
+    assert lines[0] == "| frame | threads | codec | encode ms | p95 | decode ms | p95  |"
+    assert lines[3] == "| 1242×375 | 1 | a | 100 | 400 | 200 | 400 |"
+    short = speed_table(speed_in_short({"rows": rows}))
+    assert short.equals(speed_table({"rows": speed_rows()}))
 
 
 def test_missing_tables_are_empty_and_damaged_ones_named(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from conftest import REPOSITORY, street
 
 from roilib.codecs.roic import load_codec
+from roilib.utils.pretrained import PRETRAINED_BASELINE, pretrained
 
 
 def script(name):
@@ -29,9 +30,12 @@ def benchmark():
 def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch):
     monkeypatch.setattr(benchmark, "BOXES", ((20, 20, 60, 60),))
     frames = [street(0), street(1)]
-    times, model = benchmark.measure(
-        frames, vbr_run.weights, 2, {"lmbda": 0.012, "alpha": 0.9}, ["cpu"]
-    )
+    knobs, conditions = {"lmbda": 0.012, "alpha": 0.9}, [((96, 160), 1), ((70, 200), 2)]
+    before = torch.get_num_threads()
+    found, model = benchmark.measure(frames, vbr_run.weights, 2, knobs, ["cpu"], conditions)
+    assert list(found) == conditions
+    assert torch.get_num_threads() == before
+    times = found[conditions[1]]
     assert len(model) == 8
     assert {len(values) for values in times.values()} == {4}  # rounds x frames, none of the warm-up
     for operation in ("encode", "decode"):
@@ -45,14 +49,42 @@ def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch)
             stages["total"]
         )
         assert all((values > 0).all() for values in stages.values())
-    rows = benchmark.summary(times)
+    rows = benchmark.summary(found)
+    assert [(r["frame"], r["threads"]) for r in (rows[0], rows[-1])] == [
+        ([96, 160], 1),
+        ([70, 200], 2),
+    ]
     assert {row["codec"] for row in rows} == {
         "roi_vbr",
         "roi_vbr + detector",
-        benchmark.BASELINE,
+        benchmark.TRAINED,
+        benchmark.RANDOM,
         *benchmark.CONVENTIONAL,
     }
     assert all(0 < row["median"] <= row["p95"] <= row["p99"] for row in rows)
+
+
+def test_frames_keep_their_pixels_at_every_size(benchmark):
+    frame = np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)
+    assert benchmark.size_of("1242x375") == (375, 1242)
+    assert np.array_equal(benchmark.fitted(frame, (4, 6)), frame[:4, :6])
+    larger = benchmark.fitted(frame, (12, 20))
+    assert larger.shape == (12, 20, 3)
+    assert np.array_equal(larger[:5, :8], frame)
+    assert np.array_equal(larger[5:10, :8], frame[::-1])
+
+
+def test_the_baseline_has_the_trained_weights(benchmark):
+    models = benchmark.baselines()
+    ours = load_codec(pretrained(PRETRAINED_BASELINE)).model
+    trained = models[benchmark.TRAINED]
+    assert (trained.N, trained.M) == (64, 96)
+    for name, value in ours.named_parameters():
+        assert torch.equal(trained.get_parameter(name), value)
+    x = torch.from_numpy(street(0)).permute(2, 0, 1)[None] / 255
+    coded = trained.compress(x[..., :64, :128])
+    x_hat = trained.decompress(coded["strings"], coded["shape"])["x_hat"]
+    assert ((x_hat - x[..., :64, :128]) ** 2).mean() < 0.01  # untrained weights return noise
 
 
 def test_a_convolution_has_a_mac_for_each_weight_and_pixel():

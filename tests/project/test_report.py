@@ -231,6 +231,36 @@ def test_a_section_for_every_file_and_none_without(full, full_text, tmp_path):
         build.build(tmp_path / "least", tmp_path / "none", tmp_path / "least.pdf")
 
 
+@pytest.mark.slow
+def test_sizes_and_threads_of_speeds_and_later_measures_are_shown_where_they_are(full, tmp_path):
+    shutil.copytree(full, tmp_path / "full")
+    rates = pd.read_csv(full / "rates.csv").assign(yuv_psnr_mean=33.217, haarpsi=0.81234)
+    rates.to_csv(tmp_path / "full" / "rates.csv", index=False)
+    speed = json.loads((full / "speed.json").read_text())
+    rows = [
+        row | {"frame": frame, "threads": threads, "median": (100 * i + 10 * threads + 7) / 1000}
+        for i, frame in enumerate(([375, 1242], [1080, 1920]))
+        for threads in (1, 2)
+        for row in speed["rows"]
+    ]
+    about = {"rows": rows, "frames": 31, "warm_up": 3}
+    write(tmp_path / "full" / "speed.json", about)
+    text = text_of(tmp_path / "full", tmp_path / "none", tmp_path / "full.pdf")
+    for shown in ("YUV dB", "33.22", "HaarPSI", "0.8123", "1242×375: encode", "1920×1080: encode"):
+        assert shown in text
+    for milliseconds in (17, 27, 117, 127):
+        assert f"{milliseconds} (173)" in text
+    assert latency_bars(about) == latency_bars({"rows": [r for r in rows if r["median"] == 0.027]})
+
+
+def latency_bars(speed):
+    """How many bars the figure of speeds has."""
+    figure = figures.latency(speed)
+    count = len(figure.axes[0].patches)
+    pictures.plt.close(figure)
+    return count
+
+
 SHOWN = {
     "rates": ["bpp", "roi_psnr", "bg_psnr", "ms_ssim"],
     "equal_background": ["roi_bd_rate", "low", "high", "strength"],
