@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from roilib.codecs.registry import CODEC_NAMES
 from roilib.evaluation.bd_rate import (
     MIN_POINTS,
     akima_slopes,
@@ -28,12 +29,23 @@ from roilib.evaluation.bd_rate import (
     interpolate,
     pchip_slopes,
 )
-from roilib.evaluation.bootstrap import COUNT, MEAN, PARTS, Curve, curves, with_interval
+from roilib.evaluation.bootstrap import (
+    COUNT,
+    MEAN,
+    PARTS,
+    Curve,
+    curves,
+    resamples,
+    with_interval,
+)
+from roilib.metrics import pooled_psnr
 from roilib.utils.files import read_json
 
 LOSSES = (0.3, 0.5, 1.0)  # dB of background BD-PSNR at which codecs are compared
 HULL_BPP = (0.1, 0.5)  # rates of the points that `byte_ratio_tables` compares
 MIN_KNOTS = 3  # points that PCHIP needs
+WITH_FEATURES = "hyperprior_with_obj_features"
+ZERO_HOOKS = f"{WITH_FEATURES} (zero_hooks)"
 OUTSIDE = "no comparable strengths on both sides of this loss"
 
 
@@ -401,6 +413,59 @@ def byte_ratio_tables(
             | {"bpp_low": bpp[0], "bpp_high": bpp[1], "pictures": ours.members[0].pictures}
         )
     return pd.DataFrame(summary), pd.DataFrame(points)
+
+
+def cost_table(records: list[dict], count: int = COUNT) -> pd.DataFrame:
+    """What the paper's models pay, in the terms of the loss that they were trained on.
+
+        cost = bpp + λ · mean(weight · squared error),   mean over pictures, of real bytes
+
+    So one number weighs bytes, ROI and background as the training did. One row a model, λ and α:
+    `cost`, and `difference` (%), how much less or more than the model with zero hooks that was
+    trained on the same loss. The seeds of a model are averaged; intervals are of resampled pictures
+    and seeds. Only trainings by the default loss are in the table.
+    """
+    found: dict[tuple, dict[int, list[dict]]] = {}
+    for r in records:
+        setting = r["setting"]
+        known = r["codec"].startswith((WITH_FEATURES, "hyperprior_eval")) and "seed" in setting
+        if known and (setting["loss_form"], setting["metric"]) == ("corrected", "mse"):
+            model = (setting["lmbda"], setting["alpha"], r["codec"])
+            found.setdefault(model, {}).setdefault(setting["seed"], []).append(r)
+    costs = {model: _costs(seeds, count, i) for i, (model, seeds) in enumerate(found.items())}
+    table = []
+    for (lmbda, alpha, codec), seeds in sorted(found.items()):
+        same = [r for rs in seeds.values() for r in rs]
+        cost, zeros = (costs.get((lmbda, alpha, name)) for name in (codec, ZERO_HOOKS))
+        difference = np.full(len(cost), np.nan)
+        if zeros is not None and codec != ZERO_HOOKS:
+            difference = 100 * (cost / zeros - 1)
+        table.append(
+            {"codec": codec, "label": CODEC_NAMES.get(codec, codec), "lmbda": lmbda, "alpha": alpha}
+            | {"bpp": float(np.mean([r["bpp"] for r in same]))}
+            | {f"{part}psnr": pooled_psnr(same, part) for part in ("roi_", "bg_")}
+            | with_interval("cost", cost)
+            | with_interval("difference", difference, "low", "high")
+            | {"seeds": len(seeds), "pictures": len(same) // len(seeds)}
+        )
+    return pd.DataFrame(table)
+
+
+def _costs(seeds: dict[int, list[dict]], count: int, stream: int) -> np.ndarray:
+    """(1 + count,) mean costs: of all, then of resamples; `stream` draws this model's seeds."""
+    costs = np.array([[_cost(r) for r in sorted(rs, key=_image)] for rs in seeds.values()])
+    pictures, drawn = resamples(costs.shape[1], count), resamples(len(costs), count, 1 + stream)
+    return np.einsum("bs,sp,bp->b", drawn, costs, pictures) / costs.size
+
+
+def _image(record: dict) -> str:
+    return record["image"]
+
+
+def _cost(record: dict) -> float:
+    alpha, lmbda = record["setting"]["alpha"], record["setting"]["lmbda"]
+    weighted = 2 * (alpha * record["roi_sse"] + (1 - alpha) * record["bg_sse"])
+    return record["bpp"] + lmbda * weighted / record["count"]
 
 
 def hull(codec: Family, bpp: tuple[float, float]) -> list[tuple[int, int]]:
