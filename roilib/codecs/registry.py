@@ -5,11 +5,11 @@ from roilib.parameters import Parameters
 CODEC_NAMES = {  # our codecs in the order of the paper's figures → label
     "hyperprior": "baseline",
     "hyperprior_eval_with_objs": "baseline",
-    "hyperprior_with_obj_features (zero_hooks)": "ROI loss, zero hooks",
-    "hyperprior_with_obj_features (mask_hooks)": "ROI loss, mask hooks",
-    "hyperprior_with_obj_features (mask_hooks, decoder_roi)": "ROI loss, mask on both sides",
-    "hyperprior_with_obj_features": "ROI loss, object features",
-    "hyperprior_with_obj_features (sft)": "ROI loss, features by scale and shift",
+    "hyperprior_with_obj_features (zero_hooks)": "zero hooks",
+    "hyperprior_with_obj_features (mask_hooks)": "mask hooks",
+    "hyperprior_with_obj_features (mask_hooks, decoder_roi)": "mask on both sides",
+    "hyperprior_with_obj_features": "object features",
+    "hyperprior_with_obj_features (sft)": "features by scale and shift",
     "roi_vbr": "roi_vbr",
     "roi_vbr (fixed_rate)": "roi_vbr, one rate each",
 }

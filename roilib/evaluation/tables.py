@@ -158,6 +158,7 @@ def rows(table: pd.DataFrame) -> list[dict]:
 
 
 # Columns of tables → headings, for `shown` and `markdown`.
+BOUNDS = {"low": "95 % from", "high": "to"}
 RATE_COLUMNS = {
     "label": "codec",
     "lmbda": "λ",
@@ -167,6 +168,18 @@ RATE_COLUMNS = {
     "bg_psnr": "background dB",
     "ms_ssim": "MS-SSIM",
 }
+COST_COLUMNS = {
+    "label": "codec",
+    "lmbda": "λ",
+    "alpha": "α",
+    "bpp": "bpp",
+    "roi_psnr": "ROI dB",
+    "bg_psnr": "background dB",
+    "cost": "cost",
+    "difference": "cost against zero hooks %",
+    **BOUNDS,
+    "seeds": "seeds",
+}
 KNOB_COLUMNS = {
     "lmbda": "λ",
     "alpha": "α",
@@ -174,7 +187,6 @@ KNOB_COLUMNS = {
     "qoffset": "qoffset",
     "bpp": "bpp",
 }
-BOUNDS = {"low": "95 % from", "high": "to"}
 TRADE_COLUMNS = {
     "label": "codec",
     "strength": "α or qoffset",
@@ -247,12 +259,12 @@ COMPLEXITY_COLUMNS = {
 }
 FORMATS = {  # columns of each format; all others have two digits
     "": "codec label anchor_label theirs_label detector",
-    "d": "frames over dropped late lost affected reached hull",
+    "d": "frames over dropped late lost affected reached hull seeds",
     "g": "lmbda alpha quality qoffset",
     ".3g": "strength",
     ".0f": "delay_p95 encode encode_p95 decode decode_p95",
     ".1f": "roi_bd_rate bd_rate agnostic_ap50_loss agnostic_ap50_loss_low agnostic_ap50_loss_high",
-    ".3f": "bpp bpp_roi_vbr agnostic_ap50",
+    ".3f": "bpp bpp_roi_vbr cost agnostic_ap50",
     ".4f": "ms_ssim",
 }
 DIGITS = {name: form for form, names in FORMATS.items() for name in names.split()}
