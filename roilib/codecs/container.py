@@ -34,7 +34,7 @@ BOX_BITS = 14  # of a coordinate, 0 … 8192
 
 @dataclass(frozen=True)
 class Header:
-    """What a stream says of itself.
+    """The fields of a stream's header.
 
     lmbda, alpha: indices of roilib.roi. boxes (K, 5): integers as in `roi.importance_map`. lengths:
     bytes of each latent's string. symbols: checksum of the decoded symbols.
@@ -51,7 +51,7 @@ class Header:
     version: int = 1
 
     def pack(self, strings: Sequence[bytes]) -> bytes:
-        """Return the whole stream; strings: one a latent, of the header's `lengths`."""
+        """Return the whole stream; strings: one per latent, of the header's `lengths`."""
         fixed = FIXED.pack(
             MAGIC,
             self.version,
@@ -71,7 +71,7 @@ class Header:
     def unpack(cls, data: bytes) -> tuple["Header", list[bytes]]:
         """Return the header and the strings of a whole stream.
 
-        Raises ValueError with one line for anything that no encoder wrote.
+        Raises ValueError with one line for data that no encoder wrote.
         """
         if not isinstance(data, bytes | bytearray | memoryview) or data[:4] != MAGIC:
             raise ValueError("not a .roic stream")
@@ -107,9 +107,9 @@ class Header:
         return header, strings
 
     def describe(self) -> dict:
-        """Return what `roilib info` shows.
+        """Return the fields that `roilib info` shows.
 
-        Sizes in pixels and bytes, λ and α, boxes as [x0, y0, x1, y1, importance].
+        Sizes are in pixels and bytes, boxes are [x0, y0, x1, y1, importance].
         """
         return {
             "version": self.version,
@@ -117,7 +117,7 @@ class Header:
             "height": self.height,
             "width": self.width,
             "lmbda": round(float(roi.lmbda_of(self.lmbda)), 6),
-            "alpha": self.alpha / roi.ALPHA_ONE,
+            "alpha": round(self.alpha / roi.ALPHA_ONE, 4),
             "boxes": [[*box[:4], round(box[4] / roi.FULL, 3)] for box in self.boxes.tolist()],
             "latent_bytes": list(self.lengths),
             "symbols_checksum": f"{self.symbols:08x}",

@@ -28,7 +28,7 @@ def table_of(rows: list[dict]) -> pd.DataFrame:
 
 
 def rate_table(records: list[dict]) -> pd.DataFrame:
-    """One row a codec and setting: mean bpp and MS-SSIM, PSNRs pooled and as means over pictures.
+    """One row per codec and setting: mean bpp and MS-SSIM, pooled and mean PSNRs.
 
     Pooled PSNRs (dB) are over all pictures' pixels together. `car_psnr`, `pedestrian_psnr` and
     `cyclist_psnr` are over the boxes of that class, if any picture has some.
@@ -124,7 +124,7 @@ def rate_order_table(records: list[dict]) -> pd.DataFrame:
 
 
 def speed_table(speed: Mapping) -> pd.DataFrame:
-    """One row a codec and device, slowest first: milliseconds a frame, medians and p95.
+    """One row per codec and device, slowest first: milliseconds per frame, medians and p95.
 
     speed: the JSON of benchmarks/codec.py.
     """
@@ -268,7 +268,7 @@ HEADLINE = {"x265 slow": "x265 slow", "x265 medium": "x265 medium", "x264 slow":
 def headline_table(
     ratios: pd.DataFrame, bd_rates: pd.DataFrame, codecs: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """Return roi_vbr against other codecs in a few words; a dash for what was not measured.
+    """Compare roi_vbr with other codecs in a short table; a dash where nothing was measured.
 
     ratios: of `comparisons.byte_ratio_tables`; bd_rates: of `comparisons.bd_table`. codecs: name →
     label; None: every codec that can be compared with all pixels alike, the strongest first.
@@ -309,7 +309,7 @@ def _first(table: pd.DataFrame, **where: str) -> dict:
 def _interval(row: Mapping, name: str, form: str, unit: str = "", bounds: str = "") -> str:
     """Return a value with its interval, where there is one; a dash for no value.
 
-    bounds: what "low" and "high" follow in the names of the interval's columns.
+    bounds: the prefix of the interval's columns, `…low` and `…high`.
     """
     if pd.isna(row.get(name)):
         return "–"
@@ -336,7 +336,7 @@ def ranked(table: pd.DataFrame, columns: dict[str, str], value: str, form: str, 
 
 
 def shown(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    """Round the columns (name → heading) that hold any value, for a notebook; a dash for none."""
+    """Format the columns (name → heading) that hold any value, for a notebook; a dash for NaN."""
     there = {
         name: heading
         for name, heading in columns.items()
@@ -364,7 +364,7 @@ def markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
 
 
 def run_table(runs: list[Run]) -> pd.DataFrame:
-    """One row a run: the parameters in which the runs differ, its state, its last test means."""
+    """One row per run: the parameters in which the runs differ, its state, its last test means."""
     values = pd.DataFrame(
         [r.parameters.model_dump(exclude=WITHOUT_EFFECT) for r in runs],
         index=[r.folder.name for r in runs],
@@ -404,7 +404,7 @@ def by_strength(rates: pd.DataFrame) -> dict[str, dict[float, pd.DataFrame]]:
 
 
 def drawn(rates: pd.DataFrame) -> pd.DataFrame:
-    """Keep the rows that figures have room for: one preset of a video codec."""
+    """Keep the rows that figures show: one preset of each video codec."""
     presets: dict[str, list[str]] = {}
     for codec in in_order(rates):
         video = codec.partition(" ")[0] if codec not in CODEC_NAMES else codec

@@ -6,7 +6,7 @@
 
 All get the same boxes. A live encoder uses motion compensation; its rate control (VBV) knows the
 link's rate and the bucket's size, and starts anew, with a keyframe, when the rate has changed.
-No receiver asks for anything to be sent again.
+Receivers never ask for retransmission.
 """
 
 from collections.abc import Callable

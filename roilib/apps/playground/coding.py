@@ -1,10 +1,10 @@
-"""A picture coded on request, by our codec and by a conventional one: the playground's engine.
+"""The playground's engine: codes a picture on request, with our codec and a conventional one.
 
     Request ──► Newest (a thread) ──► Coder.answer ──► Result: ours
                                                            └─► with the bit map
                                                            └─► with a conventional codec
 
-A newer request replaces one that waits, and stops the one in work at its next step.
+A newer request replaces a waiting one, and stops the one being coded at its next step.
 """
 
 import functools
@@ -58,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """What a codec made of a picture: uint8 (H, W, 3), bytes, PSNRs in dB, seconds.
+    """A picture coded by a codec: decoded uint8 (H, W, 3), bytes, PSNRs in dB, seconds.
 
     A PSNR is None where there are no such pixels or no error.
     """
@@ -75,14 +75,14 @@ class Coded:
     decode: float
 
     def record(self) -> dict:
-        """Return what every run repeats, for files and tables: neither the picture nor times."""
+        """Return the reproducible fields for files and tables: neither the picture nor times."""
         names = ("codec", "setting", "bytes", "bpp", "psnr", "roi_psnr", "bg_psnr")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The answer to a request; bits: (h, w), of each 16x16 cell of the padded picture."""
+    """The answer to a request; bits: (h, w), bits of each 16x16 cell of the padded picture."""
 
     request: Request
     image: np.ndarray
@@ -93,7 +93,7 @@ class Result:
 
 
 class Coder:
-    """Answers requests; keeps the model, the detector and the latest detections at hand."""
+    """Answers requests; keeps the model, the detector and the latest detections in memory."""
 
     def __init__(self, codec: Codec | None = None):
         self.codec = codec or load_codec()
@@ -107,7 +107,7 @@ class Coder:
     def answer(
         self, request: Request, show: Callable[[Result | None], None] = lambda result: None
     ) -> Result:
-        """Code a picture, then what takes longer. Raises ValueError with one line.
+        """Code a picture, then its bit map and the other codec's. Raises ValueError with one line.
 
         show: called with each state of the result, and with None between them; an exception that it
         raises ends the work.
@@ -188,8 +188,8 @@ def code_within(
 ) -> Coded:
     """Code a picture by a codec of CONVENTIONAL at no more bytes than our `stream`, with our ROI.
 
-    Where even its worst quality takes more, that is returned. Importances are ignored: every box
-    counts as 1. before_each: as of `ConventionalCodec.search`.
+    If even the worst quality takes more, that one is returned. Importances are ignored: every box
+    counts as 1. before_each: as for `ConventionalCodec.search`.
     """
     header, codec = Header.unpack(stream)[0], ConventionalCodec(name)
     qoffset = 0.0

@@ -1,8 +1,8 @@
-"""The playground of notebook 07: controls, and a picture to draw regions on.
+"""The playground of notebook 07: controls, and a picture on which to draw regions.
 
     sliders, buttons, boxes ──► Request ──► Newest ──► Result ──► PictureView (widgets.js)
 
-Where nobody watches (papermill, nbconvert) `playground` returns a figure instead.
+Headless (papermill, nbconvert), `playground` returns a figure instead.
 """
 
 import io
@@ -199,7 +199,7 @@ class Playground(ui.VBox):
     def _show(self, result: Result) -> None:
         """Put a result on screen; called by the worker.
 
-        What it lacks as yet stays as it was, if that was of the same picture.
+        Parts that are not ready yet keep their last state, if that was of the same picture.
         """
         request, bits, other, before = result.request, result.bits, result.other, self._last
         if before is not None and before.image is result.image:
@@ -295,12 +295,12 @@ def watched() -> bool:
 
 
 def playground(coder: Coder, samples: Sequence[Sample], request: Request) -> Playground | Figure:
-    """Return the playground, or where nobody watches a figure of what it would show first.
+    """Return the playground, or when headless a figure of its first result.
 
-    Raises ValueError for what is wrong with the figure's request.
+    Raises ValueError for a wrong request of that figure.
     """
     if watched():
         return Playground(coder, samples, request)
     figure = draw_result(coder.answer(replace(request, bit_map=True)))
-    plt.close(figure)  # or the inline backend would show it a second time
+    plt.close(figure)  # else the inline backend shows it a second time
     return figure
