@@ -85,18 +85,20 @@ def boxes_of(
     return tracked
 
 
-def read(path: Path, depth: int | None = None) -> np.ndarray:
+def read(path: Path, depth: int | None = None, content: bytes | None = None) -> np.ndarray:
     """Read a picture, or standard input, as uint8 (H, W, 3). Raises ValueError naming it.
 
-    depth: as for `read_picture`.
+    depth: as for `read_picture`. content: the bytes of a file that is not on this machine.
     """
+    if content is None and path == STANDARD:
+        content = sys.stdin.buffer.read()
     try:
-        file = io.BytesIO(sys.stdin.buffer.read()) if path == STANDARD else path
-        return read_picture(file, depth).permute(1, 2, 0).contiguous().numpy()
+        pixels = read_picture(path if content is None else io.BytesIO(content), depth)
     except ValueError:
-        if path != STANDARD:
+        if content is None:
             raise
-        raise ValueError("standard input: not a readable picture") from None
+        raise ValueError(f"{name_of(path)}: not a readable picture") from None
+    return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
 def picture_bytes(path: Path, image: np.ndarray) -> bytes:

@@ -52,17 +52,9 @@ class Header:
 
     def pack(self, strings: Sequence[bytes]) -> bytes:
         """Return the whole stream; strings: one per latent, of the header's `lengths`."""
-        fixed = FIXED.pack(
-            MAGIC,
-            self.version,
-            self.model,
-            self.height,
-            self.width,
-            self.lmbda,
-            self.alpha,
-            len(self.boxes),
-            len(self.lengths),
-        )
+        picture = self.height, self.width, self.lmbda, self.alpha
+        counts = len(self.boxes), len(self.lengths)
+        fixed = FIXED.pack(MAGIC, self.version, self.model, *picture, *counts)
         numbers = map(U32.pack, (*self.lengths, self.symbols))
         body = b"".join([fixed, *numbers, *map(_pack_box, self.boxes.tolist()), *strings])
         return body + U32.pack(zlib.crc32(body))
@@ -83,12 +75,8 @@ class Header:
         if version not in VERSIONS:
             raise ValueError(f"a .roic stream of version {version}, this reads versions 1 and 2")
         start = FIXED.size + 4 * (latents + 1) + 8 * boxes
-        possible = (
-            1 <= height <= MAX_SIDE
-            and 1 <= width <= MAX_SIDE
-            and lmbda <= roi.Q_MAX
-            and alpha <= roi.ALPHA_ONE
-        )
+        possible = all(1 <= side <= MAX_SIDE for side in (height, width))
+        possible &= lmbda <= roi.Q_MAX and alpha <= roi.ALPHA_ONE
         if not possible or not 1 <= latents <= MAX_LATENTS or start + 4 > len(data):
             raise ValueError("a .roic header with values that no encoder writes")
         *lengths, symbols = struct.unpack_from(f"<{latents + 1}I", data, FIXED.size)

@@ -94,11 +94,8 @@ def identity(record: dict) -> tuple[str, str, float, bool, bool]:
     trained = "lmbda" in setting
     knob = next((name for name in STRENGTHS if name in setting), None)
     strength = setting[knob] if knob and codec not in BASELINES else 0.5 if trained else 0.0
-    changed = {
-        k: v
-        for k, v in setting.items()
-        if k in TRAININGS and v != Parameters.model_fields[k].default
-    }
+    defaults = {name: Parameters.model_fields[name].default for name in TRAININGS}
+    changed = {k: v for k, v in setting.items() if k in defaults and v != defaults[k]}
     training = ", ".join(f"{k}={v}" for k, v in sorted(changed.items()))
     uniform = strength == STRENGTHS["alpha" if trained else "qoffset"]
     run = run_name(record) if codec == "roi_vbr" else training

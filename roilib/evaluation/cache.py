@@ -93,14 +93,8 @@ class Task:
         objects = [self.sample.boxes.tolist(), [self.classes[i] for i in self.sample.labels]]
         if self.sample.coder_boxes is not None:
             objects.append(self.sample.coder_boxes.tolist())
-        content = [
-            FORMAT,
-            codec,
-            dict(self.setting),
-            self.sample.id,
-            objects,
-            hashlib.sha256(self.sample.path.read_bytes()).hexdigest(),
-        ]
+        picture = hashlib.sha256(self.sample.path.read_bytes()).hexdigest()
+        content = [FORMAT, codec, dict(self.setting), self.sample.id, objects, picture]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -354,12 +354,7 @@ def _row(
 
 
 def _who(curve: Curve) -> dict:
-    return {
-        "codec": curve.codec,
-        "label": curve.label,
-        "run": curve.run,
-        "strength": curve.strength,
-    }
+    return {name: getattr(curve, name) for name in ("codec", "label", "run", "strength")}
 
 
 def byte_ratio_tables(

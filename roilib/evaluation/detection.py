@@ -106,14 +106,8 @@ def scored(found: Tensor, boxes: Tensor, groups: Tensor) -> list[list[int]]:
         sum(matches(found, boxes, may, t).astype(int) << k for k, t in enumerate(THRESHOLDS))
         for may in (torch.ones_like(same), same)
     ]
-    return np.stack(
-        [
-            (found[:, 4].double() / SCORE_UNIT).round().long().numpy(),
-            found[:, 5].long().numpy(),
-            *bits,
-        ],
-        1,
-    ).tolist()
+    scores = (found[:, 4].double() / SCORE_UNIT).round().long()
+    return np.stack([scores.numpy(), found[:, 5].long().numpy(), *bits], 1).tolist()
 
 
 def objects(groups: Tensor) -> list[int]:
@@ -141,11 +135,8 @@ def average_precisions(
     for i, name in enumerate(BENCHMARK):
         if counts[:, 1 + i].any():
             own = rows[:, 1] == i
-            by_class.append(
-                _average_precisions(
-                    rows[own, 3], picture[own], counts[:, 1 + i], weights, len(THRESHOLDS)
-                )
-            )
+            seen = rows[own, 3], picture[own], counts[:, 1 + i]
+            by_class.append(_average_precisions(*seen, weights, len(THRESHOLDS)))
             result[f"{name.lower()}_ap50"] = by_class[-1][0]
     if by_class:
         known = np.isfinite(np.array(by_class))

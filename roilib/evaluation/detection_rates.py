@@ -44,11 +44,8 @@ def split_detections(records: list[dict]) -> tuple[list[dict], list[dict]]:
     """
     names = ("image", "codec", "setting", "run", "weights", "bpp", "objects", "detections")
     found = [{name: r[name] for name in names if name in r} for r in records if "detections" in r]
-    return [
-        {k: v for k, v in r.items() if k != "detections"}
-        for r in records
-        if r["codec"] != UNCOMPRESSED
-    ], found
+    coded = (r for r in records if r["codec"] != UNCOMPRESSED)
+    return [{k: v for k, v in r.items() if k != "detections"} for r in coded], found
 
 
 def write_detections(folder: Path, found: list[dict]) -> Path:

@@ -28,7 +28,7 @@ from roilib.codecs.protocol import ImageCodec
 from roilib.codecs.registry import codec_name
 from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.dataset import RoiDataset
-from roilib.engines.runs import Run
+from roilib.engines.runs import Run, all_runs, read_run
 from roilib.evaluation import detection
 from roilib.metrics import picture_metrics
 from roilib.models.detector import HookedDetector
@@ -215,27 +215,14 @@ def finished_runs(
 
     Raises ValueError when one of `names` is missing, or none is found though `needed`.
     """
-    folders = [Path(logdir) / name for name in names or _finished_names(Path(logdir))]
-    runs = [Run(folder, Parameters.parse(_parameters(folder))) for folder in folders]
-    runs = [run for run in runs if run.parameters.what == "train"]
+    runs = [read_run(Path(logdir) / name) for name in names] if names else all_runs(logdir)
+    for run in runs if names else ():
+        if run.metrics is None:
+            raise ValueError(f"{run.folder}: not a finished run")
+    runs = [run for run in runs if run.metrics and run.weights.exists()]
     if not runs and needed:
         raise ValueError(f"{logdir}: no finished training run; run notebooks 03 and 04 first")
     return runs
-
-
-def _finished_names(logdir: Path) -> list[str]:
-    return sorted(
-        path.parent.name
-        for path in logdir.glob("*/metrics.json")
-        if (path.parent / "weights.safetensors").exists()
-    )
-
-
-def _parameters(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "metrics.json").read_text())["parameters"]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}: not a finished run ({error})") from None
 
 
 def provenance(

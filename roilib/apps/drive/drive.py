@@ -163,15 +163,12 @@ def transmissions(plan: Plan) -> list[Transmission]:
     codec = load_codec(plan.weights)
     found = []
     for name, link in links(plan).items():
-        senders = [
-            Intra(Bucket(link, plan.fps, plan.latency_ms), codec, codec.name, {"alpha": plan.alpha})
-        ]
-        senders += [
-            conventional_sender(
-                other, Bucket(link, plan.fps, plan.latency_ms), plan.qoffset, plan.keyint
-            )
-            for other in plan.codecs
-        ]
+        ours, *buckets = (
+            Bucket(link, plan.fps, plan.latency_ms) for _ in range(1 + len(plan.codecs))
+        )
+        senders = [Intra(ours, codec, codec.name, {"alpha": plan.alpha})]
+        for other, bucket in zip(plan.codecs, buckets, strict=True):
+            senders.append(conventional_sender(other, bucket, plan.qoffset, plan.keyint))
         found += [Transmission(sender, plan, name) for sender in senders]
     return found
 

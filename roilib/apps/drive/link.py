@@ -196,12 +196,8 @@ class Bucket:
         begin = max(time, self.free)
         self.free = self.link.finish(begin, size)
         queue, transmission = 1000 * (begin - time), 1000 * (self.free - begin)
-        return Delivery(
-            queue,
-            transmission,
-            queue + transmission,
-            queue + transmission > self.latency_ms + ROUNDING,
-        )
+        delay = queue + transmission
+        return Delivery(queue, transmission, delay, delay > self.latency_ms + ROUNDING)
 
 
 class Loss:

@@ -8,7 +8,6 @@ A newer request replaces a waiting one, and stops the one being coded at its nex
 """
 
 import functools
-import io
 import threading
 import time
 from collections import deque
@@ -19,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from roilib import roi
+from roilib.apps import transcode
 from roilib.codecs import roic
 from roilib.codecs.container import Header
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.registry import codec_label
 from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, Codec, load_codec
-from roilib.datasets.images import read_picture
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import roi_mask
 
@@ -149,14 +148,8 @@ class Coder:
 
 @functools.lru_cache(4)
 def read(picture: Path, content: bytes | None = None) -> np.ndarray:
-    """Read a picture file, or its content, as uint8 (H, W, 3). Raises ValueError naming it."""
-    try:
-        pixels = read_picture(picture if content is None else io.BytesIO(content))
-    except ValueError as error:
-        if content is None:
-            raise
-        raise ValueError(f"{picture}: not a readable picture") from error
-    return pixels.permute(1, 2, 0).contiguous().numpy()
+    """Read a picture file, or its content, as `transcode.read`; the latest ones are kept."""
+    return transcode.read(picture, content=content)
 
 
 def measure(

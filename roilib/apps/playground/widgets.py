@@ -174,11 +174,8 @@ class Playground(ui.VBox):
             self.newest.submit(Request(picture, content, self._boxes, max_bytes=max_bytes, **knobs))
 
     def _labelled(self) -> tuple:
-        return (
-            tuple((*box, 1.0) for box in self._labels[self.picture.value].tolist())
-            if self.picture.value in self._labels
-            else ()
-        )
+        boxes = self._labels.get(self.picture.value, np.zeros((0, 4)))  # none of an upload
+        return tuple((*box, 1.0) for box in boxes.tolist())
 
     def _start_from(self, boxes: tuple | None) -> None:
         self._boxes = boxes
@@ -271,21 +268,10 @@ def heat_map(bits: np.ndarray) -> tuple[bytes, str]:
 
 def column(coded: Coded, stale: bool = False) -> dict:
     """Return a column of the table; stale: of an earlier setting."""
-    psnrs = [
-        "–" if value is None else f"{value:.2f} dB" for value in (coded.roi_psnr, coded.bg_psnr)
-    ]
-    times = [f"{1000 * seconds:.0f} ms" for seconds in (coded.encode, coded.decode)]
-    return {
-        "cells": [
-            coded.codec,
-            coded.setting,
-            f"{coded.bytes:,}",
-            f"{coded.bpp:.3f}",
-            *psnrs,
-            *times,
-        ],
-        "stale": stale,
-    }
+    cells = [coded.codec, coded.setting, f"{coded.bytes:,}", f"{coded.bpp:.3f}"]
+    cells += ["–" if db is None else f"{db:.2f} dB" for db in (coded.roi_psnr, coded.bg_psnr)]
+    cells += [f"{1000 * seconds:.0f} ms" for seconds in (coded.encode, coded.decode)]
+    return {"cells": cells, "stale": stale}
 
 
 def watched() -> bool:
