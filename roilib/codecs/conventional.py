@@ -5,8 +5,8 @@
     image ──► Pillow: JPEG, WebP, AVIF, JPEG XL ───────────────────────────────────► image
 
 SEI units, which hold the encoder's settings as text, are not counted. Adaptive quantisation is on
-at almost no strength: both video encoders silently ignore regions of interest when it is off. A
-preset is one of the encoder's own, or one with the tune of a live link: "ultrafast+zerolatency".
+at almost zero strength, because both video encoders silently ignore regions of interest when it is
+off. A preset is one of the encoder's own, or has the tune of a live link: "ultrafast+zerolatency".
 """
 
 import io
@@ -62,7 +62,7 @@ CHROMA_SHIFT = 127.5  # compressai's chroma is centred on 0.5, 8-bit video's on 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search for the best quality within a byte budget found; seconds: of the encoding."""
+    """The best quality within a byte budget, as a search found it; seconds: of its encoding."""
 
     quality: float
     stream: bytes
@@ -72,7 +72,7 @@ class Found:
 class ConventionalCodec:
     """A codec by its name: "x265 medium", "x264 ultrafast+zerolatency", "jpeg", "webp", "avif".
 
-    quality is the crf (0 to 51, small is good) of x264 and x265, else 0 to 100. qoffset is ffmpeg's
+    quality is the crf (0 to 51, small is best) of x264 and x265, else 0 to 100. qoffset is ffmpeg's
     ROI offset, from -1 (best) to 1 (worst) in units of the quantiser's whole range; still codecs
     have no ROI. Importances are ignored: every box counts as 1.
 
@@ -107,7 +107,7 @@ class ConventionalCodec:
         return file.getvalue()
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Return the picture of what `encode` returned."""
+        """Decode a stream that `encode` returned."""
         if not self.is_video:
             return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
         context = av.CodecContext.create(DECODERS[self.format], "r")

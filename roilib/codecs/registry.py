@@ -38,11 +38,11 @@ LOOKS = {  # codec → colour (Okabe and Ito's colour-blind-safe palette and bey
 }
 OTHER_PRESETS = {"x265": ("#D55E00", "8"), "x264": ("#E69F00", "8")}  # presets not in LOOKS
 UNKNOWN = ("#777777", ".")
-DRAWN = ("slow", "medium")  # presets of a video codec; figures draw the first that was measured
+DRAWN = ("slow", "medium")  # presets that figures show; the first one that was measured
 
 
 def codec_name(p: Parameters) -> str:
-    """Return the name of a trained codec in records: its engine, and the variant of it."""
+    """Return the name of a trained codec in records: its engine and its variant."""
     flags = ("zero_hooks", "mask_hooks", "decoder_roi", "fixed_rate")
     variants = [name for name in flags if getattr(p, name)]
     variants += [p.conditioning] if p.conditioning != "concat" else []
@@ -55,7 +55,7 @@ def look(codec: str) -> tuple[str, str]:
 
 
 def codec_label(codec: str) -> str:
-    """Return what figures and tables call a codec."""
+    """Return a codec's name in figures and tables."""
     return STILL_LABELS.get(codec) or CODEC_NAMES.get(codec, codec)
 
 

@@ -3,10 +3,10 @@
     curves ──► families (a codec: its uniform curve and its ROI strengths) ──► tables
 
 Values are bjontegaard's; resamples go through the same interpolation. Where curves have fewer than
-MIN_POINTS points or share less than half of the shorter one's range, a note stands for the number.
+MIN_POINTS points or share less than half of the shorter one's range, a note replaces the number.
 
-Equal background loss: a ROI mode can gain anything by ruining the background, so gains are read at
-a loss of exactly so many dB of background BD-PSNR against the codec's own uniform mode. Between
+Equal background loss: a ROI mode can always gain by ruining the background. Gains are therefore
+read where it loses a given number of dB of background BD-PSNR against its own uniform mode. Between
 measured strengths, `at_loss` interpolates; beyond the strongest one there is no number.
 """
 
@@ -53,7 +53,7 @@ OUTSIDE = "no comparable strengths on both sides of this loss"
 class Difference:
     """A BD-rate (%) or BD-PSNR (dB) of two curves.
 
-    rows: [0] the value, the others of resamples; NaN if there is none, and why in `note`.
+    rows: [0] the value, the others those of resamples; NaN if there is none; `note` says why.
     """
 
     rows: np.ndarray
@@ -196,9 +196,9 @@ def pairs(codecs: list[Family]) -> list[tuple[Family, Family]]:
 
 
 def trade_table(codecs: list[Family]) -> pd.DataFrame:
-    """What each ROI strength gains in the ROI and costs outside, against the codec's uniform mode.
+    """Gain of each ROI strength inside the ROI and loss outside, against the codec's uniform mode.
 
-    One row a codec and strength: roi_bd_rate (%), bg_loss (dB), intervals, overlaps of the curves.
+    Rows: codec and strength. Columns: roi_bd_rate (%), bg_loss (dB), intervals, curves' overlaps.
     """
     rows = []
     for codec in (codec for codec in codecs if codec.has_roi):
@@ -366,20 +366,15 @@ def _row(
 
 
 def _who(curve: Curve) -> dict:
-    return {
-        "codec": curve.codec,
-        "label": curve.label,
-        "run": curve.run,
-        "strength": curve.strength,
-    }
+    return {name: getattr(curve, name) for name in ("codec", "label", "run", "strength")}
 
 
 def byte_ratio_tables(
     codecs: list[Family], bpp: tuple[float, float] = HULL_BPP
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How many bytes a trained codec needs to be at least as good inside and outside the ROI.
+    """Bytes that a trained codec needs to be at least as good inside and outside the ROI.
 
-    Returns one row a pair of codecs, and one a point of the other's hull with a rate in `bpp`.
+    Returns one row per pair of codecs, and one per point of the other's hull with a rate in `bpp`.
     `bpp_ours` is the least rate at which one of our strengths, its curve interpolated in log bpp by
     PCHIP, reaches the point's ROI and background PSNR. A pair's `ratio` is the geometric mean over
     the `reached` points of `hull`. Resamples keep the points.
