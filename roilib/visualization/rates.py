@@ -68,9 +68,9 @@ def arm_curves(arms: pd.DataFrame) -> Figure | None:
     if arms.empty or arms["lmbda"].nunique() == 1:
         return None
     figure, axes = _two_panels()
-    points = arms.groupby(["arm", "lmbda"], sort=False).mean(numeric_only=True).reset_index()
-    groups = points.sort_values("bpp").groupby("arm", sort=False)
-    for (arm, rows), colour in zip(groups, sns.color_palette("colorblind"), strict=False):
+    points = arms.groupby(["arm", "lmbda"], as_index=False).mean(numeric_only=True)
+    for arm, colour in zip(arms["arm"].unique(), sns.color_palette("dark"), strict=False):
+        rows = points[points["arm"] == arm].sort_values("bpp")
         for ax, name in zip(axes, AXES, strict=True):
             ax.plot(rows["bpp"], rows[name], color=colour, marker="o", markersize=4, label=arm)
     _finish(axes, points)
