@@ -118,7 +118,8 @@ def _shade_range(ax: Axes, strengths: Strengths, name: str) -> None:
 
 def _name_lines(ax: Axes) -> None:
     """Write the label of every line beside its end, without overlaps."""
-    lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+    labelled = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+    lines = [line for line in labelled if not np.isnan(line.get_ydata()).all()]
     ends = [line.get_xydata()[~np.isnan(line.get_ydata())][-1] for line in lines]
     ax.autoscale_view()
     to_axes = ax.transData + ax.transAxes.inverted()
