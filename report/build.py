@@ -2,17 +2,19 @@
 
     python report/build.py RESULTS [--figures FOLDER] [--out FILE.pdf]
 
-RESULTS is a folder that notebook 05 wrote, or one of report/results/reference. Figures that show
-pictures come from notebook 06 alone, so that a report of reference results has none of them. A
-section whose files are missing is left out.
+RESULTS is a folder that notebook 05 wrote, or one of report/results/reference; the folders of
+BESIDE are taken from beside it. Figures that show pictures come from notebook 06 alone, so that a
+report of reference results has none of them. What has no files is left out.
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import typst
 
 from roilib.evaluation.tables import read_table
@@ -23,6 +25,8 @@ from roilib.visualization.style import save_figure, set_style
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "report" / "report.typ"
 OUT = ROOT / "report" / "report.pdf"
+# the paper's arms, drives, and other test sets
+BESIDE = ("paper", "drive_kitti", "drive", "detected_boxes", "pandaset", "streets", "kodak")
 
 
 def draw(results: str | Path, folder: str | Path) -> list[str]:
@@ -31,18 +35,15 @@ def draw(results: str | Path, folder: str | Path) -> list[str]:
     Returns the names of the figures for which there are data.
     """
     set_style()
-    tables = {
-        name: read_table(results, name) for name in ("rates", "roi_trade", "detection", "training")
-    }
-    speed = Path(results) / "speed.json"
+    names = ("rates", "roi_trade", "detection", "training")
+    table, trade, detection, training = (read_table(results, name) for name in names)
+    arms = Path(results).parent / "paper" / "arms.json"
     made = {
-        "rate_psnr": rates.rate_curves(tables["rates"], tables["roi_trade"]),
-        "roi_plane": rates.roi_plane(tables["roi_trade"]),
-        "alpha_sweep": rates.alpha_sweep(tables["rates"]),
-        "detection": rates.detection_curves(tables["detection"], tables["roi_trade"]),
-        "latency": rates.latency(read_json(speed) if speed.exists() else {}),
-        "training": rates.training_curves(tables["training"]),
-        "training_hours": rates.training_curves(tables["training"], "hours"),
+        "rate_psnr": rates.rate_curves(table, trade),
+        "roi_plane": rates.roi_plane(trade),
+        "detection": rates.detection_curves(detection, trade),
+        "training": rates.training_curves(training),
+        "arms": rates.arm_curves(pd.DataFrame(read_json(arms) if arms.exists() else [])),
     }
     for name, figure in made.items():
         save_figure(figure, folder, name)
@@ -58,13 +59,14 @@ def build(results: str | Path, folder: str | Path, out: str | Path = OUT) -> lis
     """
     results, folder, out = (Path(path).resolve() for path in (results, folder, out))
     _check(results)
+    beside = {name: results.parent / name for name in BESIDE if name != results.name}
     root = Path(os.path.commonpath([ROOT, results, folder]))
     inputs = {"results": f"/{results.relative_to(root)}", "figures": f"/{folder.relative_to(root)}"}
-    inputs["files"] = "\n".join(
-        sorted(
-            path.name for where in (results, folder) if where.is_dir() for path in where.iterdir()
-        )
-    )
+    files = [path.name for where in (results, folder) for path in where.glob("*")]
+    files += [f"{name}/{path.name}" for name, where in beside.items() for path in where.glob("*")]
+    inputs["files"] = "\n".join(sorted(files))
+    sets = {"": results} | {n: p for n, p in beside.items() if f"{n}/records.json" in files}
+    inputs["sets"] = json.dumps({name: _test_set(where) for name, where in sets.items()})
     try:
         pdf, warnings = typst.compile_with_warnings(
             SOURCE, root=root, sys_inputs=inputs, ignore_system_fonts=True
@@ -75,6 +77,15 @@ def build(results: str | Path, folder: str | Path, out: str | Path = OUT) -> lis
     with replacing(out) as temporary:
         temporary.write_bytes(pdf)
     return [warning.message for warning in warnings]
+
+
+def _test_set(results: Path) -> dict[str, float]:
+    """Return how many streams and pictures there are, their megapixels, and the ROI's share (%)."""
+    records = read_json(results / "records.json")
+    pictures = {record["image"]: record for record in records}.values()
+    count, roi = (sum(p[name] for p in pictures) for name in ("count", "roi_count"))
+    shares = {"megapixels": count / 3e6, "roi": 100 * roi / count}
+    return {"streams": len(records), "pictures": len(pictures)} | shares
 
 
 def _check(results: Path) -> None:

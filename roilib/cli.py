@@ -1,7 +1,7 @@
 """The `roilib` command; `python -m roilib …` is the same.
 
 Exit code 0, or 2 with one line on stderr that says which command failed, on which file, and why.
-Commands import what is heavy themselves, so that `roilib info` and `--help` stay fast.
+Each command imports heavy modules itself, so that `roilib info` and `--help` stay fast.
 """
 
 import importlib.metadata
@@ -32,7 +32,6 @@ app = App(
     help="ROI-aware neural image codec and its workbook.",
     version=lambda: importlib.metadata.version("roilib"),
     help_format="markdown",
-    help_formatter="plain",
     default_parameter=Parameter(negative=(), show_default=False),
     result_action="return_value",
     suppress_keyboard_interrupt=False,
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def home(word: str) -> str:
-    """Expand the ~ of --name=~/file, which no shell does, and of a word that was quoted."""
+    """Expand ~ in --name=~/file, which no shell does, and in a quoted word."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return option + equals + os.path.expanduser(value)
 
@@ -94,10 +93,10 @@ def train(*words: Word) -> int:
     Args:
         words: the parameters, which `roilib train --help` lists
     """
-    from roilib.parameters import Parameters, parameter_table
+    from roilib.parameters import Parameters, parameter_help
 
     if {"-h", "--help"} & set(words):
-        show(f"{inspect.getdoc(train).partition('Args:')[0]}{parameter_table()}")
+        show(f"{inspect.getdoc(train).partition('Args:')[0]}{parameter_help()}")
         return 0
     parameters = Parameters.parse_arguments(list(words))
 
@@ -137,15 +136,15 @@ def evaluate(
     Args:
         pictures: a folder of pictures and label files, or a KITTI root, whose test split is taken
         weights: weights.safetensors of trainings; shipped: the pretrained roi_vbr, the default
-        lmbda: qualities of roi_vbr, each with every alpha; default: its own
-        alpha: ROI strengths of roi_vbr; default: its own
-        codecs: YAML file of conventional codecs and their settings, as params/codecs/all.yaml
-        detectors: YOLOv8 files that look at the decoded pictures; shipped: the pretrained one
+        lmbda: qualities of roi_vbr, each measured with every alpha; default: that of its training
+        alpha: ROI strengths of roi_vbr; default: that of its training
+        codecs: YAML file of conventional codecs and their settings, such as params/codecs/all.yaml
+        detectors: YOLOv8 files to run on the decoded pictures; shipped: the pretrained one
         boxes: what encoders get: labels, detector (what the pretrained one finds) or a folder of
-            box files; default labels. Quality is measured in the labels where there are some
+            box files; default labels. Quality is measured in the labels where there are any
         out: folder for records and tables; default runs/evaluate
-        device: of the computation, as cpu or cuda; default: cuda where there is one
-        workers: processes; default: one a core, or a single one on a GPU
+        device: torch device, such as cpu or cuda; default: cuda where there is one
+        workers: processes; default: one per core, or a single one on a GPU
         force: overwrite files that roilib did not make
     """
     from roilib.apps import measure
@@ -175,17 +174,17 @@ def drive(
     figures: Path = Path("runs/drive"),
     force: bool = False,
 ) -> int:
-    """Send the frames of a drive over a thin link, by our codec and by conventional ones.
+    """Send the frames of a drive over a simulated thin link, with our codec and with others.
 
     Example: `roilib drive data/drive --mbit 1 --fps 10`
 
     Args:
         frames: a folder of pictures in natural order, a KITTI root, or a video file, of which
             --fps frames a second are taken
-        boxes: folder of box files that encoders get; default: what the pretrained detector finds
-        truth: folder of box files of the ROI that is measured; default: a KITTI root's labels, or
+        boxes: folder of box files for the encoders; default: what the pretrained detector finds
+        truth: folder of box files in which quality is measured; default: a KITTI root's labels, or
             those beside the frames, or else the boxes that encoders get
-        count: the first so many frames
+        count: number of frames to send, from the first; default: all
         results: folder for the records; default runs/drive
         figures: folder for figures and films; default runs/drive
         force: overwrite files that roilib did not make
@@ -225,8 +224,8 @@ def notebook(
     Args:
         source: the notebook
         executed: where the executed notebook goes
-        parameters: its parameters, as a JSON object; of a training notebook all of a run
-        gpus: run on so many GPUs that no other job with this option has taken; default: all
+        parameters: its parameters, as a JSON object; a training notebook takes all of a run's
+        gpus: number of GPUs to reserve for this run; default: use all without reserving any
         force: overwrite a file that is no executed notebook
     """
     io.protect([executed], [source], force)

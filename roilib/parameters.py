@@ -364,6 +364,14 @@ def parameter_table() -> str:
     return "\n".join(rows)
 
 
+def parameter_help() -> str:
+    """The parameters as text for a terminal: name, default, type or choices, meaning."""
+    return "\n".join(
+        f"--{name}={field.default}  ({_type_name(field.annotation)})\n    {field.description}"
+        for name, field in Parameters.model_fields.items()
+    )
+
+
 def _type_name(annotation: Any) -> str:
     """A type as the table shows it: `int`, `str or None`, or the choices of a Literal."""
     origin = get_origin(annotation)

@@ -1,6 +1,6 @@
 """The commands that code pictures: `roilib encode`, `decode`, `info` and `compare`.
 
-Each checks its words before it imports what is heavy, so that a mistake is said at once.
+Each checks its arguments before it imports heavy modules, so that mistakes are reported at once.
 """
 
 import difflib
@@ -49,20 +49,21 @@ def encode(
         files: pictures or folders of them, then the output
         boxes: regions of interest: KITTI label text, or JSON [[x0, y0, x1, y1(, importance)], …];
             of several pictures a folder of such files, or KITTI tracking labels
-        box_format: kitti, yolo, xyxy, xywh, coco or labelme; default: recognised
-        detect: regions of interest are what the pretrained detector finds
-        detector: the same with another YOLOv8 file
-        confidence: least confidence of a detection, 0 to 1; default 0.25
-        classes: classes of detections that count, as Car,Pedestrian; default: all
-        lmbda: 0.0004 (small) to 0.12 (good); default 0.012
-        alpha: 0.5 treats all pixels alike, 1 gives all quality to the boxes; default 0.9
-        max_bytes: at most so many bytes a picture, at the largest lmbda that fits
+        box_format: kitti, yolo, xyxy, xywh, coco or labelme; default: recognised by content
+        detect: find the regions of interest with the pretrained detector
+        detector: find them with this YOLOv8 file instead
+        confidence: lowest confidence of a detection that counts, 0 to 1; default 0.25
+        classes: classes of detections that count, such as Car,Pedestrian; default: all
+        lmbda: quality: 0.0004 (fewest bytes) to 0.12 (best picture); default 0.012
+        alpha: ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
+            default 0.9
+        max_bytes: largest size of a stream; the largest lmbda that fits is used
         weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
-        device: of the computation, as cpu or cuda
-        precision: of the transforms; auto is bf16 where the processor has it
-        depth: bits that grey pictures use of their 16, as 12
-        preview: picture file to write of what a receiver will see
-        json: print one JSON object a picture
+        device: torch device, such as cpu or cuda; default cpu
+        precision: of the transforms; auto: bf16 where the processor supports it
+        depth: bits that 16-bit grey pictures really use, such as 12
+        preview: also write the decoded picture to this file
+        json: print one JSON object per picture
         force: overwrite files that roilib did not make
     """
     from roilib.datasets.images import PICTURE_SUFFIXES, is_turned
@@ -134,8 +135,8 @@ def decode(
     Args:
         files: streams or folders of them, then the output
         weights: the weights that the streams were made with; default: the pretrained roi_vbr
-        device: of the computation, as cpu or cuda
-        json: print one JSON object a picture
+        device: torch device, such as cpu or cuda; default cpu
+        json: print one JSON object per picture
         force: overwrite files that roilib did not make
     """
     jobs = io.pair(paths(files, decode), io.STREAMS, ".png")
@@ -159,7 +160,7 @@ def decode(
 
 
 def info(*files: File) -> int:
-    """Print what .roic streams say of themselves, as JSON.
+    """Print the headers of .roic streams as JSON.
 
     Example: `roilib info street.roic`
 
@@ -174,9 +175,12 @@ def info(*files: File) -> int:
     for path in found:
         data, header = io.read_stream(path)
         described.append(io.describe(header, data))
-    several = len(found) > 1
-    rows = [{"source": io.name_of(p)} | d for p, d in zip(found, described, strict=True)]
-    show(json_format.dumps(rows if several else described[0], indent=1))
+    if len(found) == 1:
+        pairs = (f'"{name}": {json_format.dumps(v)}' for name, v in described[0].items())
+        show("{\n  " + ",\n  ".join(pairs) + "\n}")
+    else:
+        rows = [{"source": io.name_of(p)} | d for p, d in zip(found, described, strict=True)]
+        show("[\n  " + ",\n  ".join(map(json_format.dumps, rows)) + "\n]")
     return 0
 
 
@@ -198,28 +202,28 @@ def compare(
     json: bool = False,
     force: bool = False,
 ) -> int:
-    """Code a picture by our codec and by x264, x265, AVIF and JPEG at no more bytes.
+    """Code a picture with our codec, and with x264, x265, AVIF and JPEG at no more bytes.
 
-    Prints bytes and PSNRs inside and outside the boxes. Where even a codec's worst quality takes
-    more bytes, that is shown. Without --boxes they are what the detector finds.
+    Prints bytes and PSNRs inside and outside the boxes. A codec whose worst quality takes more
+    bytes is shown at that quality. Without --boxes the pretrained detector finds the boxes.
 
     Example: `roilib compare street.png --boxes street.txt --out compared.png`
 
     Args:
         picture: the picture
-        boxes: regions of interest, as of encode
-        box_format: as of encode
+        boxes: regions of interest, as for encode
+        box_format: as for encode
         detector: a YOLOv8 file instead of the pretrained detector
-        confidence: least confidence of a detection, 0 to 1; default 0.25
-        classes: classes of detections that count, as Car,Pedestrian; default: all
-        lmbda: quality of our codec: 0.0004 (small) to 0.12 (good); default 0.012
+        confidence: lowest confidence of a detection that counts, 0 to 1; default 0.25
+        classes: classes of detections that count, such as Car,Pedestrian; default: all
+        lmbda: quality of our codec: 0.0004 (fewest bytes) to 0.12 (best picture); default 0.012
         alpha: ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
             default 0.9
-        max_bytes: at most so many bytes, whatever lmbda is
+        max_bytes: largest size of our stream; the largest lmbda that fits is used
         weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
-        device: of the computation, as cpu or cuda
-        out: picture file to write: the original and what each codec made, with an enlarged box
-        json: print one JSON object a codec
+        device: torch device, such as cpu or cuda; default cpu
+        out: write a picture of the original and of each codec's result, with a box enlarged
+        json: print one JSON object per codec
         force: overwrite a file that roilib did not make
     """
     if out:
@@ -245,9 +249,9 @@ def compare(
 
 
 def paths(words: Sequence[Path], command: Callable) -> list[Path]:
-    """Return the names of files; raises ValueError for a word that can only be an option.
+    """Return the names of files. Raises ValueError for a word that can only be an option.
 
-    command: whose options are proposed in place of an unknown one.
+    command: its options are proposed in place of an unknown one.
     """
     known = [f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters]
     for word in map(str, words):

@@ -1,4 +1,4 @@
-"""One picture by our codec and by conventional ones at no more bytes: a table and a picture."""
+"""One picture coded by our codec and by conventional ones at no more bytes: table and picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ WHITE = 255
 def compare(
     picture: Path, regions: Regions, coder: Coder, **knobs
 ) -> tuple[list[Coded], np.ndarray]:
-    """Code a picture by every codec; returns what they made, and them all as one picture.
+    """Code a picture with every codec; return the results, and one picture that shows them all.
 
     knobs: lmbda, alpha and max_bytes of a Request. Raises ValueError naming the file.
     """
@@ -46,9 +46,9 @@ def table(coded: Sequence[Coded]) -> str:
 
 
 def side_by_side(image: np.ndarray, boxes: Sequence, coded: Sequence[Coded]) -> np.ndarray:
-    """Return the original and what codecs made, one above the other, with the largest box enlarged.
+    """Stack the original and the decoded pictures, each with the largest box enlarged beside it.
 
-    uint8 (H, W, 3).
+    Returns uint8 (H, W, 3).
     """
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1, _ in boxes]
     crop = boxes[int(np.argmax(areas))][:4] if boxes else None

@@ -1,4 +1,4 @@
-"""What a command says and how it ends: one line on stderr when it fails, records on stdout."""
+"""Output of commands: one line on stderr for a failure, results on stdout."""
 
 import json as json_format
 import os
@@ -10,13 +10,13 @@ from roilib.apps.files import Job
 
 
 def fail(command: str, why: object, code: int = 2) -> int:
-    """Say in one line on stderr why a command failed; returns the exit code."""
+    """Print in one line on stderr why a command failed, and return the exit code."""
     print(f"{command}:", *str(why).splitlines(), file=sys.stderr)  # a file's name may have several
     return code
 
 
 def note(command: str, text: str) -> None:
-    """Say on stderr what a user may not expect."""
+    """Print on stderr what a user may not expect."""
     print(f"roilib {command}: {text}", file=sys.stderr)
 
 
@@ -32,14 +32,14 @@ def show(text: str) -> None:
 
 
 def silence_stdout() -> None:
-    """Send what Python still has to write at exit to nowhere."""
+    """Discard what Python still has to write at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def each(command: str, jobs: Sequence[Job], work: Callable[[Job], dict], json: bool) -> int:
-    """Do all jobs, say what came of each or of all, and return the exit code.
+    """Do all jobs, print a summary or a JSON record of each, and return the exit code.
 
-    A job that fails is said in a line; the others are done all the same.
+    A job that fails is reported in one line, and the others are still done.
     """
     records, failed = [], 0
     for job in progress(jobs):
@@ -60,7 +60,7 @@ def each(command: str, jobs: Sequence[Job], work: Callable[[Job], dict], json: b
 
 
 def progress(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Iterate over jobs with a progress bar, where there are several and a person looks on."""
+    """Iterate over jobs with a progress bar, where there are several and stderr is a terminal."""
     if len(jobs) == 1:
         return iter(jobs)
     from tqdm import tqdm

@@ -39,7 +39,7 @@ HEAD_BYTES = 512  # of a file; Pillow writes a PNG's text before the pixels
 
 @dataclass(frozen=True)
 class Job:
-    """One file to make of another; in_folder: the folder of `out` is to be made first."""
+    """One file to make from another; in_folder: make the folder of `out` first."""
 
     source: Path
     out: Path
@@ -55,8 +55,8 @@ class Job:
 def pair(words: Sequence[Path], suffixes: tuple[str, ...], made: str) -> list[Job]:
     """Return a Job for each input that `words` name; the last word is the output.
 
-    suffixes: of the files that are taken from folders; made: the suffix of outputs in a folder.
-    Raises ValueError where no output is named, and for two inputs with the same output.
+    suffixes: endings of the files that are taken from folders; made: the suffix of outputs in a
+    folder. Raises ValueError where no output is named, and for two inputs with the same output.
     """
     if len(words) < 2:
         raise ValueError("an input and an output are needed, in this order")
@@ -79,7 +79,7 @@ def pair(words: Sequence[Path], suffixes: tuple[str, ...], made: str) -> list[Jo
 
 
 def expand(named: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files named, with those in a folder, in natural order, in its place.
+    """Return the named files; a folder stands for the files in it, in natural order.
 
     Raises ValueError for a folder without any.
     """
@@ -111,13 +111,13 @@ def protect(outputs: Iterable[Path], inputs: Iterable[Path], force: bool = False
 
 
 def check_picture_name(path: Path) -> None:
-    """Raise ValueError for a name whose suffix says no format of PICTURES, before any work."""
+    """Raise ValueError for a name whose suffix is none of PICTURES."""
     if path != STANDARD and path.suffix.lower() not in PICTURES:
         raise ValueError(f"{path}: a picture's name ends in {', '.join(PICTURES)}")
 
 
 def made_here(path: Path) -> bool:
-    """Return whether this package made a file, by what stands in it."""
+    """Return whether this package made a file, judged by its content."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -141,7 +141,7 @@ def name_of(path: Path) -> str:
 def read_stream(path: Path) -> tuple[bytes, Header]:
     """Read a stream and its header. Raises ValueError naming the file.
 
-    Of a file that begins otherwise, or is longer than any stream, only a part is read.
+    Only a part is read of a file that is no stream or longer than any stream.
     """
     try:
         with sys.stdin.buffer if path == STANDARD else path.open("rb") as file:
@@ -156,18 +156,19 @@ def read_stream(path: Path) -> tuple[bytes, Header]:
 
 
 def describe(header: Header, data: bytes) -> dict:
-    """Return what a stream says of itself, with its size."""
+    """Return the fields of a stream's header, with its size in bytes and bpp."""
     bpp = 8 * len(data) / (header.height * header.width)
     return header.describe() | {"bytes": len(data), "bpp": round(bpp, 5)}
 
 
 def summary_line(records: Sequence[dict]) -> str:
-    """Return one line on what coding files came to; records: of `describe`, with source and out."""
+    """Sum up coded files in one line; records: those of `describe`, with source and out."""
     total, boxes = sum(r["bytes"] for r in records), sum(len(r["boxes"]) for r in records)
     pixels = sum(r["height"] * r["width"] for r in records)
     size = f"{total:,} bytes, {8 * total / pixels:.3f} bpp, {boxes} box{'' if boxes == 1 else 'es'}"
     if len(records) == 1:
-        return f"{records[0]['out']}: {size}"
+        out = Path(records[0]["out"])
+        return f"{out}: {'decoded from ' * (out.suffix.lower() in PICTURES)}{size}"
     seconds = sum(r["seconds"] for r in records)
     each = f"{seconds:.1f} s, {seconds / len(records):.2f} s each"
     return f"{Path(records[0]['out']).parent}: {len(records)} pictures, {size}, {each}"

@@ -1,4 +1,4 @@
-"""Weights, conventional codecs and detectors measured on a folder of pictures, as notebook 05 does.
+"""Measure weights, conventional codecs and detectors on a folder of pictures, as notebook 05 does.
 
 pictures, labels ──► every codec at every setting ──► records ──► tables of rates and detections
 """
@@ -18,7 +18,7 @@ from roilib.parameters import Parameters
 from roilib.utils.device import resolve_device
 from roilib.utils.files import read_text, write_json
 
-MADE = (  # the first one marks a folder as made here
+MADE = (  # the first file marks a folder as made here
     "provenance.json",
     "records.json",
     "times.json",
@@ -36,7 +36,7 @@ def read_pictures(folder: Path) -> RoiDataset:
 
 
 def read_grids(path: Path | None) -> dict:
-    """Read the settings of conventional codecs from a YAML file as those of params/codecs.
+    """Read the settings of conventional codecs from a YAML file like those of params/codecs.
 
     Raises ValueError naming the file.
     """
@@ -65,8 +65,8 @@ def measure(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure codecs and detectors, write MADE to `out`, and return rates and detections.
 
-    weights, detectors: files, or "shipped" for the pretrained ones. boxes: as of `with_boxes`.
-    Points measured before are taken from out/points. Raises ValueError for what is wrong with
+    weights, detectors: files, or "shipped" for the pretrained ones. boxes: as for
+    `with_boxes`. Points measured before are read from out/points. Raises ValueError for wrong
     settings or files.
     """
     data = with_boxes(read_pictures(folder), boxes)

@@ -35,10 +35,10 @@ def regions_of(
     confidence: float | None,
     classes: str | None,
 ) -> Regions:
-    """Return what gives each picture's boxes: files, a detector, or nothing.
+    """Return a function that finds each picture's boxes, from files or a detector, or none.
 
-    boxes, box_format: as of `boxes_of`. detector: a YOLOv8 file; None with `detect`: the pretrained
-    one; confidence and classes (names separated by commas): of its detections that count.
+    boxes, box_format: as for `boxes_of`. detector: a YOLOv8 file; None with `detect`: the
+    pretrained one. confidence, classes (names separated by commas): which detections count.
     Raises ValueError naming what is missing.
     """
     if boxes:
@@ -58,11 +58,11 @@ def regions_of(
 def boxes_of(
     pictures: Sequence[Path], boxes: Path, box_format: str | None = None
 ) -> Callable[[Path, tuple[int, int]], np.ndarray]:
-    """Return what reads a picture's boxes, given its file and its height and width.
+    """Return a function that reads a picture's boxes, given its file and its height and width.
 
-    boxes: a box file of one picture, a folder of box files named as the pictures, or a file of
+    boxes: a box file of one picture, a folder of box files named like the pictures, or a file of
     KITTI tracking labels, whose frame numbers are those at the end of the pictures' names.
-    box_format: as of `read_boxes`. Raises ValueError naming what is missing.
+    box_format: as for `read_boxes`. Raises ValueError naming what is missing.
     """
     if boxes.is_dir():
         files = {picture: box_file(boxes, picture) for picture in pictures}
@@ -85,22 +85,24 @@ def boxes_of(
     return tracked
 
 
-def read(path: Path, depth: int | None = None) -> np.ndarray:
+def read(path: Path, depth: int | None = None, content: bytes | None = None) -> np.ndarray:
     """Read a picture, or standard input, as uint8 (H, W, 3). Raises ValueError naming it.
 
-    depth: as of `read_picture`.
+    depth: as for `read_picture`. content: the bytes of a file that is not on this machine.
     """
+    if content is None and path == STANDARD:
+        content = sys.stdin.buffer.read()
     try:
-        file = io.BytesIO(sys.stdin.buffer.read()) if path == STANDARD else path
-        return read_picture(file, depth).permute(1, 2, 0).contiguous().numpy()
+        pixels = read_picture(path if content is None else io.BytesIO(content), depth)
     except ValueError:
-        if path != STANDARD:
+        if content is None:
             raise
-        raise ValueError("standard input: not a readable picture") from None
+        raise ValueError(f"{name_of(path)}: not a readable picture") from None
+    return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
 def picture_bytes(path: Path, image: np.ndarray) -> bytes:
-    """Return a picture in the format that the name of its file says; PNG for standard output."""
+    """Encode a picture in the format of its file's suffix, or as PNG for standard output."""
     options = PICTURES[".png" if path == STANDARD else path.suffix.lower()]
     if options["format"] == "PNG":
         mark = PngInfo()
@@ -119,10 +121,10 @@ def encode(
     depth: int | None = None,
     preview: Path | None = None,
 ) -> dict:
-    """Code a picture file, and return what it came to. Raises ValueError naming the file.
+    """Code a picture file, and return a record of it. Raises ValueError naming the file.
 
-    setting: lmbda, alpha and max_bytes; depth: as of `read_picture`; preview: a picture file to
-    write of what is decoded.
+    setting: lmbda, alpha and max_bytes; depth: as for `read_picture`; preview: where to write the
+    decoded picture.
     """
     image = read(job.source, depth)
     boxes = regions(job.source, image)
@@ -139,7 +141,7 @@ def encode(
 
 
 def decode(job: Job, stream: bytes, header: Header, codec: Codec) -> dict:
-    """Decode a stream to a file, and return what it came to. Raises ValueError naming the file."""
+    """Decode a stream to a file, and return a record of it. Raises ValueError naming the file."""
     start = time.perf_counter()
     try:
         image = codec.decode(stream)

@@ -34,7 +34,7 @@ BOX_BITS = 14  # of a coordinate, 0 … 8192
 
 @dataclass(frozen=True)
 class Header:
-    """What a stream says of itself.
+    """The fields of a stream's header.
 
     lmbda, alpha: indices of roilib.roi. boxes (K, 5): integers as in `roi.importance_map`. lengths:
     bytes of each latent's string. symbols: checksum of the decoded symbols.
@@ -51,18 +51,10 @@ class Header:
     version: int = 1
 
     def pack(self, strings: Sequence[bytes]) -> bytes:
-        """Return the whole stream; strings: one a latent, of the header's `lengths`."""
-        fixed = FIXED.pack(
-            MAGIC,
-            self.version,
-            self.model,
-            self.height,
-            self.width,
-            self.lmbda,
-            self.alpha,
-            len(self.boxes),
-            len(self.lengths),
-        )
+        """Return the whole stream; strings: one per latent, of the header's `lengths`."""
+        picture = self.height, self.width, self.lmbda, self.alpha
+        counts = len(self.boxes), len(self.lengths)
+        fixed = FIXED.pack(MAGIC, self.version, self.model, *picture, *counts)
         numbers = map(U32.pack, (*self.lengths, self.symbols))
         body = b"".join([fixed, *numbers, *map(_pack_box, self.boxes.tolist()), *strings])
         return body + U32.pack(zlib.crc32(body))
@@ -71,7 +63,7 @@ class Header:
     def unpack(cls, data: bytes) -> tuple["Header", list[bytes]]:
         """Return the header and the strings of a whole stream.
 
-        Raises ValueError with one line for anything that no encoder wrote.
+        Raises ValueError with one line for data that no encoder wrote.
         """
         if not isinstance(data, bytes | bytearray | memoryview) or data[:4] != MAGIC:
             raise ValueError("not a .roic stream")
@@ -83,12 +75,8 @@ class Header:
         if version not in VERSIONS:
             raise ValueError(f"a .roic stream of version {version}, this reads versions 1 and 2")
         start = FIXED.size + 4 * (latents + 1) + 8 * boxes
-        possible = (
-            1 <= height <= MAX_SIDE
-            and 1 <= width <= MAX_SIDE
-            and lmbda <= roi.Q_MAX
-            and alpha <= roi.ALPHA_ONE
-        )
+        possible = all(1 <= side <= MAX_SIDE for side in (height, width))
+        possible &= lmbda <= roi.Q_MAX and alpha <= roi.ALPHA_ONE
         if not possible or not 1 <= latents <= MAX_LATENTS or start + 4 > len(data):
             raise ValueError("a .roic header with values that no encoder writes")
         *lengths, symbols = struct.unpack_from(f"<{latents + 1}I", data, FIXED.size)
@@ -107,9 +95,9 @@ class Header:
         return header, strings
 
     def describe(self) -> dict:
-        """Return what `roilib info` shows.
+        """Return the fields that `roilib info` shows.
 
-        Sizes in pixels and bytes, λ and α, boxes as [x0, y0, x1, y1, importance].
+        Sizes are in pixels and bytes, boxes are [x0, y0, x1, y1, importance].
         """
         return {
             "version": self.version,
@@ -117,7 +105,7 @@ class Header:
             "height": self.height,
             "width": self.width,
             "lmbda": round(float(roi.lmbda_of(self.lmbda)), 6),
-            "alpha": self.alpha / roi.ALPHA_ONE,
+            "alpha": round(self.alpha / roi.ALPHA_ONE, 4),
             "boxes": [[*box[:4], round(box[4] / roi.FULL, 3)] for box in self.boxes.tolist()],
             "latent_bytes": list(self.lengths),
             "symbols_checksum": f"{self.symbols:08x}",

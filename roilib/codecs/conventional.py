@@ -74,7 +74,7 @@ CHROMA_SHIFT = 127.5  # compressai's chroma is centred on 0.5, 8-bit video's on 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search for the best quality within a byte budget found; seconds: of the encoding."""
+    """The best quality within a byte budget, as a search found it; seconds: of its encoding."""
 
     quality: float
     stream: bytes
@@ -149,7 +149,7 @@ class ConventionalCodec:
         return file.getvalue()
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Return the picture of what `encode` returned."""
+        """Decode a stream that `encode` returned."""
         if not self.is_video:
             return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
         bottom, right = divmod(data[0], 2) if self.is_padded else (0, 0)

@@ -1,11 +1,10 @@
-"""What every image codec of this package can do: ours (roic) and the conventional ones.
+"""The interface of every image codec of this package: ours (roic) and the conventional ones.
 
     image, boxes, setting ──► encode ──────► bytes ──► decode ──► image
     image, boxes, budget  ──► encode_within ─┘
 
 An image is uint8 (H, W, 3). Boxes are (K, 4) x0, y0, x1, y1 in pixels, or (K, 5) with importance.
-A setting is what the codec calls its quality and its ROI strength: lmbda and alpha, or quality and
-qoffset.
+A setting is the codec's quality and ROI strength: lmbda and alpha, or quality and qoffset.
 """
 
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ class DoesNotFit(ValueError):
 
 
 class ImageCodec(Protocol):
-    """A codec of single pictures. `name` is what records call it."""
+    """A codec of single pictures. `name` identifies it in records."""
 
     name: str
 
@@ -42,7 +41,7 @@ class ImageCodec(Protocol):
         """Code a picture."""
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Return the picture of what `encode` returned."""
+        """Decode a stream that `encode` returned."""
 
     def encode_within(
         self, image: np.ndarray, boxes: Sequence, max_bytes: int, **setting: float

@@ -5,11 +5,11 @@ from roilib.parameters import Parameters
 CODEC_NAMES = {  # our codecs in the order of the paper's figures → label
     "hyperprior": "baseline",
     "hyperprior_eval_with_objs": "baseline",
-    "hyperprior_with_obj_features (zero_hooks)": "ROI loss, zero hooks",
-    "hyperprior_with_obj_features (mask_hooks)": "ROI loss, mask hooks",
-    "hyperprior_with_obj_features (mask_hooks, decoder_roi)": "ROI loss, mask on both sides",
-    "hyperprior_with_obj_features": "ROI loss, object features",
-    "hyperprior_with_obj_features (sft)": "ROI loss, features by scale and shift",
+    "hyperprior_with_obj_features (zero_hooks)": "zero hooks",
+    "hyperprior_with_obj_features (mask_hooks)": "mask hooks",
+    "hyperprior_with_obj_features (mask_hooks, decoder_roi)": "mask on both sides",
+    "hyperprior_with_obj_features": "object features",
+    "hyperprior_with_obj_features (sft)": "features by scale and shift",
     "roi_vbr": "roi_vbr",
     "roi_vbr (fixed_rate)": "roi_vbr, one rate each",
 }
@@ -29,8 +29,8 @@ LOOKS = {  # codec → colour (Okabe and Ito's colour-blind-safe palette and bey
     "x265 slow": ("#993300", "D"),
     "x264 medium": ("#E69F00", "h"),
     "x264 slow": ("#B07500", "H"),
-    "x265 ultrafast+zerolatency": ("#FF9E66", "1"),
-    "x264 ultrafast+zerolatency": ("#F5C96B", "2"),
+    "x265 ultrafast+zerolatency": ("#C4674A", "1"),
+    "x264 ultrafast+zerolatency": ("#7A5200", "2"),
     "jpeg": ("#999999", "*"),
     "webp": ("#00A6C8", "p"),
     "avif": ("#66A61E", "d"),
@@ -48,7 +48,7 @@ DRAWN = ("slow", "medium", "6 4:2:0")  # of a video codec, figures draw the firs
 
 
 def codec_name(p: Parameters) -> str:
-    """Return the name of a trained codec in records: its engine, and the variant of it."""
+    """Return the name of a trained codec in records: its engine and its variant."""
     flags = ("zero_hooks", "mask_hooks", "decoder_roi", "fixed_rate")
     variants = [name for name in flags if getattr(p, name)]
     variants += [p.conditioning] if p.conditioning != "concat" else []
@@ -61,7 +61,7 @@ def look(codec: str) -> tuple[str, str]:
 
 
 def codec_label(codec: str) -> str:
-    """Return what figures and tables call a codec."""
+    """Return a codec's name in figures and tables."""
     return STILL_LABELS.get(codec) or CODEC_NAMES.get(codec, codec)
 
 

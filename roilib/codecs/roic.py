@@ -104,8 +104,8 @@ class Codec:
     ) -> bytes:
         """Code a picture with the largest λ that fits into `max_bytes`.
 
-        lmbda: where the search begins. The tables tell how many bytes a λ needs, without writing
-        them. Raises DoesNotFit where even the smallest stream is larger.
+        lmbda: where the search begins. It computes the bytes of a λ from the probability tables,
+        without coding. Raises DoesNotFit where even the smallest stream is larger.
         """
         if not (isinstance(max_bytes, Real) and max_bytes >= 1):
             raise ValueError(f"max_bytes is at least 1, not {max_bytes!r}")
@@ -155,9 +155,9 @@ class Codec:
         return float(self._cell_bits(image, self._header(image, boxes, lmbda, alpha)).sum())
 
     def cell_bits(self, image: np.ndarray, stream: bytes) -> np.ndarray:
-        """Return where the bits of a stream went, by the model's likelihoods.
+        """Return the bits of each cell of a stream's picture, by the model's likelihoods.
 
-        image: what the stream was made of. Returns (h, w) float64, one number a 16x16 cell of the
+        image: the picture that was coded. Returns (h, w) float64, one number a 16x16 cell of the
         padded picture. The bits of a hyper-latent's symbol are spread over all cells under it.
         """
         header, _ = Header.unpack(stream)
@@ -274,7 +274,7 @@ class Codec:
         return x.permute(2, 0, 1)[None].float() / 255
 
     def _knowledge(self, header: Header) -> Tensor | None:
-        """Return what the decoder computes from the header: quality indices or the ROI mask."""
+        """Return what the decoder derives from the header: quality indices, ROI mask or None."""
         if self.model.variable_rate:
             return self._quality(header)
         return self._roi_mask(header) if self.parameters.decoder_roi else None
@@ -343,7 +343,7 @@ def encode(
     lmbda in [0.0004, 0.12]: larger is better and bigger. alpha in [0, 1]: 1 gives all quality to
     the boxes, 0.5 treats all pixels alike. Models of one rate keep the λ and α of their training.
     max_bytes: choose the largest λ whose stream is at most that long, whatever `lmbda` says.
-    model: what `load_codec` returns; None: the pretrained weights.
+    model: a codec made by `load_codec`; None: the pretrained weights.
 
     Raises ValueError with one line for bad input, and DoesNotFit with the smallest possible size
     where max_bytes is less.

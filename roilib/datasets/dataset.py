@@ -151,14 +151,8 @@ def batches(
 
     Process `rank` of `world_size` gets its share of each batch of p.batch_size pictures.
     """
-    crops = Crops(
-        data,
-        p.compr_img_size,
-        p.obj_det_img_size if p.uses_detector else None,
-        p.seed,
-        p.crop,
-        p.flip and train,
-    )
+    sides = p.compr_img_size, p.obj_det_img_size if p.uses_detector else None
+    crops = Crops(data, *sides, p.seed, p.crop, p.flip and train)
     sampler = EpochSampler(len(data), p.batch_size, p.seed, train, rank, world_size)
     workers = {
         "num_workers": p.num_workers,

@@ -24,7 +24,7 @@ from roilib.engines.checkpoints import Interrupt
 from roilib.engines.distributed import any_process, over_processes
 from roilib.engines.meters import Means, Speed, progress_bar, summary
 from roilib.engines.runs import Run
-from roilib.engines.step import Session, forward, knobs, start, train_step
+from roilib.engines.step import Session, forward, knobs, train_step
 from roilib.models.hyperprior import update_tables
 from roilib.parameters import Parameters
 from roilib.roi import Q_MAX
@@ -171,12 +171,6 @@ class Trainer:
         ]
         grid = make_grid(torch.stack([*boxed, *decoded]), nrow=len(boxed))
         self.writer.add_image("test pictures", grid, self.session.step)
-
-
-def restore(run: Run) -> Session:
-    """A session with a run's trained weights (of a test run, the tested ones)."""
-    loaded = run.parameters.model_copy(update={"model_load_file": str(run.model_file)})
-    return start(loaded, steps_per_epoch=1)
 
 
 @torch.no_grad()

@@ -60,14 +60,8 @@ def tables_of(entropy_model: EntropyModel, escape: bool) -> Tables:
 
     escape: keep CompressAI's escape as the last symbol of every table (see `put_unbounded`).
     """
-    cdfs, lengths, offsets = (
-        buffer.cpu().numpy()
-        for buffer in (
-            entropy_model.quantized_cdf,
-            entropy_model.cdf_length,
-            entropy_model.offset,
-        )
-    )
+    names = ("quantized_cdf", "cdf_length", "offset")
+    cdfs, lengths, offsets = (getattr(entropy_model, name).cpu().numpy() for name in names)
     rows = tuple(cdf[:length].tobytes() for cdf, length in zip(cdfs, lengths, strict=True))
     return _cdf_tables(rows, tuple(offsets.tolist()), escape)
 

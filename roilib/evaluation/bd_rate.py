@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import bjontegaard
 import numpy as np
 
-MIN_POINTS = 6  # of a curve that can be compared
+MIN_POINTS = 6  # of a curve that is compared
 MIN_OVERLAP = 0.5  # shared range of two curves, as a share of the shorter one
 LEAST_RISE = 0.05  # dB; a point that costs more and gains less is past the end of a codec's scale
 
@@ -98,7 +98,7 @@ def akima_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def pchip_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Slopes (B, P) by Fritsch and Butland's rule (1984), P ≥ 3.
 
-    They are harmonic means of the chords, so that a monotone curve stays monotone.
+    Weighted harmonic means of the chords, so that a monotone curve stays monotone.
     """
     h = np.diff(x)
     chords = np.diff(y) / h

@@ -70,7 +70,7 @@ class Curve:
 
     @property
     def label(self) -> str:
-        """Return what figures call the codec."""
+        """Return the codec's name in figures."""
         return CODEC_NAMES.get(self.codec, self.codec)
 
     def with_psnr(self, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -85,20 +85,17 @@ class Curve:
 
 
 def identity(record: dict) -> tuple[str, str, float, bool, bool]:
-    """Return what the points of one curve share: codec, run, strength, is uniform, is trained.
+    """Return what identifies a record's curve: codec, run, strength, is uniform, is trained.
 
-    The run of a roi_vbr is its name or weights file. The paper's models need one run a λ; theirs is
-    what distinguishes the training, as "seed=1", or "".
+    The run of a roi_vbr is its name or weights file. A curve of the paper's models has one run per
+    λ, so its run is the changed training parameters, such as "seed=1", or "".
     """
     setting, codec = record["setting"], record["codec"]
     trained = "lmbda" in setting
     knob = next((name for name in STRENGTHS if name in setting), None)
     strength = setting[knob] if knob and codec not in BASELINES else 0.5 if trained else 0.0
-    changed = {
-        k: v
-        for k, v in setting.items()
-        if k in TRAININGS and v != Parameters.model_fields[k].default
-    }
+    defaults = {name: Parameters.model_fields[name].default for name in TRAININGS}
+    changed = {k: v for k, v in setting.items() if k in defaults and v != defaults[k]}
     training = ", ".join(f"{k}={v}" for k, v in sorted(changed.items()))
     uniform = strength == STRENGTHS["alpha" if trained else "qoffset"]
     run = run_name(record) if codec == "roi_vbr" else training
@@ -111,7 +108,7 @@ def run_name(record: dict) -> str:
 
 
 def knob(record: dict) -> float:
-    """Return what moves a codec along its curve: λ or quality."""
+    """Return the setting that moves a codec along its curve: λ or quality."""
     return record["setting"]["lmbda" if "lmbda" in record["setting"] else "quality"]
 
 
@@ -143,7 +140,7 @@ def picture_ids(records: Iterable[dict]) -> list[str]:
 
 
 def curves(records: list[dict], count: int = COUNT, seed: int = SEED) -> list[Curve]:
-    """Return every curve of these records, all of the same pictures, with `count` resamples."""
+    """Return every curve of records that share their pictures, with `count` resamples."""
     pictures = picture_ids(records)
     weights = resamples(len(pictures), count, seed)
     return [

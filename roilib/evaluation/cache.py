@@ -1,4 +1,4 @@
-"""All points of an evaluation, in parallel processes, each cached by its content.
+"""All points of an evaluation: measured in parallel processes, cached by content.
 
     runs, weights × (λ, α)      ┐
     conventional codecs × grid  ├─► tasks ──► processes ──► cache/<hash>.json ──► records, times
@@ -6,9 +6,9 @@
 
 A task is one picture under one setting. Its hash covers the model's weights, device and precision
 (or the conventional codecs' libraries), the modules that code and measure, the setting, the
-picture's bytes and its objects; a stopped evaluation therefore goes on where it was, and nothing
-stale is found. What a detector found is kept with the point, by the hash of the detector's file: a
-new detector measures the point again, without one it is read as it is.
+picture's bytes and its objects. A stopped evaluation therefore continues where it was, and stale
+points are never used. Detections are stored with the point, under the hash of the detector's file.
+A new detector causes the point to be measured again.
 """
 
 import functools
@@ -55,10 +55,10 @@ FORMAT = 3  # of the cached files; a new number invalidates them all
 
 @dataclass(frozen=True)
 class Task:
-    """One picture under one setting of trained `weights` or of a `conventional` codec, or as it is.
+    """One picture under a setting of trained `weights` or a `conventional` codec, or uncompressed.
 
-    detectors: files of those that look at the decoded picture. source: what the record calls the
-    weights, ("run", name) or ("weights", name).
+    detectors: files of the detectors that see the decoded picture. source: the name of the weights
+    in the record, ("run", name) or ("weights", name).
     """
 
     sample: Sample
@@ -93,14 +93,8 @@ class Task:
         objects = [self.sample.boxes.tolist(), [self.classes[i] for i in self.sample.labels]]
         if self.sample.coder_boxes is not None:
             objects.append(self.sample.coder_boxes.tolist())
-        content = [
-            FORMAT,
-            codec,
-            dict(self.setting),
-            self.sample.id,
-            objects,
-            hashlib.sha256(self.sample.path.read_bytes()).hexdigest(),
-        ]
+        picture = hashlib.sha256(self.sample.path.read_bytes()).hexdigest()
+        content = [FORMAT, codec, dict(self.setting), self.sample.id, objects, picture]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -157,9 +151,9 @@ def tasks(
     """List every picture of `data` under every setting of every codec.
 
     Runs and weights files ("shipped": ours) are measured at the `trained_settings` of lmbdas and
-    alphas, each conventional codec at its grid of `quality` and `qoffset`; with detectors the
-    uncompressed pictures are too. Raises ValueError for settings that no codec has, and for
-    nothing to measure.
+    alphas, each conventional codec at its grid of `quality` and `qoffset`. With detectors the
+    uncompressed pictures are measured too. Raises ValueError for invalid settings, and where there
+    is nothing to measure.
     """
     for check, values in ((quality_index, lmbdas), (alpha_index, alphas)):
         for value in values:
@@ -195,7 +189,7 @@ def tasks(
 
 
 def _check_boxes(data: RoiDataset, settings: Sequence[Setting]) -> None:
-    """Raise ValueError for ROI strengths when no picture has a box: all would be uniform."""
+    """Raise ValueError for ROI strengths when no picture has a box, so that they have no effect."""
     if not data.samples or any(len(sample.boxes) for sample in data.samples):
         return
     for name, uniform in STRENGTHS.items():
@@ -213,8 +207,8 @@ def measure(
 ) -> Iterator[tuple[dict, dict]]:
     """Yield (record, times) of each task, in order.
 
-    cache: folder of the points known already. workers: number of processes; None means one per
-    core, or a single one with a GPU.
+    cache: folder of known points. workers: number of processes; None: one per core, or a single one
+    with a GPU.
     """
     cache.mkdir(parents=True, exist_ok=True)
     workers = workers or (
@@ -237,7 +231,7 @@ def _begin(threads: int) -> None:
 
 
 def _look(cache: Path, point: Task) -> tuple[dict, dict]:
-    """Return a point from the cache, after measuring it if it or its detections are missing."""
+    """Return a point from the cache; measure it first if it or its detections are missing."""
     path = cache / f"{point.key()}.json"
     wanted = {_digest(file): file.stem for file in point.detectors}
     try:

@@ -3,10 +3,10 @@
     curves ──► families (a codec: its uniform curve and its ROI strengths) ──► tables
 
 Values are bjontegaard's; resamples go through the same interpolation. Where curves have fewer than
-MIN_POINTS points or share less than half of the shorter one's range, a note stands for the number.
+MIN_POINTS points or share less than half of the shorter one's range, a note replaces the number.
 
-Equal background loss: a ROI mode can gain anything by ruining the background, so gains are read at
-a loss of exactly so many dB of background BD-PSNR against the codec's own uniform mode. Between
+Equal background loss: a ROI mode can always gain by ruining the background. Gains are therefore
+read where it loses a given number of dB of background BD-PSNR against its own uniform mode. Between
 measured strengths, `at_loss` interpolates; beyond the strongest one there is no number.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from roilib.codecs.registry import CODEC_NAMES
 from roilib.evaluation.bd_rate import (
     MIN_POINTS,
     akima_slopes,
@@ -28,12 +29,23 @@ from roilib.evaluation.bd_rate import (
     interpolate,
     pchip_slopes,
 )
-from roilib.evaluation.bootstrap import COUNT, MEAN, PARTS, Curve, curves, with_interval
+from roilib.evaluation.bootstrap import (
+    COUNT,
+    MEAN,
+    PARTS,
+    Curve,
+    curves,
+    resamples,
+    with_interval,
+)
+from roilib.metrics import pooled_psnr
 from roilib.utils.files import read_json
 
 LOSSES = (0.3, 0.5, 1.0)  # dB of background BD-PSNR at which codecs are compared
 HULL_BPP = (0.1, 0.5)  # rates of the points that `byte_ratio_tables` compares
 MIN_KNOTS = 3  # points that PCHIP needs
+WITH_FEATURES = "hyperprior_with_obj_features"
+ZERO_HOOKS = f"{WITH_FEATURES} (zero_hooks)"
 OUTSIDE = "no comparable strengths on both sides of this loss"
 
 
@@ -41,7 +53,7 @@ OUTSIDE = "no comparable strengths on both sides of this loss"
 class Difference:
     """A BD-rate (%) or BD-PSNR (dB) of two curves.
 
-    rows: [0] the value, the others of resamples; NaN if there is none, and why in `note`.
+    rows: [0] the value, the others those of resamples; NaN if there is none; `note` says why.
     """
 
     rows: np.ndarray
@@ -184,9 +196,9 @@ def pairs(codecs: list[Family]) -> list[tuple[Family, Family]]:
 
 
 def trade_table(codecs: list[Family]) -> pd.DataFrame:
-    """What each ROI strength gains in the ROI and costs outside, against the codec's uniform mode.
+    """Gain of each ROI strength inside the ROI and loss outside, against the codec's uniform mode.
 
-    One row a codec and strength: roi_bd_rate (%), bg_loss (dB), intervals, overlaps of the curves.
+    Rows: codec and strength. Columns: roi_bd_rate (%), bg_loss (dB), intervals, curves' overlaps.
     """
     rows = []
     for codec in (codec for codec in codecs if codec.has_roi):
@@ -354,20 +366,15 @@ def _row(
 
 
 def _who(curve: Curve) -> dict:
-    return {
-        "codec": curve.codec,
-        "label": curve.label,
-        "run": curve.run,
-        "strength": curve.strength,
-    }
+    return {name: getattr(curve, name) for name in ("codec", "label", "run", "strength")}
 
 
 def byte_ratio_tables(
     codecs: list[Family], bpp: tuple[float, float] = HULL_BPP
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How many bytes a trained codec needs to be at least as good inside and outside the ROI.
+    """Bytes that a trained codec needs to be at least as good inside and outside the ROI.
 
-    Returns one row a pair of codecs, and one a point of the other's hull with a rate in `bpp`.
+    Returns one row per pair of codecs, and one per point of the other's hull with a rate in `bpp`.
     `bpp_ours` is the least rate at which one of our strengths, its curve interpolated in log bpp by
     PCHIP, reaches the point's ROI and background PSNR. A pair's `ratio` is the geometric mean over
     the `reached` points of `hull`. Resamples keep the points.
@@ -401,6 +408,59 @@ def byte_ratio_tables(
             | {"bpp_low": bpp[0], "bpp_high": bpp[1], "pictures": ours.members[0].pictures}
         )
     return pd.DataFrame(summary), pd.DataFrame(points)
+
+
+def cost_table(records: list[dict], count: int = COUNT) -> pd.DataFrame:
+    """What the paper's models pay, in the terms of the loss that they were trained on.
+
+        cost = bpp + λ · mean(weight · squared error),   mean over pictures, of real bytes
+
+    So one number weighs bytes, ROI and background as the training did. One row a model, λ and α:
+    `cost`, and `difference` (%), how much less or more than the model with zero hooks that was
+    trained on the same loss. The seeds of a model are averaged; intervals are of resampled pictures
+    and seeds. Only trainings by the default loss are in the table.
+    """
+    found: dict[tuple, dict[int, list[dict]]] = {}
+    for r in records:
+        setting = r["setting"]
+        known = r["codec"].startswith((WITH_FEATURES, "hyperprior_eval")) and "seed" in setting
+        if known and (setting["loss_form"], setting["metric"]) == ("corrected", "mse"):
+            model = (setting["lmbda"], setting["alpha"], r["codec"])
+            found.setdefault(model, {}).setdefault(setting["seed"], []).append(r)
+    costs = {model: _costs(seeds, count, i) for i, (model, seeds) in enumerate(found.items())}
+    table = []
+    for (lmbda, alpha, codec), seeds in sorted(found.items()):
+        same = [r for rs in seeds.values() for r in rs]
+        cost, zeros = (costs.get((lmbda, alpha, name)) for name in (codec, ZERO_HOOKS))
+        difference = np.full(len(cost), np.nan)
+        if zeros is not None and codec != ZERO_HOOKS:
+            difference = 100 * (cost / zeros - 1)
+        table.append(
+            {"codec": codec, "label": CODEC_NAMES.get(codec, codec), "lmbda": lmbda, "alpha": alpha}
+            | {"bpp": float(np.mean([r["bpp"] for r in same]))}
+            | {f"{part}psnr": pooled_psnr(same, part) for part in ("roi_", "bg_")}
+            | with_interval("cost", cost)
+            | with_interval("difference", difference, "low", "high")
+            | {"seeds": len(seeds), "pictures": len(same) // len(seeds)}
+        )
+    return pd.DataFrame(table)
+
+
+def _costs(seeds: dict[int, list[dict]], count: int, stream: int) -> np.ndarray:
+    """(1 + count,) mean costs: of all, then of resamples; `stream` draws this model's seeds."""
+    costs = np.array([[_cost(r) for r in sorted(rs, key=_image)] for rs in seeds.values()])
+    pictures, drawn = resamples(costs.shape[1], count), resamples(len(costs), count, 1 + stream)
+    return np.einsum("bs,sp,bp->b", drawn, costs, pictures) / costs.size
+
+
+def _image(record: dict) -> str:
+    return record["image"]
+
+
+def _cost(record: dict) -> float:
+    alpha, lmbda = record["setting"]["alpha"], record["setting"]["lmbda"]
+    weighted = 2 * (alpha * record["roi_sse"] + (1 - alpha) * record["bg_sse"])
+    return record["bpp"] + lmbda * weighted / record["count"]
 
 
 def hull(codec: Family, bpp: tuple[float, float]) -> list[tuple[int, int]]:

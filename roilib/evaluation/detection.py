@@ -2,10 +2,10 @@
 
     picture ──► detector ──► found (K, 6) ──► scored ──► average_precisions, of resamples too
 
-`scored` keeps a row a detection: its score, its group and the IoU thresholds at which it hits an
-object. Precision-recall integration is Ultralytics' (101 points, as COCO's); matching is greedy by
-confidence, one detection an object. Classes are KITTI's benchmark classes, so that detectors with
-COCO's and KITTI's class lists can be compared.
+`scored` makes a row of each detection: its score, its group and the IoU thresholds at which it hits
+an object. Precision-recall integration is Ultralytics' (101 points, as COCO's); matching is greedy
+by confidence, one detection per object. Classes are KITTI's benchmark classes, so that detectors
+with COCO's and KITTI's class lists can be compared.
 """
 
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ GROUPS = {  # KITTI's and COCO's class names → group
 }
 GROUP_NAMES = (*BENCHMARK, "other")  # "other" counts class-agnostically only
 THRESHOLDS = tuple(n / 100 for n in range(50, 100, 5))  # of IoU
-SCORE_UNIT = 1e-6  # step of the scores that records hold as integers
+SCORE_UNIT = 1e-6  # records hold scores as integers in this unit
 LABELS = "labels"  # encoders get the labelled boxes
 DETECTOR = "detector"  # they get what the pretrained detector finds
 
 
 def with_boxes(data: RoiDataset, boxes: str) -> RoiDataset:
-    """Return `data` with the boxes that encoders get: LABELS, DETECTOR or a folder of box files.
+    """Return `data` with the boxes for encoders: LABELS, DETECTOR or a folder of box files.
 
-    Quality is measured in the labelled boxes. Where no picture has any, it is measured in those
-    that encoders get. Raises ValueError naming a box file that is missing or wrong.
+    Quality is measured in the labelled boxes, or where no picture has any, in the encoders' boxes.
+    Raises ValueError naming a box file that is missing or wrong.
     """
     if boxes == LABELS:
         return data
@@ -79,9 +79,9 @@ def detect(
 
 
 def matches(found: Tensor, boxes: Tensor, same_class: Tensor, threshold: float) -> np.ndarray:
-    """Match detections (K, ≥4), best first, with boxes (n, 4): which hit one, (K,) bool.
+    """Match detections (K, ≥4), best first, with boxes (n, 4). Returns which hit one, (K,) bool.
 
-    A box counts for one detection. same_class: (K, n) bool, which pairs may match.
+    Each box matches one detection. same_class: (K, n) bool, which pairs may match.
     """
     hit = np.zeros(len(found), bool)
     if not len(boxes):
@@ -94,10 +94,11 @@ def matches(found: Tensor, boxes: Tensor, same_class: Tensor, threshold: float) 
 
 
 def scored(found: Tensor, boxes: Tensor, groups: Tensor) -> list[list[int]]:
-    """Return what AP needs of a picture's detections (K, 6): a row each, best first.
+    """Return a picture's detections (K, 6) as the rows that AP needs, best first.
 
-    A row has the score in SCORE_UNIT, the group, and as bits the THRESHOLDS at which it hits any
-    box, and a box of its own group. boxes (n, 4) and groups (n,) are the labelled objects.
+    A row holds the score in SCORE_UNIT, the group, and two bit masks of THRESHOLDS: where it hits
+    any box, and where it hits a box of its own group. boxes (n, 4) and groups (n,) are the
+    labelled objects.
     """
     found = found[found[:, 4].argsort(descending=True, stable=True)]
     same = (found[:, 5:6] == groups[None]) & (groups[None] >= 0)
@@ -105,14 +106,8 @@ def scored(found: Tensor, boxes: Tensor, groups: Tensor) -> list[list[int]]:
         sum(matches(found, boxes, may, t).astype(int) << k for k, t in enumerate(THRESHOLDS))
         for may in (torch.ones_like(same), same)
     ]
-    return np.stack(
-        [
-            (found[:, 4].double() / SCORE_UNIT).round().long().numpy(),
-            found[:, 5].long().numpy(),
-            *bits,
-        ],
-        1,
-    ).tolist()
+    scores = (found[:, 4].double() / SCORE_UNIT).round().long()
+    return np.stack([scores.numpy(), found[:, 5].long().numpy(), *bits], 1).tolist()
 
 
 def objects(groups: Tensor) -> list[int]:
@@ -140,11 +135,8 @@ def average_precisions(
     for i, name in enumerate(BENCHMARK):
         if counts[:, 1 + i].any():
             own = rows[:, 1] == i
-            by_class.append(
-                _average_precisions(
-                    rows[own, 3], picture[own], counts[:, 1 + i], weights, len(THRESHOLDS)
-                )
-            )
+            seen = rows[own, 3], picture[own], counts[:, 1 + i]
+            by_class.append(_average_precisions(*seen, weights, len(THRESHOLDS)))
             result[f"{name.lower()}_ap50"] = by_class[-1][0]
     if by_class:
         known = np.isfinite(np.array(by_class))

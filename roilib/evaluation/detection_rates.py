@@ -3,8 +3,8 @@
     records with detections ──► points: AP and bpp, of resamples too ──► tables
 
 Losses are shares of the uncompressed AP in per cent, with 95 % bootstrap intervals over pictures,
-the same pictures for both. The file `detections.json.gz` holds all that this needs: the number of
-objects of a picture, and the `detection.scored` rows of its detections.
+the same pictures for both. The file `detections.json.gz` holds the input: the number of objects
+of each picture, and the `detection.scored` rows of its detections.
 """
 
 import gzip
@@ -38,17 +38,14 @@ MEASURES = ("agnostic_ap50", "map50", "map50_95")  # APs whose loss is reported
 
 
 def split_detections(records: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Split records into those without detections and what `points` needs.
+    """Split records into records without detections and the detections that `points` needs.
 
     Uncompressed pictures are in the second list only.
     """
     names = ("image", "codec", "setting", "run", "weights", "bpp", "objects", "detections")
     found = [{name: r[name] for name in names if name in r} for r in records if "detections" in r]
-    return [
-        {k: v for k, v in r.items() if k != "detections"}
-        for r in records
-        if r["codec"] != UNCOMPRESSED
-    ], found
+    coded = (r for r in records if r["codec"] != UNCOMPRESSED)
+    return [{k: v for k, v in r.items() if k != "detections"} for r in coded], found
 
 
 def write_detections(folder: Path, found: list[dict]) -> Path:
@@ -75,7 +72,7 @@ def read_detections(folder: Path) -> list[dict]:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A codec's setting (one of its records) seen by a detector.
+    """One setting of a codec (given by one of its records), measured by a detector.
 
     bpp: (1 + B,), NaN for uncompressed pictures. precisions: APs by name, (1 + B,) each.
     """
@@ -125,7 +122,7 @@ def _originals(found: Sequence[Point]) -> dict[str, Point]:
 
 
 def detection_table(found: Sequence[Point]) -> pd.DataFrame:
-    """One row a detector and point, uncompressed pictures too: APs, losses with intervals."""
+    """One row per detector and point, uncompressed pictures too: APs, losses with intervals."""
     originals, rows = _originals(found), []
     for point in found:
         row = {"detector": point.detector} | _who(point.record) | point.record["setting"]
@@ -137,7 +134,7 @@ def detection_table(found: Sequence[Point]) -> pd.DataFrame:
 
 
 def detection_at_rates(found: Sequence[Point], rates: Sequence[float] = (0.15,)) -> pd.DataFrame:
-    """What a detector finds at given bpp, one row a curve: a codec at one ROI strength.
+    """APs of a detector at given bpp, one row per curve: a codec at one ROI strength.
 
     Curves are linear in log bpp; there is no row beyond their ends.
     """
@@ -161,10 +158,10 @@ def detection_at_losses(
     rates: Sequence[float] = (0.15,),
     losses: Sequence[float] = LOSSES,
 ) -> pd.DataFrame:
-    """The AP that ROI modes lose at given bpp, at equal background loss, with intervals.
+    """The AP that ROI modes lose at given bpp and equal background loss, with intervals.
 
-    codecs: of `comparisons.families`, of records of the same pictures with as many resamples.
-    Values are interpolated along a codec's strengths, as ROI gains are.
+    codecs: those of `comparisons.families`, for the same pictures and as many resamples. Values are
+    interpolated along a codec's strengths, like ROI gains.
     """
     originals, curves, rows = _originals(found), _curves(found), []
     for (detector, original), codec, rate in product(originals.items(), codecs, rates):

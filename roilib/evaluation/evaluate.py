@@ -28,7 +28,7 @@ from roilib.codecs.protocol import ImageCodec
 from roilib.codecs.registry import codec_name
 from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.dataset import RoiDataset
-from roilib.engines.runs import Run
+from roilib.engines.runs import Run, all_runs, read_run
 from roilib.evaluation import detection
 from roilib.metrics import picture_metrics
 from roilib.models.detector import HookedDetector
@@ -47,9 +47,10 @@ Detectors = Mapping[str, HookedDetector]
 def trained_settings(
     p: Parameters, lmbdas: Sequence[float] = (), alphas: Sequence[float] = ()
 ) -> list[Setting]:
-    """List the λ and α at which to measure a model of this training.
+    """List the λ and α at which to measure a trained model.
 
-    A model of one rate has its own; one for every rate has every pair of the lists.
+    A model of one rate is measured at those of its training, a model for every rate at every pair
+    of the lists.
     """
     if p.which != "roi_vbr" or p.fixed_rate:
         lmbdas = alphas = ()
@@ -94,8 +95,8 @@ def evaluate(
 ) -> Iterator[tuple[dict, dict]]:
     """Measure a codec on every picture of `data` at each setting; its labelled boxes are the ROI.
 
-    The encoder gets them too, or the sample's `coder_boxes`. settings: None means those that our
-    codec was trained for. Yields (record, times) of each.
+    The encoder gets the same boxes, or the sample's `coder_boxes`. settings: None: those of our
+    codec's training. Yields (record, times) for each picture and setting.
     """
     for setting in trained_settings(codec.parameters) if settings is None else settings:
         for sample, (image, boxes, labels) in zip(data.samples, data, strict=True):
@@ -125,9 +126,9 @@ def _measure(
     groups: Tensor,
     detectors: Detectors | None,
 ) -> tuple[dict, dict]:
-    """Code one picture: what a record says of it, and the seconds of encoding and decoding.
+    """Code one picture; return its measures, and the seconds of encoding and decoding.
 
-    given: the boxes that the encoder gets; boxes: those in which quality is measured.
+    given: the encoder's boxes; boxes: those in which quality is measured.
     """
     height, width = original.shape[:2]
     start = now()
@@ -154,9 +155,9 @@ def _measure(
 
 
 def uncompressed(data: RoiDataset, detectors: Detectors) -> Iterator[tuple[dict, dict]]:
-    """Yield what detectors find on the pictures as they are: (record, no times) of each.
+    """Yield (record, {}) of each uncompressed picture, with what detectors find in it.
 
-    Such a record has no bytes, but the numbers of `detection.objects`.
+    Such a record has no bytes; it has the counts of `detection.objects`.
     """
     for sample, (image, boxes, labels) in zip(data.samples, data, strict=True):
         groups = detection.grouped(labels, data.classes)
@@ -215,27 +216,14 @@ def finished_runs(
 
     Raises ValueError when one of `names` is missing, or none is found though `needed`.
     """
-    folders = [Path(logdir) / name for name in names or _finished_names(Path(logdir))]
-    runs = [Run(folder, Parameters.parse(_parameters(folder))) for folder in folders]
-    runs = [run for run in runs if run.parameters.what == "train"]
+    runs = [read_run(Path(logdir) / name) for name in names] if names else all_runs(logdir)
+    for run in runs if names else ():
+        if run.metrics is None:
+            raise ValueError(f"{run.folder}: not a finished run")
+    runs = [run for run in runs if run.metrics and run.weights.exists()]
     if not runs and needed:
         raise ValueError(f"{logdir}: no finished training run; run notebooks 03 and 04 first")
     return runs
-
-
-def _finished_names(logdir: Path) -> list[str]:
-    return sorted(
-        path.parent.name
-        for path in logdir.glob("*/metrics.json")
-        if (path.parent / "weights.safetensors").exists()
-    )
-
-
-def _parameters(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "metrics.json").read_text())["parameters"]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}: not a finished run ({error})") from None
 
 
 def provenance(
@@ -245,10 +233,10 @@ def provenance(
     weights: Sequence[str] = (),
     detectors: Sequence[Path] = (),
 ) -> dict:
-    """Say where an evaluation's numbers come from.
+    """Return the origin of an evaluation's numbers.
 
-    That is: its parameters, this code, the machine and versions, the pictures; parameters, code,
-    steps and time of each run and weights file; the hashes of detectors.
+    It has the parameters, the code, the machine and versions, the pictures; parameters, code, steps
+    and time of each run and weights file; and the hashes of detectors.
     """
     found = {}
     for run in runs:
@@ -280,8 +268,8 @@ def refuse_training_pictures(
 ) -> None:
     """Raise ValueError if a run or a weights file trained on one of these pictures.
 
-    Pictures are known by their content, whatever their names and wherever they lie. A run of an
-    earlier version knows the ids of its pictures only.
+    Pictures are compared by content, so names and folders do not matter. Runs of earlier versions
+    hold only the ids of their pictures.
     """
     measured = {picture_hash(sample.path): sample.id for sample in data.samples}
     trained = {name: trained_on(weights_file(name)) for name in weights}

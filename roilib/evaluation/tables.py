@@ -36,39 +36,22 @@ def rate_table(records: list[dict]) -> pd.DataFrame:
     """
     points: dict[tuple, list[dict]] = {}
     for r in records:
-        points.setdefault(
-            (r["codec"], run_name(r), json.dumps(r["setting"], sort_keys=True)), []
-        ).append(r)
+        key = (r["codec"], run_name(r), json.dumps(r["setting"], sort_keys=True))
+        points.setdefault(key, []).append(r)
+    classes = [f"{name.lower()}_" for name in BENCHMARK]
     rows = []
     for (codec, run, _), group in sorted(points.items()):
-        means = {
-            name: pd.Series([r.get(name) for r in group], dtype=float).mean()
-            for name in ("bpp", "bpp_estimated", "ms_ssim")
-        }
-        means |= _later_measures(group)
-        classes = [
-            f"{name.lower()}_"
-            for name in BENCHMARK
-            if any(r.get(f"{name.lower()}_count") for r in group)
-        ]
-        psnrs = {f"{part}psnr": pooled_psnr(group, part) for part in ("roi_", "bg_", "", *classes)}
-        psnrs |= {
-            f"{part}psnr_mean": _mean_psnr(group, part) for part in ("roi_", "bg_", "", *classes)
-        }
-        label = CODEC_NAMES.get(codec, codec)
-        rows.append(
-            {"codec": codec, "label": label}
-            | group[0]["setting"]
-            | means
-            | psnrs
-            | {"pictures": len(group), "run": run}
-        )
-    order = [
-        name
-        for name in ("codec", "lmbda", "alpha", "qoffset", "quality")
-        if any(name in row for row in rows)
-    ]
-    return table_of(rows).sort_values(order, ignore_index=True)
+        parts = ["roi_", "bg_", "", *(c for c in classes if any(r.get(f"{c}count") for r in group))]
+        row = {"codec": codec, "label": CODEC_NAMES.get(codec, codec)} | group[0]["setting"]
+        for name in ("bpp", "bpp_estimated", "ms_ssim"):
+            row[name] = pd.Series([r.get(name) for r in group], dtype=float).mean()
+        row |= _later_measures(group)
+        row |= {f"{part}psnr": pooled_psnr(group, part) for part in parts}
+        row |= {f"{part}psnr_mean": _mean_psnr(group, part) for part in parts}
+        rows.append(row | {"pictures": len(group), "run": run})
+    table = table_of(rows)
+    order = [n for n in ("codec", "lmbda", "alpha", "qoffset", "quality") if n in table]
+    return table.sort_values(order, ignore_index=True)
 
 
 def _later_measures(group: list[dict]) -> dict[str, float]:
@@ -103,38 +86,24 @@ def one_rate_table(rates: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
         measured[measured["codec"] == codec] for codec in ("roi_vbr", "roi_vbr (fixed_rate)")
     )
     table = ones[["lmbda", "psnr", "bpp"]].reset_index(drop=True)
-    known = len(curve) > 1
-    table["bpp_roi_vbr"] = (
-        np.exp(
-            PchipInterpolator(curve["psnr"], np.log(curve["bpp"]), extrapolate=False)(table["psnr"])
-        )
-        if known
-        else np.nan
-    )
+    table["bpp_roi_vbr"] = np.nan
+    if len(curve) > 1:
+        log_bpp = PchipInterpolator(curve["psnr"], np.log(curve["bpp"]), extrapolate=False)
+        table["bpp_roi_vbr"] = np.exp(log_bpp(table["psnr"]))
     return table.assign(difference=100 * (table["bpp_roi_vbr"] / table["bpp"] - 1))
 
 
 def rate_order_table(records: list[dict]) -> pd.DataFrame:
     """Count, by run and α, the pictures whose bytes do not rise with every λ of a roi_vbr."""
+    ours = (r for r in records if r["codec"] == "roi_vbr")
     rows = pd.DataFrame(
-        [
-            {"run": run_name(r), "image": r["image"], "bytes": r["bytes"]} | r["setting"]
-            for r in records
-            if r["codec"] == "roi_vbr"
-        ]
+        {"run": run_name(r), "image": r["image"], "bytes": r["bytes"]} | r["setting"] for r in ours
     )
     found = []
     for (run, alpha), group in rows.groupby(["run", "alpha"]) if len(rows) else ():
         steps = group.sort_values("lmbda").groupby("image")["bytes"].diff()
         worst = steps.groupby(group["image"]).min()
-        found.append(
-            {
-                "run": run,
-                "alpha": alpha,
-                "pictures": len(worst),
-                "not_rising": int((worst <= 0).sum()),
-            }
-        )
+        found.append((run, alpha, len(worst), int((worst <= 0).sum())))
     return pd.DataFrame(found, columns=["run", "alpha", "pictures", "not_rising"])
 
 
@@ -191,6 +160,7 @@ def rows(table: pd.DataFrame) -> list[dict]:
 
 
 # Columns of tables → headings, for `shown` and `markdown`.
+BOUNDS = {"low": "95 % from", "high": "to"}
 RATE_COLUMNS = {
     "label": "codec",
     "lmbda": "λ",
@@ -203,6 +173,18 @@ RATE_COLUMNS = {
     "haarpsi": "HaarPSI",
     "roi_haarpsi": "ROI HaarPSI",
 }
+COST_COLUMNS = {
+    "label": "codec",
+    "lmbda": "λ",
+    "alpha": "α",
+    "bpp": "bpp",
+    "roi_psnr": "ROI dB",
+    "bg_psnr": "background dB",
+    "cost": "cost",
+    "difference": "cost against zero hooks %",
+    **BOUNDS,
+    "seeds": "seeds",
+}
 KNOB_COLUMNS = {
     "lmbda": "λ",
     "alpha": "α",
@@ -210,53 +192,17 @@ KNOB_COLUMNS = {
     "qoffset": "qoffset",
     "bpp": "bpp",
 }
-BOUNDS = {"low": "95 % from", "high": "to"}
-TRADE_COLUMNS = {
-    "label": "codec",
-    "strength": "α or qoffset",
-    "roi_bd_rate": "ROI BD-rate %",
-    **BOUNDS,
-    "bg_loss": "background loss dB",
-}
-EQUAL_BACKGROUND_COLUMNS = {
-    "label": "codec",
-    "bg_loss": "background loss dB",
-    "strength": "at α or qoffset",
-    "roi_bd_rate": "ROI BD-rate %",
-    **BOUNDS,
-}
 BD_COLUMNS = {
     "anchor_label": "against",
     "bd_rate": "BD-rate %",
     **BOUNDS,
     "bd_psnr": "BD-PSNR dB",
 }
-PAIRED_COLUMNS = {
-    "anchor_label": "against",
-    "bg_loss": "background loss dB",
-    "bd_rate": "ROI BD-rate %",
-    **BOUNDS,
-}
-BYTE_RATIO_COLUMNS = {
-    "theirs_label": "against",
-    "ratio": "bytes, ours/theirs",
-    **BOUNDS,
-    "reached": "points reached",
-    "hull": "of",
-}
 DETECTION_COLUMNS = {
     "detector": "detector",
     "label": "codec",
     "strength": "α or qoffset",
     "agnostic_ap50": "AP50",
-    "agnostic_ap50_loss": "loss %",
-    "agnostic_ap50_loss_low": "95 % from",
-    "agnostic_ap50_loss_high": "to",
-}
-DETECTION_AT_LOSS_COLUMNS = {
-    "label": "codec",
-    "bg_loss": "background loss dB",
-    "strength": "α or qoffset",
     "agnostic_ap50_loss": "loss %",
     "agnostic_ap50_loss_low": "95 % from",
     "agnostic_ap50_loss_high": "to",
@@ -285,28 +231,24 @@ COMPLEXITY_COLUMNS = {
 }
 FORMATS = {  # columns of each format; all others have two digits
     "": "codec label anchor_label theirs_label detector frame",
-    "d": "threads frames over dropped late lost affected reached hull",
+    "d": "threads frames over dropped late lost affected reached hull seeds",
     "g": "lmbda alpha quality qoffset",
     ".3g": "strength",
     ".0f": "delay_p95 encode encode_p95 decode decode_p95",
     ".1f": "roi_bd_rate bd_rate agnostic_ap50_loss agnostic_ap50_loss_low agnostic_ap50_loss_high",
-    ".3f": "bpp bpp_roi_vbr agnostic_ap50",
+    ".3f": "bpp bpp_roi_vbr cost agnostic_ap50",
     ".4f": "ms_ssim haarpsi roi_haarpsi",
 }
 DIGITS = {name: form for form, names in FORMATS.items() for name in names.split()}
 
 
 HEADLINE_BG_LOSS = 0.5  # dB, at which the README reads the ROI modes
-HEADLINE = {"x265 slow": "x265 slow", "x265 medium": "x265 medium", "x264 slow": "x264 slow"} | {
-    "avif": "AVIF",
-    "jpeg": "JPEG",
-}
 
 
 def headline_table(
     ratios: pd.DataFrame, bd_rates: pd.DataFrame, codecs: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """Return roi_vbr against other codecs in a few words; a dash for what was not measured.
+    """Compare roi_vbr with other codecs in a short table; a dash where nothing was measured.
 
     ratios: of `comparisons.byte_ratio_tables`; bd_rates: of `comparisons.bd_table`. codecs: name →
     label; None: every codec that can be compared with all pixels alike, the strongest first.
@@ -323,17 +265,15 @@ def headline_table(
     for codec, label in codecs.items():
         ratio = _first(ratios, theirs=codec, ours="roi_vbr")
         roi, plain = _first(equal, anchor=codec), _first(uniform, anchor=codec)
-        found.append(
-            {
-                "`roi_vbr` against": label,
-                "bytes at equal ROI and background": f"**{_interval(ratio, 'ratio', '.2f')}**, "
-                f"{ratio['reached']} of {ratio['hull']} points"
-                if ratio
-                else "–",
-                "ROI BD-rate": _interval(roi, "bd_rate", "+.1f", "%") if roi else "no ROI",
-                "BD-rate, all pixels alike": _interval(plain, "bd_rate", "+.1f", "%"),
-            }
-        )
+        row = {"`roi_vbr` against": label, "bytes at equal ROI and background": "–"}
+        if ratio:
+            points = f"{ratio['reached']} of {ratio['hull']} points"
+            row["bytes at equal ROI and background"] = (
+                f"**{_interval(ratio, 'ratio', '.2f')}**, {points}"
+            )
+        row["ROI BD-rate"] = _interval(roi, "bd_rate", "+.1f", "%") if roi else "no ROI"
+        row["BD-rate, all pixels alike"] = _interval(plain, "bd_rate", "+.1f", "%")
+        found.append(row)
     return pd.DataFrame(found)
 
 
@@ -347,7 +287,7 @@ def _first(table: pd.DataFrame, **where: str) -> dict:
 def _interval(row: Mapping, name: str, form: str, unit: str = "", bounds: str = "") -> str:
     """Return a value with its interval, where there is one; a dash for no value.
 
-    bounds: what "low" and "high" follow in the names of the interval's columns.
+    bounds: the prefix of the interval's columns, `…low` and `…high`.
     """
     if pd.isna(row.get(name)):
         return "–"
@@ -374,15 +314,9 @@ def ranked(table: pd.DataFrame, columns: dict[str, str], value: str, form: str, 
 
 
 def shown(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    """Round the columns (name → heading) that hold any value, for a notebook; a dash for none."""
-    there = {
-        name: heading
-        for name, heading in columns.items()
-        if name in table and table[name].notna().any()
-    }
-    return pd.DataFrame(
-        {heading: [_cell(name, value) for value in table[name]] for name, heading in there.items()}
-    )
+    """Format the columns (name → heading) that hold any value, for a notebook; a dash for NaN."""
+    there = {n: h for n, h in columns.items() if n in table and table[n].notna().any()}
+    return pd.DataFrame({h: [_cell(n, value) for value in table[n]] for n, h in there.items()})
 
 
 def _cell(name: str, value: object) -> str:
@@ -403,7 +337,7 @@ def markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
 
 
 def run_table(runs: list[Run]) -> pd.DataFrame:
-    """One row a run: the parameters in which the runs differ, its state, its last test means."""
+    """One row per run: the parameters in which the runs differ, its state, its last test means."""
     values = pd.DataFrame(
         [r.parameters.model_dump(exclude=WITHOUT_EFFECT) for r in runs],
         index=[r.folder.name for r in runs],
@@ -443,7 +377,7 @@ def by_strength(rates: pd.DataFrame) -> dict[str, dict[float, pd.DataFrame]]:
 
 
 def drawn(rates: pd.DataFrame) -> pd.DataFrame:
-    """Keep the rows that figures have room for: one preset of a video codec."""
+    """Keep the rows that figures show: one preset of each video codec."""
     presets: dict[str, list[str]] = {}
     for codec in in_order(rates):
         video = codec.partition(" ")[0] if codec not in CODEC_NAMES else codec

@@ -1,8 +1,8 @@
-"""What the entropy networks of roi_vbr see: h, q, earlier slices, and earlier passes of their own.
+"""Inputs of roi_vbr's entropy networks: h, q, earlier slices, and earlier passes of their own.
 
     passes   1      2      3
-             0 0    0 1    0 2      the pass that codes each of 2x2 cells; the cells of one pass do
-             0 0    1 0    2 1      not see each other, so they are coded and decoded all at once
+             0 0    0 1    0 2      the pass that codes each of 2x2 cells; cells of the same pass do
+             0 0    1 0    2 1      not see each other, so they are coded and decoded together
 
 Fixed-point formats of the integer networks' inputs (int8; unsigned values are stored as a - 128):
 
@@ -126,7 +126,7 @@ class IntegerContext:
         (self.height, self.width, N), self.first = h.shape, h.shape[2] + 1
         self.symbols = torch.empty(len(q), M, dtype=torch.int32)
         self.y_hat = torch.empty_like(self.symbols)
-        # What all networks see: h, q, magnitudes of y_hat.
+        # Shared by all networks: h, q, magnitudes of y_hat.
         self._shared = torch.full((len(q), self.first + M), ZERO, dtype=torch.int8)
         self._shared[:, :N], self._shared[:, N] = h.flatten(0, 1), q
         self._values = torch.empty(0)  # of the present slice

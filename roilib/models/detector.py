@@ -31,14 +31,14 @@ CODEC_CHANNELS = (64, 128, 256)  # of these outputs
 CODEC_STRIDES = (8, 16, 32)  # pixels
 STRIDE = 32  # sides of the detector's input must be multiples of this
 GREY = 114 / 255  # Ultralytics pads with this grey
-checks.AUTOINSTALL = False  # or Ultralytics runs pip for any module that a weights file names
+checks.AUTOINSTALL = False  # else Ultralytics runs pip for any module that a weights file names
 
 
 def open_yolo(weights: Path) -> YOLO:
     """Open an Ultralytics `.pt`. All code opens such files through this function.
 
-    They hold pickled objects, which can run code: a warning says so of any but the pretrained one.
-    Raises ValueError naming the file, also where its model does another task than detection.
+    They hold pickled objects, which can run code: any file but the pretrained one causes a warning.
+    Raises ValueError naming the file, also where its model is no detector.
     """
     if weights.suffix != ".pt":  # Ultralytics would make an exported or an empty model of it
         raise ValueError(f"{weights}: not an Ultralytics .pt file")
@@ -198,13 +198,13 @@ def frame_features(detector: HookedDetector, frame: Tensor, size: tuple[int, int
 
 
 class FrameFeatures:
-    """Features of crops, cut from those of their whole frames, which are kept.
+    """Features of crops, cut from the cached features of their whole frames.
 
         frame ──► detector, once a frame and once for its mirror image ──► cut to the crop's cells
 
-    Cells at a frame's border see the grey that the detector is padded with, as they do when whole
-    frames are coded. Features are kept until they fill `cache_bytes`; frames that come later pass
-    the detector each time.
+    Cells at a frame's border see the detector's grey padding, as they do when whole frames are
+    coded. Features are cached until they fill `cache_bytes`; later frames pass the detector each
+    time.
     """
 
     def __init__(self, detector: HookedDetector, cache_bytes: int = 2**30):

@@ -32,9 +32,9 @@ SCALE_COUNT = 256  # with CompressAI's 64 scales, bytes exceed the estimate by u
 
 
 class RangeCoded(CompressionModel):
-    """What the two scale hyperpriors share: symbols to strings and back.
+    """The shared part of the two scale hyperpriors: symbols to strings and back.
 
-    A child has `g_s`, a `gaussian_conditional` for y, `bottlenecks` for the hyper-latents,
+    A subclass has `g_s`, a `gaussian_conditional` for y, `bottlenecks` for the hyper-latents,
     `latents` and `scales`; one whose decoder knows the ROI has `gains`. Call `update_tables`
     before coding.
     """
@@ -71,7 +71,7 @@ class RangeCoded(CompressionModel):
         return {"strings": strings, "shape": symbols[1].shape[1:], "symbols": symbols}
 
     def gains(self, roi_mask: Tensor | None = None) -> tuple[Tensor | float, Tensor | float]:
-        """Return the factors of y and scales_hat before coding, and of y_hat after it."""
+        """Return the factor of y and scales_hat before coding, and that of y_hat after it."""
         return 1.0, 1.0
 
     @torch.no_grad()
@@ -263,7 +263,7 @@ class HyperpriorWithObjFeatures(RangeCoded):
     def hooks(
         self, x: Tensor, features: list[Tensor] | None, roi_mask: Tensor | None
     ) -> list[Tensor]:
-        """Return what the projections see: the features, zeros, or the mask in every channel.
+        """Return the inputs of the projections: features, zeros, or the mask in every channel.
 
         The mask becomes the ROI's share of each feature cell.
         """

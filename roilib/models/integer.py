@@ -1,4 +1,4 @@
-"""Networks on integers: what decides a symbol's probability must be equal on every machine.
+"""Integer networks: the probability of a symbol must be the same on every machine.
 
 A float network of convolutions, ReLUs and pixel shuffles becomes an integer one:
 
@@ -18,8 +18,8 @@ The factors are exact in bf16, fp16 and TF32, too. So neither threads, memory la
 set, library nor reduced-precision matrix units can change a result. int8 matrix products are used
 where they are fast and keep every bit.
 
-Each hidden channel has its own unit, the value that 1 stands for, because ReLUs pass positive
-factors on. The caller chooses the units of the last layer's outputs.
+Each hidden channel has its own unit (the value of integer 1), because ReLUs commute with positive
+factors. The caller chooses the units of the last layer's outputs.
 """
 
 import copy
@@ -36,7 +36,7 @@ SUM_MAX = 2**24 - 1  # fp32 adds integers up to this exactly
 BIAS_MAX = 2**29
 PLANE_SHIFT = 6  # the high part of a fine weight counts 2^6 times
 ZERO = -128  # stands for 0 where values are never negative
-LARGEST = 255  # of a value that is never negative
+LARGEST = 255  # largest value of a channel that is never negative
 CHUNK_ROWS = 8192  # rows in fp32 at a time: a street frame is one chunk, large pictures save memory
 
 
@@ -68,9 +68,9 @@ def int8_products_are_exact() -> bool:
 
 
 def patches(a: Tensor, side: int, zero: Tensor, cells: np.ndarray | None = None) -> Tensor:
-    """Return the values that a convolution sees at each cell: (B, H, W, C) → (B, H, W, side² C).
+    """Return the inputs of a convolution at each cell: (B, H, W, C) → (B, H, W, side² C).
 
-    zero (C,): what each channel holds beyond the border. cells (n,): numbers of cells row by row;
+    zero (C,): the padding value of each channel. cells (n,): numbers of cells row by row;
     with them, only these cells are returned: (B, n, side² C).
     """
     edge, (batch, height, width, channels) = side // 2, a.shape
@@ -118,9 +118,10 @@ class IntegerConv(nn.Module):
     ) -> Tensor:
         """Convert a float convolution; return the units of the outputs (out,).
 
-        unit_in (in,): the value that 1 stands for in each input channel. a_max (out,): the largest
-        activation of a hidden layer, to be represented. group: so many channels in a row share a
-        unit, for the pixel shuffle behind them. unit_out (out,): powers of two, for the last layer.
+        unit_in (in,): the value of integer 1 in each input channel. a_max (out,): the largest
+        activation that a hidden layer must represent. group: number of consecutive channels that
+        share a unit, for the pixel shuffle after them. unit_out (out,): powers of two, for the last
+        layer.
         """
         weight, bias = (conv.weight * unit_in[:, None, None]).double(), conv.bias.double()
         largest = weight.abs().amax((1, 2, 3)).clamp(min=1e-12)
@@ -219,10 +220,10 @@ class IntegerNet(nn.Module):
     ) -> Tensor:
         """Convert the float network; return the units of its outputs.
 
-        inputs: float inputs (B, C, H, W) that show how large activations become. unit_in (in,): the
-        value that 1 stands for in each input channel: an integer input is input / unit_in, stored
-        as `signed` says. unit_out (out,): powers of two, units of the outputs; None if the network
-        ends in a ReLU.
+        inputs: float inputs (B, C, H, W), from which the ranges of activations are measured.
+        unit_in (in,): the value of integer 1 in each input channel: an integer input is
+        input / unit_in, stored as `signed` says. unit_out (out,): powers of two, units of the
+        outputs; None if the network ends in a ReLU.
         """
         if (unit_out is None) != self.ends_in_relu:
             raise ValueError("unit_out belongs to a network that does not end in a ReLU")

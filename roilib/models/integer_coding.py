@@ -1,4 +1,4 @@
-"""The integer side of roi_vbr: symbols are made, written and read slice by slice, pass by pass.
+"""Integer coding of roi_vbr: makes, writes and reads symbols slice by slice, pass by pass.
 
     z ──► h_s_integer ──► h ─┐
     q ───────────────────────┼─► e_integer[slice][pass] ──► scale indices, means ──► symbols ─┐
@@ -47,7 +47,7 @@ from roilib.roi import STEPS_PER_OCTAVE
 if TYPE_CHECKING:
     from roilib.models.roi_vbr import RoiVbr
 
-OCTAVES = 4  # of scale that 1 in an entropy network's output stands for
+OCTAVES = 4  # of scale for an output of 1 of an entropy network
 # 2 to its power: steps of quality that raise the scale index by one. A scale goes with the root of
 # lmbda, so an octave of scale is two octaves of quality.
 SCALE_SHIFT = (2 * STEPS_PER_OCTAVE // SCALES_PER_OCTAVE).bit_length() - 1
@@ -59,7 +59,8 @@ Code = Callable[[slice, Cells, np.ndarray, np.ndarray], np.ndarray]
 def make_integer_networks(model: "RoiVbr", pictures: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Make the integer networks from the trained ones.
 
-    pictures: some (x, q) of the model's `forward`, which show how large activations become.
+    pictures: some (x, q) of the model's `forward`, from which the ranges of activations are
+    measured.
     """
     hyper_latents, contexts = [], []
     for x, q in pictures:

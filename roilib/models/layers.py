@@ -1,7 +1,7 @@
 """Small layers: channels-last reshaping, roi_vbr's blocks and DCT, the extended model's hooks.
 
-CPU convolutions prefer channels side by side in memory (channels last). torch's own pixel unshuffle
-and cat take at least twice as long to produce that layout.
+CPU convolutions are fastest with channels side by side in memory (channels last). torch's own pixel
+unshuffle and cat take at least twice as long to produce that layout.
 
 A detector's features (hooks) join the extended model's encoder in one of two ways:
 
@@ -165,9 +165,9 @@ def joined(
 ) -> Tensor:
     """Return layer(cat([y, projection(hook)])).
 
-    constant: all channels of the hook are equal (zeros, or the ROI mask). The projected channels
-    are then combinations of that one channel and of a one. The layer's weights for them are summed
-    accordingly beforehand: the same result at the cost of two more channels than y has.
+    constant: all channels of the hook are equal (zeros, or the ROI mask). Every projected channel
+    is then a combination of that one channel and a constant 1. Summing the layer's weights
+    accordingly gives the same result, with only two more input channels than y has.
     """
     size = y.shape[-2:]
     if not constant:

@@ -1,8 +1,8 @@
 """One codec for every rate and every ROI strength: quality indices scale the latent cell by cell.
 
-A linear transform starts as the 16x16 DCT of luma and two chroma axes. A convolutional one beside
-it learns what the linear one cannot do. Everything that decides probabilities runs on integers
-(roilib.models.integer_coding), so a stream decodes to the same symbols on every machine.
+A linear transform starts as the 16x16 DCT of luma and two chroma axes. A parallel convolutional
+transform learns what the linear one cannot do. All networks that decide probabilities run on
+integers (roilib.models.integer_coding), so a stream decodes to the same symbols on every machine.
 """
 
 import itertools
@@ -67,8 +67,8 @@ class RoiVbr(CompressionModel):
     h_s and e run on integers when bits are written or read. g_s corrects the linear synthesis at an
     eighth of the picture's size.
 
-    `e` holds the entropy parameters, `e_integer` their integer twins. These names stand in weights
-    files, and the model id of a stream depends on them.
+    `e` holds the entropy parameters, `e_integer` their integer twins. Weights files contain these
+    names, and the model id of a stream depends on them.
 
     Args:
         N: channels of the convolutional transforms at 1/8, and of the hyper networks.
@@ -89,7 +89,7 @@ class RoiVbr(CompressionModel):
         self.N, self.M = N, M
         cuts = (0, *(cut for cut in SLICES if cut < M), M)
         self.slices = list(itertools.pairwise(cuts))
-        # From CompressAI's init_scale of 10 training needs thousands of steps to recover.
+        # With CompressAI's init_scale of 10, training needs thousands of steps to recover.
         self.entropy_bottleneck = KeyedBottleneck(N // 2, init_scale=1)
         self.gaussian_conditional = TailedGaussian(None, scale_bound=SCALE_MIN)
         self.a_lin = nn.Sequential(PixelUnshuffle(CELL), nn.Conv2d(3 * CELL**2, M, 1, bias=False))
@@ -171,7 +171,7 @@ class RoiVbr(CompressionModel):
         octaves = (different.float() - Q_MIDDLE)[:, None] / STEPS_PER_OCTAVE
         with torch.autocast(q.device.type, enabled=False):
             learned = self.gain(octaves / 4).chunk(2, 1)[side]
-        # The step that suits lmbda goes with its root.
+        # The best quantiser step is proportional to lmbda ** -0.5.
         plain = (0.5, -0.5)[side] * math.log(2) * octaves
         return F.embedding(cells[:, 0], (learned + plain).exp()).movedim(-1, 1)
 
@@ -262,7 +262,7 @@ class RoiVbr(CompressionModel):
     def quantise(self, pictures: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Make the integer networks and the tables of z, which real coding needs.
 
-        pictures: some (x, q) of `forward`, which show how large activations become.
+        pictures: some (x, q) of `forward`, from which the ranges of activations are measured.
         """
         integer_coding.make_integer_networks(self, pictures)
         self.entropy_bottleneck.update(force=True)
@@ -296,7 +296,7 @@ class RoiVbr(CompressionModel):
         }
 
     def size(self, y: Tensor, q: Tensor) -> float:
-        """Return about how many bytes the strings of `write` have, without writing them."""
+        """Estimate the bytes of the strings of `write`, without writing them."""
         counter = Counter()
         integer_coding.encode_symbols(self, y, q, counter, counter)
         return counter.bits / 8

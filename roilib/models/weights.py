@@ -1,4 +1,4 @@
-"""Models from parameters, and weights files: safetensors that say how they were built and trained.
+"""Models from parameters, and weights files: safetensors with the parameters of their training.
 
 Pickled weights are not read, because they can run code.
 """
@@ -26,7 +26,7 @@ from roilib.utils.files import replacing
 
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # made by update_tables
 PICKLED = (".pt", ".pth", ".ckpt", ".tar")
-QUIET = 0.05  # of the initial weights that make new channels of y, which no scale fits yet
+QUIET = 0.05  # factor of the initial weights of new channels of y, which have no fitting scale yet
 STRUCTURE = ("which", "N", "M", *EXTENSIONS)  # parameters that weights must match
 
 
@@ -93,7 +93,7 @@ def _not_weights(path: str | Path, error: Exception) -> ValueError:
 
 
 def model_id(state: dict[str, Tensor]) -> bytes:
-    """Return four bytes that stand for these weights: names and values."""
+    """Return four bytes that identify these weights, from their names and values."""
     digest = hashlib.sha256()
     for name in sorted(state):
         values = state[name].cpu().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
@@ -102,7 +102,7 @@ def model_id(state: dict[str, Tensor]) -> bytes:
 
 
 def training_of(path: str | Path) -> dict[str, float]:
-    """Return `steps` and `hours` of the training that made a weights file, where it says."""
+    """Return `steps` and `hours` of the training of a weights file, as far as it holds them."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     return {
@@ -118,7 +118,7 @@ def picture_hash(path: Path) -> str:
 
 
 def trained_on(path: str | Path) -> set[str]:
-    """Return `picture_hash` of the pictures that weights were trained on, as far as they say.
+    """Return `picture_hash` of the pictures that weights were trained on, as far as listed.
 
     Raises ValueError naming the file.
     """
@@ -168,7 +168,7 @@ def load_state(
 
 
 def check_tables(path: str | Path, model: CompressionModel) -> None:
-    """Raise ValueError for invalid probability tables, which the range coder would not survive."""
+    """Raise ValueError for invalid probability tables, which would crash the range coder."""
     coded = [
         module
         for module in model.modules()
@@ -231,10 +231,9 @@ def start_from_baseline(model: HyperpriorWithObjFeatures, baseline: dict[str, Te
     """Give the extended model the weights of a baseline.
 
     It then decodes to the baseline's pictures, at the baseline's rate, before its first step. w
-    starts as z, so that it costs no more. The second M channels of y start so small that they are
-    rounded to zero. What else only the extended model has (hooks, the scales of those channels)
-    keeps its initial weights. The weights by which old channels depend on new ones are zero, and
-    grow in training.
+    starts as a copy of z. The second M channels of y start so small that they are rounded to zero.
+    All other parts that only the extended model has (hooks, the scales of those channels) keep
+    their initial weights. The weights from new channels to old ones start at zero.
     """
     own = model.state_dict()
     for name, value in baseline.items():

@@ -18,6 +18,7 @@ from roilib.visualization.side_by_side import Panel, Scene
 
 ROI_COLOUR = "#f0c000"
 CROP_ASPECT = 4 / 3  # width by height of what is enlarged
+COLUMNS = 4  # of `comparison`
 PSNR_NAMES = {
     "roi_psnr": "pooled ROI-PSNR (dB)",
     "bg_psnr": "pooled background PSNR (dB)",
@@ -156,7 +157,7 @@ def history(entries: list[dict]) -> Figure:
 
 
 def enlarged(frames: dict[str, np.ndarray], box: np.ndarray) -> Figure:
-    """Whole frames, (H, W, 3) by their titles, one above the other; the box (4,) beside each."""
+    """Whole frames, (H, W, 3) by their titles; beside each the marked window around `box` (4,)."""
     height, width = next(iter(frames.values())).shape[:2]
     x0, y0, x1, y1 = crop_window(box, height, width)
     high = 8 * height / width  # inches
@@ -170,54 +171,36 @@ def enlarged(frames: dict[str, np.ndarray], box: np.ndarray) -> Figure:
     )
     for (whole, part), (title, picture) in zip(axes, frames.items(), strict=True):
         show_picture(whole, picture, title)
-        draw_boxes(whole, box[None])
+        draw_boxes(whole, np.array([[x0, y0, x1, y1]]))
         show_picture(part, picture[y0:y1, x0:x1])
     return figure
 
 
 def comparison(scenes: list[Scene]) -> Figure | None:
-    """Pictures at equal bytes, a column a codec; None for originals alone.
+    """Pictures at equal bytes; None for originals alone.
 
-    Whole frames with the ROI outlined stand above one object, enlarged, with bytes and PSNRs.
+    Of each scene the whole original stands first, then its marked window, enlarged: as it is and
+    as every codec decodes it, with bytes and PSNRs.
     """
-    columns = max(len(scene.panels) for scene in scenes)
-    if columns == 1:
+    if all(len(scene.panels) == 1 for scene in scenes):
         return None
-    ratios = [
-        ratio
-        for scene in scenes
-        for ratio in (np.divide(*scene.panels[0].picture.shape[:2]), 1 / CROP_ASPECT)
-    ]
-    size = (1.75 * columns, 1.75 * sum(ratios) + 0.62 * len(scenes) + 0.2)
-    figure, axes = plt.subplots(
-        len(ratios),
-        columns,
-        figsize=size,
-        squeeze=False,
-        height_ratios=ratios,
-        layout="constrained",
-    )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.grid(False)
-    for row, scene in enumerate(scenes):
-        x0, y0, x1, y1 = crop_window(scene.box, *scene.panels[0].picture.shape[:2])
-        for column, panel in enumerate(scene.panels):
-            frame, crop = axes[2 * row, column], axes[2 * row + 1, column]
-            show_picture(
-                frame,
-                panel.picture,
-                _panel_title(panel)
-                if row == 0 or len(scene.panels) > len(scenes[0].panels)
-                else "",
-            )
-            frame.title.set_fontsize(7.5)
-            draw_boxes(frame, scene.boxes if panel.codec == "original" else scene.box[None])
-            crop.imshow(panel.picture[y0:y1, x0:x1], interpolation="nearest")
-            crop.set_xlabel(_panel_caption(scene, panel), fontsize=7)
-        for ax in axes[2 * row : 2 * row + 2, len(scene.panels) :].flat:
-            ax.set_axis_off()
+    rows = [-(-(len(scene.panels) + 2) // COLUMNS) for scene in scenes]
+    size = (9.2, sum(rows) * (9.2 / COLUMNS / CROP_ASPECT + 0.55))
+    figure = plt.figure(figsize=size, layout="constrained")
+    grid, top = figure.add_gridspec(sum(rows), COLUMNS), 0
+    for scene, high in zip(scenes, rows, strict=True):
+        original = scene.panels[0].picture
+        x0, y0, x1, y1 = crop_window(scene.box, *original.shape[:2])
+        whole = figure.add_subplot(grid[top, :2])
+        show_picture(whole, original, scene.image)
+        draw_boxes(whole, np.array([[x0, y0, x1, y1]]))
+        for place, panel in enumerate(scene.panels, 2):
+            ax = figure.add_subplot(grid[top + place // COLUMNS, place % COLUMNS])
+            ax.imshow(panel.picture[y0:y1, x0:x1], interpolation="nearest")
+            ax.set(xticks=[], yticks=[], title=_panel_title(panel))
+            ax.set_xlabel(_panel_caption(panel), fontsize=7)
+            ax.title.set_fontsize(8)
+        top += high
     return figure
 
 
@@ -234,18 +217,18 @@ def _panel_title(panel: Panel) -> str:
     if panel.strength is None:
         return panel.codec
     several = not panel.codec.startswith("hyperprior")
-    return ",\n".join(curve_label(panel.codec, panel.strength, several).rsplit(", ", 1))
+    return curve_label(panel.codec, panel.strength, several)
 
 
-def _panel_caption(scene: Scene, panel: Panel) -> str:
+def _panel_caption(panel: Panel) -> str:
     if panel.stream is None:
-        return scene.image
+        return ""
     psnrs = [
         f"{name} {psnr:.1f} dB"
         for name, psnr in (("ROI", panel.roi_psnr), ("rest", panel.bg_psnr))
         if psnr is not None
     ]
-    return "\n".join([f"{len(panel.stream):,} bytes", *psnrs])
+    return "\n".join([f"{len(panel.stream):,} bytes", ", ".join(psnrs)])
 
 
 def bit_allocation(scene: Scene, allocations: dict[tuple[str, float], np.ndarray]) -> Figure | None:
@@ -268,7 +251,7 @@ def bit_allocation(scene: Scene, allocations: dict[tuple[str, float], np.ndarray
     for ax, ((codec, strength), bits) in zip(axes[1:], allocations.items(), strict=True):
         shown = ax.imshow(
             bits,
-            cmap="magma",
+            cmap="Blues",
             norm=norm,
             extent=(0, 16 * bits.shape[1], 16 * bits.shape[0], 0),
             interpolation="nearest",
@@ -280,6 +263,6 @@ def bit_allocation(scene: Scene, allocations: dict[tuple[str, float], np.ndarray
             f"{bits.sum() / 8:,.0f} bytes",
         )
         ax.set_axis_off()
-        draw_boxes(ax, scene.boxes, "white")
+        draw_boxes(ax, scene.boxes, "#d55e00")
     figure.colorbar(shown, ax=list(axes[1:]), label="bits in a 16×16 cell", shrink=0.8, pad=0.02)
     return figure

@@ -1,8 +1,9 @@
 """Figures of measured results, drawn from the tables that notebook 05 wrote.
 
 Every function returns the matplotlib Figure, or None for a table without what the figure shows.
-A codec with several ROI strengths (α of ours, the quantiser offset of x264 and x265) has a line of
-its colour for each.
+Every line is named at its end, in its colour. Dotted: a codec's uniform mode. Solid: its measured
+ROI strength whose background loss is nearest to 1 dB (the mildest if no loss is known), or all that
+it has. Rates far above ours are left out.
 """
 
 import math
@@ -11,9 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from roilib.codecs.registry import (
     CODEC_NAMES,
@@ -24,62 +25,121 @@ from roilib.codecs.registry import (
     uniform_strength,
 )
 from roilib.evaluation.comparisons import LOSSES, at_loss, nearest_strength
-from roilib.evaluation.tables import by_strength, drawn, in_order, speed_in_short
+from roilib.evaluation.tables import by_strength, drawn, in_order
 
-AXES = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)", "psnr": "PSNR (dB)"}
-RATE = "bits per pixel"
-STAGES = ("detector", "transforms", "entropy networks", "entropy coding", "tables", "container")
+AXES = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)"}
 ROUND_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3)  # bpp
 HEADROOM = 1.25  # shown above the highest rate of our codecs
 WIDE = 8  # ratio of rates from which the axis is logarithmic
 LINE_STEPS = 100  # points of an interpolated line
+MOST_CODECS = 3  # of a panel with bands
+MOST_RUNS = 6  # that training curves name one by one
+NAME_SIZE = 7.5  # points, of a line's name
 Strengths = dict[float, pd.DataFrame]  # ROI strength → points by rising rate
 
 
 def rate_curves(rates: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
     """Rate against ROI-PSNR, beside rate against background PSNR.
 
-    rates, trade: of `tables.rate_table` and `comparisons.trade_table`. Dotted: uniform. Solid: the
-    measured ROI strength whose background loss is nearest to 1 dB (the mildest if no loss is
-    known), or what a codec has. Thin: the other strengths. Rates far above ours are left out.
+    rates, trade: of `tables.rate_table` and `comparisons.trade_table`. Shaded: all
+    ROI strengths of roi_vbr.
     """
     if rates.empty:
         return None
-    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.9), sharex=True, layout="constrained")
-    handles, top = [], _highest_rate(rates)
-    for codec, strengths in by_strength(drawn(rates)).items():
-        chosen = _roi_strength(codec, strengths, trade)
-        for strength, points in strengths.items():
-            style = _curve_style(codec, strength, chosen, len(strengths) > 1)
-            points = points[points["bpp"] <= top]
-            for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
+    figure, axes = _two_panels()
+    table = rates[rates["bpp"] <= _highest_rate(rates)]
+    for codec, strengths in by_strength(drawn(table)).items():
+        for ax, name in zip(axes, AXES, strict=True):
+            if codec == "roi_vbr":
+                _shade_range(ax, strengths, name)
+            for strength in _shown_strengths(codec, strengths, trade):
+                points = strengths[strength]
+                style = _style(codec, strength, len(strengths) > 1)
                 ax.plot(points["bpp"], points[name], **style)
-            if "marker" in style and len(points):
-                label = curve_label(codec, strength, len(strengths) > 1)
-                handles.append(Line2D([], [], label=label, **style))
-    wide = min(rates["bpp"].max(), top) > WIDE * rates["bpp"].min()
-    for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
-        _rate_axis(ax, wide)
-        ax.set(ylabel=AXES[name])
-    _legend_below(figure, handles)
+    _finish(axes, table)
     return figure
 
 
-def _roi_strength(codec: str, strengths: Strengths, trade: pd.DataFrame) -> float | None:
-    """The ROI strength to draw: nearest to 1 dB of background, else the mildest."""
-    mildest = next((s for s in strengths if s != uniform_strength(codec)), None)
-    nearest = nearest_strength(trade, codec)
-    return nearest if nearest in strengths else mildest
+def arm_curves(arms: pd.DataFrame) -> Figure | None:
+    """Rate against ROI and background PSNR of the paper's arms, means over seeds.
+
+    arms: rows with arm, lmbda, bpp, roi_psnr and bg_psnr.
+    """
+    if arms.empty or arms["lmbda"].nunique() == 1:
+        return None
+    figure, axes = _two_panels()
+    points = arms.groupby(["arm", "lmbda"], as_index=False).mean(numeric_only=True)
+    for arm, colour in zip(arms["arm"].unique(), sns.color_palette("dark"), strict=False):
+        rows = points[points["arm"] == arm].sort_values("bpp")
+        for ax, name in zip(axes, AXES, strict=True):
+            ax.plot(rows["bpp"], rows[name], color=colour, marker="o", markersize=4, label=arm)
+    _finish(axes, points)
+    return figure
 
 
-def _curve_style(codec: str, strength: float, chosen: float | None, several: bool) -> dict:
-    colour, marker = look(codec)
-    style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.4}
+def _two_panels() -> tuple[Figure, np.ndarray]:
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.7), sharex=True, layout="constrained")
+    for ax, label in zip(axes, AXES.values(), strict=True):
+        ax.set_ylabel(label)
+    return figure, axes
+
+
+def _finish(axes: np.ndarray, table: pd.DataFrame) -> None:
+    for ax in axes:
+        _rate_axis(ax, table["bpp"])
+        _name_lines(ax)
+
+
+def _shown_strengths(codec: str, strengths: Strengths, trade: pd.DataFrame) -> list[float]:
+    """Return the uniform strength, and the one nearest to 1 dB of background, else the mildest."""
+    uniform, nearest = uniform_strength(codec), nearest_strength(trade, codec)
+    mildest = next((s for s in strengths if s != uniform), None)
+    chosen = nearest if nearest in strengths else mildest
+    return [s for s in strengths if s in (uniform, chosen)]
+
+
+def _style(codec: str, strength: float, several: bool) -> dict:
+    (colour, marker), ours = look(codec), codec == "roi_vbr"
+    style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 2 if ours else 1.3}
     if several and strength == uniform_strength(codec):
-        return style | {"linestyle": ":", "markerfacecolor": "white"}
-    if several and strength != chosen:
-        return {"color": colour, "linewidth": 0.5, "alpha": 0.45}
-    return style
+        style |= {"linestyle": ":", "markerfacecolor": "white"}
+    return style | {"zorder": 3 if ours else 2, "label": curve_label(codec, strength, several)}
+
+
+def _shade_range(ax: Axes, strengths: Strengths, name: str) -> None:
+    """Shade what lies between ROI strengths, at every rate that two of them reach."""
+    logs = [np.log(points["bpp"]) for points in strengths.values()]
+    grid = np.linspace(min(map(min, logs)), max(map(max, logs)), LINE_STEPS)
+    pairs = zip(logs, strengths.values(), strict=True)
+    lines = [np.interp(grid, x, p[name], left=np.nan, right=np.nan) for x, p in pairs]
+    low, high = pd.DataFrame(lines).min(), pd.DataFrame(lines).max()
+    ax.fill_between(np.exp(grid), low, high, color=look("roi_vbr")[0], alpha=0.1, linewidth=0)
+
+
+def _name_lines(ax: Axes) -> None:
+    """Write the label of every line beside its end, without overlaps."""
+    labelled = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+    lines = [line for line in labelled if not np.isnan(line.get_ydata()).all()]
+    ends = [line.get_xydata()[~np.isnan(line.get_ydata())][-1] for line in lines]
+    ax.autoscale_view()
+    to_axes = ax.transData + ax.transAxes.inverted()
+    places = [to_axes.transform(end)[1] for end in ends]
+    gap = 1.35 * NAME_SIZE / (72 * 0.8 * ax.figure.get_figheight())
+    order = np.argsort(places)
+    spread = np.maximum.accumulate(np.array(places)[order] - gap * np.arange(len(order)))
+    spread = np.minimum(spread, 1 - gap * len(order)) + gap * np.arange(len(order))
+    for i, place in zip(order, spread, strict=True):
+        style = {"color": lines[i].get_color(), "fontsize": NAME_SIZE, "va": "center"}
+        leader = {"arrowstyle": "-", "color": style["color"], "linewidth": 0.6, "alpha": 0.6}
+        ax.annotate(
+            lines[i].get_label(),
+            ends[i],
+            (1.04, place),
+            textcoords="axes fraction",
+            arrowprops=leader | {"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 2},
+            annotation_clip=False,
+            **style,
+        )
 
 
 def roi_plane(trade: pd.DataFrame) -> Figure | None:
@@ -92,47 +152,43 @@ def roi_plane(trade: pd.DataFrame) -> Figure | None:
     if known.empty:
         return None
     table = drawn(known)
-    figure, ax = plt.subplots(figsize=(6.2, 3.9), layout="constrained")
+    figure, ax = plt.subplots(figsize=(6.8, 3.3), layout="constrained")
     for loss in LOSSES:
         ax.axvline(loss, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
-        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        ax.annotate(f"{loss:g} dB", (loss, 1), (2, 2), fontsize=7, color="0.4", **place)
     # offsets of the conventional codecs, which lie close together, are named once
     named = table["codec"].isin(CODEC_NAMES) | ~table.duplicated("strength", keep="last")
     for codec in in_order(table):
         group = table[table["codec"] == codec]
         group = group[group["run"].fillna("") == group["run"].fillna("").iloc[0]]
-        (colour, marker), points = look(codec), group[["bg_loss", "roi_bd_rate"]]
-        _interpolated_line(ax, group, colour)
-        style = {"linestyle": "", "marker": marker, "markersize": 5}
-        ax.plot(*points.to_numpy().T, color=colour, **style)
-        ax.plot([], [], color=colour, marker=marker, markersize=5, label=codec_label(codec))
+        (colour, marker), points = look(codec), group[["bg_loss", "roi_bd_rate"]].to_numpy()
+        ax.plot(*_interpolated(points), color=colour, label=codec_label(codec))
+        ax.plot(*points.T, color=colour, linestyle="", marker=marker, markersize=5)
         ours = codec in CODEC_NAMES  # labelled below the line, the others above it
         below, above = {"ha": "right", "va": "top"}, {"ha": "left", "va": "bottom"}
         text = {"xytext": (-2, -5), **below} if ours else {"xytext": (3, 3), **above}
-        for (_, row), place in zip(group.iterrows(), points.to_numpy(), strict=True):
+        text |= {"textcoords": "offset points", "fontsize": 7, "color": colour}
+        for (_, row), place in zip(group.iterrows(), points, strict=True):
             if named[row.name]:
                 label = strength_label(codec, row["strength"]).removeprefix("offset ")
-                text |= {"textcoords": "offset points", "fontsize": 7, "color": colour}
                 ax.annotate(label, place, **text)
     ax.set(xlabel="background BD-PSNR lost (dB)", ylabel="ROI BD-rate (%)")
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="upper right")
+    _name_lines(ax)
     return figure
 
 
-def _interpolated_line(ax, group: pd.DataFrame, colour: str) -> None:
-    losses = np.array([[0.0], *group[["bg_loss"]].to_numpy()])
-    logs = np.log1p(np.array([[0.0], *group[["roi_bd_rate"]].to_numpy()]) / 100)
+def _interpolated(points: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """Return losses from 0 on and the ROI BD-rates between `points` (K, 2)."""
+    losses, rates = np.array([[0.0, 0.0], *points]).T[:, :, None]
     grid = np.linspace(0, losses.max(), LINE_STEPS)
-    line = [100 * np.expm1(at_loss(losses, logs, loss)[0]) for loss in grid]
-    ax.plot(grid, line, color=colour)
+    logs = np.log1p(rates / 100)
+    return grid, [100 * np.expm1(at_loss(losses, logs, loss)[0]) for loss in grid]
 
 
 def alpha_sweep(rates: pd.DataFrame, targets: int = 3) -> Figure | None:
     """ROI and background PSNR of roi_vbr against α at equal rates, read in log bpp."""
     usable = {
-        alpha: points.dropna(subset=["roi_psnr", "bg_psnr"])
+        alpha: points.dropna(subset=list(AXES))
         for alpha, points in by_strength(rates).get("roi_vbr", {}).items()
     }
     usable = {alpha: points for alpha, points in usable.items() if len(points) > 1}
@@ -142,147 +198,81 @@ def alpha_sweep(rates: pd.DataFrame, targets: int = 3) -> Figure | None:
     high = min(points["bpp"].max() for points in usable.values())
     if low >= high:
         return None
-    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.2), sharey=True, layout="constrained")
-    shades = sns.light_palette(look("roi_vbr")[0], targets + 1)[1:]
-    for bpp, shade in zip(_round_rates(low, high, targets), shades, strict=True):
-        style = {"color": shade, "marker": "o", "markersize": 4.5, "label": f"{bpp:g} bpp"}
-        for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
+    figure, axes = _two_panels()
+    colour, _ = look("roi_vbr")
+    for bpp, line in zip(_round_rates(low, high, targets), (":", "--", "-"), strict=False):
+        style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 4}
+        for ax, name in zip(axes, AXES, strict=True):
             values = [
                 np.interp(np.log(bpp), np.log(points["bpp"]), points[name])
                 for points in usable.values()
             ]
-            ax.plot(list(usable), values, **style)
-    for ax, name in zip(axes, ("roi_psnr", "bg_psnr"), strict=True):
-        ax.set(xlabel="α", ylabel=AXES[name], title=AXES[name].removesuffix(" (dB)"))
-    axes[1].legend(title="at equal rate")
+            ax.plot(list(usable), values, label=f"{bpp:g} bpp", **style)
+    for ax in axes:
+        ax.set_xlabel("α")
+        _name_lines(ax)
     return figure
 
 
-def training_curves(table: pd.DataFrame, against: str = "step") -> Figure | None:
-    """Loss of every run against its steps or hours; table: of `engines.runs.training_table`."""
-    if table.empty or table[against].isna().all():
+def training_curves(table: pd.DataFrame) -> Figure | None:
+    """Loss of every run against its steps; table: of `engines.runs.training_table`.
+
+    Of many runs, those of one codec share its name.
+    """
+    if table.empty:
         return None
-    figure, ax = plt.subplots(figsize=(9.2, 3.2), layout="constrained")
-    handles = []
+    figure, ax = plt.subplots(figsize=(7.6, 2.6), layout="constrained")
+    few = table["run"].nunique() <= MOST_RUNS
     for codec in in_order(table):
-        runs = list(table[table["codec"] == codec].groupby("label"))
-        shades = sns.light_palette(look(codec)[0], len(runs) + 1)[1:]
-        for (label, rows), shade in zip(runs, shades, strict=True):
-            ax.plot(rows[against], rows["loss"], color=shade, linewidth=1)
-            handles.append(Line2D([], [], color=shade, label=label))
-    ax.set(xlabel=against, ylabel=f"loss on {table['part'].iloc[0]} crops", yscale="log")
+        runs = table[table["codec"] == codec].groupby("run", sort=False)
+        for i, (_, rows) in enumerate(runs):
+            label = rows["label"].iloc[0] if few else codec_label(codec) if i == 0 else None
+            ax.plot(rows["step"], rows["loss"], color=look(codec)[0], linewidth=1, label=label)
+    ax.set(xlabel="step", ylabel=f"loss on {table['part'].iloc[0]} crops", yscale="log")
     # the first epochs would leave no room for the rest
-    ax.set_ylim(top=1.1 * table.groupby("label")["loss"].quantile(0.97).max())
-    _legend_below(figure, handles)
+    ax.set_ylim(top=1.1 * table.groupby("run")["loss"].quantile(0.97).max())
+    ax.yaxis.set(major_locator=MaxNLocator(6), minor_locator=NullLocator())
+    ax.yaxis.set_major_formatter("{x:g}")
+    _name_lines(ax)
     return figure
 
 
 def detection_curves(detection: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
     """Class-agnostic AP50 on decoded frames against rate, one panel a detector.
 
-    Of each codec the uniform mode (dotted) and the ROI mode of `rate_curves` (solid), with the 95 %
-    band of the paired bootstrap against uncompressed frames.
+    The first three codecs that have curves are drawn, ROI modes with the 95 % band of the paired
+    bootstrap against uncompressed frames.
     """
     if detection.empty:
         return None
     detectors = detection.groupby("detector", sort=False)
-    panels = {"figsize": (4.6 * len(detectors), 3.9), "layout": "constrained"}
+    panels = {"figsize": (4.6 * len(detectors), 3.5), "layout": "constrained"}
     figure, axes = plt.subplots(1, len(detectors), sharey=True, squeeze=False, **panels)
-    top = _highest_rate(detection)
-    handles: dict[str, Line2D] = {}
     for ax, (detector, rows) in zip(axes.flat, detectors, strict=True):
         whole = rows[rows["codec"] == "uncompressed"]["agnostic_ap50"].iloc[0]
-        coded = rows[rows["bpp"] <= top]
-        style = {"color": "0.3", "linewidth": 0.9, "linestyle": "--"}
-        handles["uncompressed"] = ax.axhline(whole, label="uncompressed", **style)
-        for codec, strengths in by_strength(drawn(coded)).items():
-            shown = {uniform_strength(codec), _roi_strength(codec, strengths, trade)}
-            for strength in [s for s in strengths if s in shown]:
-                points, several = strengths[strength], len(strengths) > 1
-                line = _detection_line(ax, codec, strength, points, whole, several)
-                handles.setdefault(line.get_label(), line)
-        _rate_axis(ax, coded["bpp"].max() > WIDE * coded["bpp"].min())
+        coded = rows[rows["bpp"] <= _highest_rate(rows)]
+        found = by_strength(drawn(coded)).items()
+        curves = [(c, s) for c, s in found if max(map(len, s.values())) > 1] or list(found)
+        for codec, strengths in curves[:MOST_CODECS]:
+            for strength in _shown_strengths(codec, strengths, trade):
+                _detection_line(ax, codec, strength, strengths, whole)
+        line = {"color": "0.3", "linewidth": 0.9, "linestyle": "--", "label": "uncompressed"}
+        ax.plot([coded["bpp"].min(), coded["bpp"].max()], [whole, whole], **line)
         ax.set(title=f"detector {detector}", ylabel="AP50, any class")
-    _legend_below(figure, list(handles.values()))
+        _finish([ax], coded)
     return figure
 
 
 def _detection_line(
-    ax, codec: str, strength: float, points: pd.DataFrame, whole: float, several: bool
-) -> Line2D:
-    colour, marker = look(codec)
-    is_uniform = strength == uniform_strength(codec)
-    style = {"linestyle": ":", "markerfacecolor": "white"} if several and is_uniform else {}
-    style |= {"color": colour, "marker": marker, "markersize": 4.5}
-    label = curve_label(codec, strength, several)
-    (line,) = ax.plot(points["bpp"], points["agnostic_ap50"], label=label, **style)
-    if not is_uniform:
+    ax: Axes, codec: str, strength: float, strengths: Strengths, whole: float
+) -> None:
+    points, style = strengths[strength], _style(codec, strength, len(strengths) > 1)
+    ax.plot(points["bpp"], points["agnostic_ap50"], **style)
+    if strength != uniform_strength(codec):
         low, high = (
             whole * (1 - points[f"agnostic_ap50_loss_{end}"] / 100) for end in ("high", "low")
         )
-        ax.fill_between(points["bpp"], low, high, color=colour, alpha=0.13, linewidth=0)
-    return line
-
-
-def latency(speed: dict) -> Figure | None:
-    """Median milliseconds of encoding and decoding, with a line to the 95th percentile.
-
-    Ours is shown by stage, without and with the detector; speed: the JSON of benchmarks/codec.py,
-    of which the first frame size and the most threads are drawn.
-    """
-    table = pd.DataFrame(speed_in_short(speed).get("rows", []))
-    if table.empty:
-        return None
-    parts = table[(table["stage"] != "total") & (table["operation"] == "encode")]
-    with_detector = parts.assign(codec=parts["codec"] + " + detector")
-    table = pd.concat(
-        [
-            table[table["stage"] != "detector"],
-            with_detector[with_detector["codec"].isin(table["codec"])],
-        ]
-    )
-    names = [
-        f"{c} ({d})" if table["device"].nunique() > 1 else c
-        for c, d in zip(table["codec"], table["device"], strict=True)
-    ]
-    table = table.assign(name=names)
-    order = table["name"].drop_duplicates().tolist()
-    figure, axes = plt.subplots(
-        1, 2, figsize=(9.2, 0.9 + 0.3 * len(order)), sharey=True, layout="constrained"
-    )
-    colours = dict(zip(STAGES, sns.color_palette("colorblind", len(STAGES)), strict=True))
-    for ax, operation in zip(axes, ("encode", "decode"), strict=True):
-        for y, name in enumerate(order):
-            rows = table[(table["name"] == name) & (table["operation"] == operation)].set_index(
-                "stage"
-            )
-            _latency_bar(ax, y, rows[["median", "p95"]] * 1000, colours)
-        ax.set(title=operation, xlabel="milliseconds", yticks=range(len(order)), yticklabels=order)
-        ax.grid(axis="y", visible=False)
-        ax.set_xlim(left=0)
-    axes[0].invert_yaxis()
-    _legend_below(
-        figure,
-        [
-            plt.Rectangle((0, 0), 1, 1, color=c, label=stage)
-            for stage, c in colours.items()
-            if stage in set(table["stage"])
-        ],
-    )
-    return figure
-
-
-def _latency_bar(ax, y: int, rows: pd.DataFrame, colours: dict[str, tuple]) -> None:
-    stages = [stage for stage in STAGES if stage in rows.index]
-    left = 0.0
-    for stage in stages:
-        ax.barh(y, rows["median"][stage], left=left, height=0.62, color=colours[stage], linewidth=0)
-        left += rows["median"][stage]
-    if "total" in rows.index:
-        if not stages:
-            ax.barh(y, rows["median"]["total"], height=0.62, color="0.65", linewidth=0)
-        ax.plot([rows["median"]["total"], rows["p95"]["total"]], [y, y], color="black", linewidth=1)
-        ax.plot(rows["p95"]["total"], y, color="black", marker="|", markersize=7)
+        ax.fill_between(points["bpp"], low, high, color=look(codec)[0], alpha=0.13, linewidth=0)
 
 
 def _round_rates(low: float, high: float, count: int) -> np.ndarray:
@@ -299,16 +289,9 @@ def _highest_rate(table: pd.DataFrame) -> float:
     return HEADROOM * ours.max() if len(ours) else math.inf
 
 
-def _rate_axis(ax, wide: bool) -> None:
-    ax.set(xlabel=RATE, xscale="log" if wide else "linear")
-    if wide:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _legend_below(figure: Figure, handles: list) -> None:
-    columns = min(4, len(handles))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncol=columns, fontsize=8, frameon=False
-    )
+def _rate_axis(ax: Axes, rates: pd.Series) -> None:
+    ax.set_xlabel("bits per pixel")
+    if rates.max() > WIDE * rates.min():
+        ax.set_xscale("log")
+        ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
+        ax.xaxis.set_major_formatter("{x:g}")

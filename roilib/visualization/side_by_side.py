@@ -28,12 +28,12 @@ from roilib.roi import LMBDA_MIN, roi_mask
 SAME = ("dataset", "data_root", "N", "M", "metric")  # parameters of runs that `arms` compares
 GOAL_BPP = 0.2  # where no run of one rate sets the bytes; more if a codec's ROI mode starts higher
 SHOWN = (  # in this order; of several codecs in a group the first that was measured
+    ("roi_vbr",),
     ("x265 slow", "x265 medium", "x264 slow", "x264 medium"),
     ("hyperprior_eval_with_objs", "hyperprior"),
     ("hyperprior_with_obj_features (zero_hooks)",),
     ("hyperprior_with_obj_features",),
     ("hyperprior_with_obj_features (mask_hooks, decoder_roi)",),
-    ("roi_vbr",),
 )
 
 
@@ -60,7 +60,7 @@ class Scene:
     panels: list[Panel]
 
 
-def choose_boxes(data: RoiDataset, count: int = 3) -> list[tuple[int, np.ndarray]]:
+def choose_boxes(data: RoiDataset, count: int = 2) -> list[tuple[int, np.ndarray]]:
     """Choose `count` objects in different pictures: (picture, box) of each.
 
     These are the largest of each class, most frequent class first, then the largest of any; objects

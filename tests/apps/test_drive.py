@@ -379,12 +379,6 @@ def test_the_notebook_runs_headless(tiny_kitti, tmp_path):
     (ours, *_) = json.loads((tmp_path / "08_thin_link" / "metrics.json").read_text())["summary"]
     assert (ours["label"], ours["frames"], ours["over"]) == ("roi_vbr", 3, 0)
     cells = nbformat.read(tmp_path / "08.ipynb", 4).cells
-    assert (
-        sum(
-            "image/png" in o.get("data", {})
-            for c in cells
-            if c.cell_type == "code"
-            for o in c.outputs
-        )
-        == 5
-    )
+    outputs = [o for c in cells if c.cell_type == "code" for o in c.outputs]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 5
+    assert not [o.text for o in outputs if o.get("name") == "stderr"]  # shown in red

@@ -109,6 +109,17 @@ def test_what_is_shown_beside_it(page):
     assert numbers[""] == ["roi_vbr"]
 
 
+def test_all_of_it_fits_a_small_screen(page):
+    before = page.viewport_size
+    page.set_viewport_size({"width": 1280, "height": 720})
+    heights = [
+        page.locator(name).first.bounding_box()["height"]
+        for name in (".roilib-playground", ".jp-WindowedPanel-outer")
+    ]
+    page.set_viewport_size(before)
+    assert heights[0] <= heights[1]
+
+
 def test_a_box_is_moved_resized_and_kept_inside(page):
     after(page, click(page, "None"))
     after(page, lambda: screenshot.draw(page, (0.2, 0.2, 0.4, 0.4)))

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from roilib.evaluation import comparisons
 from roilib.evaluation.bd_rate import bd_psnr, bd_rate
@@ -14,6 +15,7 @@ from roilib.evaluation.comparisons import (
     at_loss,
     bd_table,
     byte_ratio_tables,
+    cost_table,
     equal_background_table,
     families,
     nearest_strength,
@@ -22,6 +24,7 @@ from roilib.evaluation.comparisons import (
     rate_difference,
     trade_table,
 )
+from roilib.losses import RoiRateDistortionLoss
 from roilib.metrics import psnr_from_mse
 
 PICTURES, POINTS = 8, 7
@@ -419,3 +422,60 @@ def test_pictures_without_a_roi_give_numbers_for_the_rest():
     assert table["bd_rate"]["psnr"] == pytest.approx(0, abs=1e-6)
     assert np.isnan(table["bd_rate"]["roi_psnr"])
     assert byte_ratio_tables(families(records))[0]["reached"].tolist() == [0]
+
+
+def model(variant, seed, bpp, roi_sse, alpha=0.9, lmbda=0.01):
+    """Records of one of the paper's models on pictures of 100 values, 10 of them in the ROI."""
+    setting = {"lmbda": lmbda, "alpha": alpha, "seed": seed}
+    setting |= {"loss_form": "corrected", "metric": "mse"}
+    errors = {"roi_sse": roi_sse, "roi_count": 10, "bg_sse": 900.0, "bg_count": 90, "count": 100}
+    return [
+        {"image": f"{k}", "codec": comparisons.WITH_FEATURES + variant, "setting": setting}
+        | {"bpp": bpp * (1 + k / 10), "run": f"{variant}{seed}{alpha}"}
+        | errors
+        for k in range(PICTURES)
+    ]
+
+
+def test_costs_are_the_loss_of_the_training_by_real_bytes():
+    p = {"lmbda": 0.01, "alpha": 0.9}
+    x, x_hat = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :3, :5] = 1
+    errors = (255 * (x - x_hat)).double().square()
+    records = model(" (zero_hooks)", 0, bpp=0.5, roi_sse=0)[:1]
+    records[0] |= {"roi_sse": (errors * mask).sum().item(), "count": errors.numel()}
+    records[0] |= {"bg_sse": (errors * (1 - mask)).sum().item()}
+    loss = RoiRateDistortionLoss(**p)(
+        {"x_hat": x_hat, "likelihoods": {"y": mask * 0 + 0.5}}, x, mask
+    )
+    loss = loss["loss"] - loss["bpp_loss"] + records[0]["bpp"]
+    assert cost_table(records)["cost"][0] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_models_are_compared_with_the_one_that_sees_nothing_and_was_trained_alike():
+    zeros = [r for seed in (0, 1) for r in model(" (zero_hooks)", seed, 0.2, 1000.0)]
+    better = [r for seed in (0, 1) for r in model("", seed, 0.2 + seed / 100, 500.0)]
+    plain = model("", 0, 0.3, 1000.0, alpha=0.5)
+    other = [r | {"setting": r["setting"] | {"loss_form": "paper"}} for r in plain]
+    table = cost_table([*zeros, *better, *plain, *other, *codec("x265 medium")]).set_index(
+        ["alpha", "codec"]
+    )
+    assert list(table["seeds"]) == [1, 2, 2]
+    row = table.loc[0.9, comparisons.WITH_FEATURES]
+    cost = [
+        0.01 * 2 * (0.9 * sse + 0.1 * 900) / 100 + bpp * (1 + (PICTURES - 1) / 20)
+        for sse, bpp in ((1000.0, 0.2), (500.0, 0.205))
+    ]
+    assert row["cost"] == pytest.approx(cost[1])
+    assert row["difference"] == pytest.approx(100 * (cost[1] / cost[0] - 1))
+    assert row["low"] < row["difference"] < row["high"] < 0
+    assert table.loc[0.5]["difference"].isna().all()
+    assert table.loc[0.9, comparisons.ZERO_HOOKS][["difference", "low"]].isna().all()
+
+
+def test_one_seed_leaves_the_interval_of_the_pictures():
+    pair = model(" (zero_hooks)", 0, 0.2, 1000.0) + model("", 0, 0.2, 1000.0)
+    row = cost_table(pair).iloc[0]
+    assert row["difference"] == row["low"] == row["high"] == 0
+    assert row["cost_low"] < row["cost"] < row["cost_high"]

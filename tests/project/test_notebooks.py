@@ -289,7 +289,6 @@ def test_figures_are_pdf_and_png(executed):
         "samples",
         "rate_psnr",
         "training",
-        "training_hours",
         "detection",
         "roi_comparison",
         "bit_allocation",

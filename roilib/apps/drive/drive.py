@@ -1,12 +1,12 @@
-"""A drive over a thin link: each frame coded, sent, received and compared, by several codecs.
+"""A drive over a thin link: several codecs code, send and receive each frame.
 
     frame ──► sender ──► bytes ──► Bucket: delay, late ──► receiver without losses ──► PSNR, flicker
                               └──► Loss of each seed ────► receiver with losses ─────► PSNR, flicker
 
 A frame that does not fit is dropped, and one that takes longer than the latency is late; both are
-counted. A receiver that gets no picture shows the last one again, and is measured by it; before the
-first picture it shows grey. No packet of the first frame is lost: a receiver that never had a
-picture would measure the grey. ROI and background are the pixels inside and outside the true boxes.
+counted. A receiver that gets no picture shows the last one again, and this is measured; before the
+first picture it shows grey. No packet of the first frame is lost, so that grey is never measured
+because of a loss. ROI and background are the pixels inside and outside the true boxes.
 """
 
 import math
@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ GREY = 128  # what a receiver shows before the first picture
 
 
 class Receiver:
-    """A decoder, the picture that it shows, and how that differs from what the camera saw."""
+    """A decoder, the picture that it shows, and the picture's difference from the camera's."""
 
     def __init__(self, sender: Sender):
         self.decode = sender.decoder()
@@ -49,11 +50,11 @@ class Receiver:
         """Show a picture, or the last one again, and return its PSNRs, squared errors and flicker.
 
         Flicker is the root mean square, in grey levels, of how a pixel's error changes from the
-        frame before: (x̂ₜ − x̂ₜ₋₁) − (xₜ − xₜ₋₁). That is the shown change against the true one, as
-        in Yang et al., "Effective flicker removal from periodic intra frames and accurate flicker
-        measurement", ICIP 2008, but without its threshold and over all pixels, since none stands
-        still when the camera moves. whole: the receiver of all frames, whose values are taken
-        over while it shows the same.
+        frame before: (x̂ₜ − x̂ₜ₋₁) − (xₜ − xₜ₋₁), the shown change minus the true one. It follows
+        Yang et al., "Effective flicker removal from periodic intra frames and accurate flicker
+        measurement", ICIP 2008, but without its threshold and over all pixels, since no pixel
+        stands still when the camera moves. whole: the receiver of all frames; while both show the
+        same, its values are copied.
         """
         if decoded is not None:
             self.picture = decoded
@@ -93,12 +94,12 @@ class Transmission:
         self.lossy = {seed: (Loss(plan.loss, plan.burst, seed), Receiver(sender)) for seed in seeds}
 
     def shown(self, network: str) -> np.ndarray:
-        """Return what a receiver shows: that of all frames, or the first one with losses."""
+        """Return the picture of the receiver of all frames, or of the first one with losses."""
         receivers = [self.receiver, *(receiver for _, receiver in self.lossy.values())]
         return receivers[network == "lossy"].picture
 
     def step(self, number: int, frame: Frame) -> tuple[list[dict], dict]:
-        """Send one frame, and return its records, one a receiver, and its times."""
+        """Send one frame; return its records, one per receiver, and its times."""
         now = number / self.sender.bucket.fps
         budget, start = self.sender.budget(now), time.perf_counter()
         data = self.sender.encode(frame.image, frame.boxes, now) if budget > 0 else None
@@ -141,7 +142,7 @@ class Transmission:
         data: bytes | None,
         decoded: np.ndarray | None,
     ) -> dict:
-        """Show what arrives with the losses of `seed`; decoded: the frame where nothing is lost."""
+        """Show what arrives with the losses of `seed`; decoded: the frame if nothing is lost."""
         loss, receiver = self.lossy[seed]
         arrives = loss.arrives(number, len(data or b"")) or number == 0
         if data is None or not arrives:
@@ -152,9 +153,9 @@ class Transmission:
 
 
 def transmissions(plan: Plan) -> list[Transmission]:
-    """Return those of our codec and of every conventional one, each with links of its own.
+    """Return a transmission of each codec over each link; none share a link.
 
-    Raises ValueError for a value or file that is wrong.
+    Raises ValueError for a wrong value or file.
     """
     alpha_index(plan.alpha)  # refused before anything is coded
     if len(set(plan.codecs)) < len(plan.codecs):
@@ -162,15 +163,12 @@ def transmissions(plan: Plan) -> list[Transmission]:
     codec = load_codec(plan.weights)
     found = []
     for name, link in links(plan).items():
-        senders = [
-            Intra(Bucket(link, plan.fps, plan.latency_ms), codec, codec.name, {"alpha": plan.alpha})
-        ]
-        senders += [
-            conventional_sender(
-                other, Bucket(link, plan.fps, plan.latency_ms), plan.qoffset, plan.keyint
-            )
-            for other in plan.codecs
-        ]
+        ours, *buckets = (
+            Bucket(link, plan.fps, plan.latency_ms) for _ in range(1 + len(plan.codecs))
+        )
+        senders = [Intra(ours, codec, codec.name, {"alpha": plan.alpha})]
+        for other, bucket in zip(plan.codecs, buckets, strict=True):
+            senders.append(conventional_sender(other, bucket, plan.qoffset, plan.keyint))
         found += [Transmission(sender, plan, name) for sender in senders]
     return found
 
@@ -185,15 +183,19 @@ def links(plan: Plan) -> dict[str, Link]:
 
 
 def send(
-    frames: Iterable[Frame], all_sent: Sequence[Transmission], films: Sequence[Film] = ()
+    frames: Iterable[Frame],
+    all_sent: Sequence[Transmission],
+    films: Sequence[Film] = (),
+    bar: TextIO | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Send every frame by every codec; returns all records, one a row, and all times.
+    """Send every frame with every codec; return all records, one per row, and all times.
 
-    films: are given what the receivers of the slowest link show.
+    films: record what the receivers of the slowest link show. bar: where the progress bar goes;
+    None: stderr.
     """
     records, times = [], []
     slowest = [sent for sent in all_sent if sent.link == all_sent[0].link]
-    for number, frame in enumerate(tqdm(frames, mininterval=10)):
+    for number, frame in enumerate(tqdm(frames, mininterval=10, file=bar)):
         for sent in all_sent:
             new, seconds = sent.step(number, frame)
             records += new
@@ -204,11 +206,15 @@ def send(
 
 
 def run(
-    frames: Drive, plan: Plan, results: str | Path, figures: str | Path
+    frames: Drive,
+    plan: Plan,
+    results: str | Path,
+    figures: str | Path,
+    bar: TextIO | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Send a drive, write records, figures and films, and return what `send` returns.
 
-    Raises ValueError for wrong settings or files.
+    bar: as for `send`. Raises ValueError for wrong settings or files.
     """
     all_sent = transmissions(plan)
     for folder in (results, figures):  # before hours of coding
@@ -216,13 +222,13 @@ def run(
     names = list(dict.fromkeys(sent.sender.name for sent in all_sent))
     networks = ("whole", "lossy") if all_sent[0].lossy else ("whole",)
     with films(figures, names, networks, plan.fps) as made:
-        records, times = send(frames, all_sent, made)
+        records, times = send(frames, all_sent, made, bar)
     write(results, figures, records, times, provenance(plan, frames, all_sent))
     return records, times
 
 
 def provenance(plan: Plan, frames: Drive, all_sent: Sequence[Transmission]) -> dict:
-    """Return where the numbers come from: plan, frames, model, code, machine and versions."""
+    """Return the origin of the numbers: plan, frames, model, code, machine and versions."""
     return origin(asdict(plan)) | {
         "senders": {sent.sender.name: sent.sender.setting for sent in all_sent},
         "frames": len(frames),

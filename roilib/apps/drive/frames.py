@@ -36,7 +36,8 @@ class Drive:
     boxes: what encoders get: a folder of box files named as the pictures, or a file of KITTI
     tracking labels; None: what the pretrained detector finds. truth: the same for the ROI that is
     measured; None: the root's labels, or those beside the pictures, or else what encoders get.
-    count: the first so many frames. fps: of the drive, by which a video's frames are chosen.
+    count: number of frames, from the first; None: all. fps: the rate at which frames of a video
+    are taken.
 
     Raises ValueError naming the folder or file that is wrong, before anything is coded.
     """

@@ -1,11 +1,11 @@
-"""A simulated thin link: when bytes get through, what a frame may take, which packets are lost.
+"""A simulated thin link: when bytes arrive, how large a frame may be, which packets are lost.
 
     bandwidth ──► Link ──► Bucket ──► budget of a frame ──► Delivery: queue, transmission, late
     seed ───────► Loss ──► whether all packets of a frame arrive
 
-Bytes leave in order, as fast as the link takes them; the bucket holds what waits. Times are in
-seconds from the first frame. Sizes are in bytes of payload: neither the headers of lower protocols
-nor the time that light takes are counted.
+Bytes leave in order, at the link's rate; those that wait are in the bucket. Times are in seconds
+from the first frame. Sizes are in bytes of payload. Neither the headers of lower protocols nor
+propagation delay are counted.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from roilib.utils.files import read_text
 
 BYTES_PER_MBIT = 125_000
 MOST_MBIT = 100_000
-MOST_PLAUSIBLE_MBIT = 1000  # of a trace that does not say its units
+MOST_PLAUSIBLE_MBIT = 1000  # of a trace that does not name its units
 MAHIMAHI_BYTES = 1500  # that get through at each of its milliseconds (mm-link's manual)
 MAHIMAHI_BIN_MS = 500  # over which its bandwidth is averaged, as mm-throughput-graph does
 MAHIMAHI_REPEATED_MS = 3_600_000  # mm-link repeats a trace for ever
@@ -45,14 +45,14 @@ class Link:
         return float(self.rates[np.searchsorted(self.times, time, "right") - 1])
 
     def through(self, start: float, end: float) -> float:
-        """Return the bytes that get through from `start` to `end`: the rate's integral."""
+        """Return the bytes that arrive from `start` to `end`: the rate's integral."""
         edges = np.concatenate(
             [[start], self.times[(self.times > start) & (self.times < end)], [end]]
         )
         return sum(self.rate(a) * (b - a) for a, b in itertools.pairwise(edges))
 
     def finish(self, start: float, size: float) -> float:
-        """Return when `size` bytes that begin at `start` are through."""
+        """Return when the last of `size` bytes has arrived, sent from `start` on."""
         for edge in self.times[self.times > start]:
             step = self.rate(start) * (edge - start)
             if step >= size:
@@ -74,8 +74,8 @@ def read_trace(path: str | Path) -> Link:
     """Read a link from a text file of one of these formats; the last bandwidth holds for ever.
 
         CSV        the header time_s,mbit_s, then the bandwidth from each time on, from time 0 on
-        columns    the same without a header, as Pensieve's: seconds, Mbit/s; from any time on
-        Mahimahi   a millisecond a line, at which 1500 bytes get through; repeats for an hour
+        columns    the same without a header, like Pensieve's: seconds, Mbit/s; from any time on
+        Mahimahi   one millisecond per line, at which 1500 bytes arrive; repeats for an hour
 
     Raises ValueError naming the line.
     """
@@ -112,7 +112,7 @@ def _point(place: str, row: list[str]) -> tuple[float, float]:
 
 
 def _steps(points: list[tuple[float, float]], has_header: bool) -> Link:
-    """Return the link of times and bandwidths. Without a header, units and first time are open."""
+    """Make a link of times and bandwidths; without a header, check units and shift times."""
     times, rates = np.array(points).reshape(-1, 2).T
     if has_header and (not len(times) or times[0] != 0):
         raise ValueError("a trace starts at time 0")
@@ -129,7 +129,7 @@ def _steps(points: list[tuple[float, float]], has_header: bool) -> Link:
 
 
 def _mahimahi(milliseconds: list[int]) -> Link:
-    """Return the mean bandwidth of about MAHIMAHI_BIN_MS each, over and over."""
+    """Make a link of mean bandwidths over about MAHIMAHI_BIN_MS each, repeated."""
     end = max(milliseconds)
     if not 0 < end <= MOST_MILLISECONDS or milliseconds != sorted(milliseconds):
         raise ValueError(
@@ -147,10 +147,10 @@ def _mahimahi(milliseconds: list[int]) -> Link:
 
 @dataclass(frozen=True)
 class Delivery:
-    """When a frame got through.
+    """How long a frame took.
 
-    queue_ms: it waited for earlier frames. transmission_ms: it was being sent. delay_ms: both
-    together. late: the delay exceeds the latency.
+    queue_ms: waiting for earlier frames. transmission_ms: being sent. delay_ms: both together.
+    late: the delay exceeds the latency.
     """
 
     queue_ms: float
@@ -160,12 +160,12 @@ class Delivery:
 
 
 class Bucket:
-    """What a sender has put on a link and the link has not carried yet.
+    """The queue before a link: bytes that were sent and have not arrived.
 
-    It may hold what the link carries in `latency_ms` at the present rate, since a sender does not
+    Its limit is what the link carries in `latency_ms` at the present rate, since a sender does not
     know the future. On a constant link nothing that fits is late. An encoder that sizes each frame
-    exactly gets one frame interval's share of the link, or the space that is left if that is less:
-    without a queue there is no delay from it.
+    exactly gets one frame interval's share of the link, or the space left if that is less, so that
+    no queue builds up.
     """
 
     def __init__(self, link: Link, fps: float, latency_ms: float):
@@ -175,7 +175,7 @@ class Bucket:
                 f"not {fps} and {latency_ms}"
             )
         self.link, self.fps, self.latency_ms = link, fps, latency_ms
-        self.free = 0.0  # when all that was sent is through
+        self.free = 0.0  # when all that was sent has arrived
 
     def queued(self, time: float) -> float:
         """Return the bytes that still wait at `time`."""
@@ -192,19 +192,12 @@ class Bucket:
         return min(self.space(time), math.floor(self.link.rate(time) / self.fps + ROUNDING))
 
     def send(self, time: float, size: int) -> Delivery:
-        """Put a frame of `size` bytes, taken at `time`, behind what waits.
-
-        Frames come in order of time.
-        """
+        """Queue a frame of `size` bytes, taken at `time`. Frames come in order of time."""
         begin = max(time, self.free)
         self.free = self.link.finish(begin, size)
         queue, transmission = 1000 * (begin - time), 1000 * (self.free - begin)
-        return Delivery(
-            queue,
-            transmission,
-            queue + transmission,
-            queue + transmission > self.latency_ms + ROUNDING,
-        )
+        delay = queue + transmission
+        return Delivery(queue, transmission, delay, delay > self.latency_ms + ROUNDING)
 
 
 class Loss:

@@ -1,4 +1,4 @@
-"""What a drive is sent over, by which codecs, and with which settings."""
+"""The settings of a drive: its links, codecs and losses."""
 
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -16,22 +16,22 @@ class Plan:
     """The settings of a drive, which are also options of `roilib drive`.
 
     Args:
-        mbit: bandwidths in Mbit/s, each a link of its own; default 1
+        mbit: bandwidths in Mbit/s; each is a link of its own; default 1
         trace: file of a bandwidth that changes, instead of --mbit: CSV with the header
             time_s,mbit_s, columns of seconds and Mbit/s, or Mahimahi's milliseconds
         fps: frames a second; default 10
-        latency_ms: longest delay of a frame on the link, which limits what may wait; default 200
+        latency_ms: longest delay of a frame on the link in ms, which limits the queue; default 200
         alpha: our ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
             default 0.9
         qoffset: ROI strength of conventional codecs: quantiser offset from -1, the whole range,
             to 0, none; default -0.2
         keyint: frames from keyframe to keyframe of a live encoder; default 20
-        loss: probability that a packet is lost; the first frame's never are; 0: no receivers with
+        loss: probability that a packet is lost, except those of the first frame; 0 simulates no
             losses; default 0.01
-        burst: packets lost in a row on average; default: losses are independent
-        seeds: of the losses, for each a receiver of its own; default 0 1 2
+        burst: mean number of packets lost in a row; default: losses are independent
+        seeds: random seeds of the losses; each has a receiver of its own; default 0 1 2
         weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
-        codecs: conventional codecs, as 'x265 medium intra' or 'x264 veryfast live'
+        codecs: conventional codecs, such as 'x265 medium intra' or 'x264 veryfast live'
     """
 
     mbit: Many[float] = (1.0,)

@@ -4,7 +4,6 @@ import contextlib
 import html
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,8 +15,9 @@ from matplotlib.figure import Figure
 
 from roilib.apps.compare import caption, with_crop
 from roilib.apps.drive.frames import Frame
+from roilib.apps.drive.senders import frame_rate
 from roilib.codecs.registry import look
-from roilib.evaluation.tables import markdown, table_of
+from roilib.evaluation.tables import markdown, table_of, write_tables
 from roilib.metrics import pooled_psnr
 from roilib.utils.files import replacing, write_json
 from roilib.visualization.style import save_figure
@@ -28,7 +28,6 @@ FILM = {
     "preset": "fast",
     "x264-params": "cpu-independent=1",  # the same bytes on every machine
 }
-LARGEST_DENOMINATOR = 1001  # of a frame rate, as 30000/1001
 ENLARGED = 3  # times, of what a film shows beside each picture
 ASPECT = 4 / 3  # width by height of what is enlarged
 FOLLOW = 0.2  # of the way to the largest box, that what is enlarged moves in a frame
@@ -178,14 +177,8 @@ def over_time(frames: pd.DataFrame, latency_ms: float, network: str = "whole") -
         for i, (codec, rows) in enumerate(chosen.groupby("codec", sort=False)):
             plain_name, _, kind = codec.rpartition(" ")
             colour, _ = look(plain_name or codec)
-            ax.plot(
-                rows["time"],
-                rows[name],
-                label=codec,
-                color=colour,
-                linestyle=LINES.get(kind, "-"),
-                linewidth=1.1 if i else 2,
-            )
+            style = {"linestyle": LINES.get(kind, "-"), "linewidth": 1.1 if i else 2}
+            ax.plot(rows["time"], rows[name], label=codec, color=colour, **style)
             hurt = rows[rows["lost"] | rows["dropped"]]
             ax.plot(hurt["time"], hurt[name], "x", color=colour, markersize=5)
         ax.set(ylabel=label)
@@ -214,9 +207,7 @@ class Film:
         self.container = av.open(
             str(self.temporary), "w", format="mp4", options={"movflags": "faststart"}
         )
-        self.stream = self.container.add_stream(
-            "libx264", rate=Fraction(fps).limit_denominator(LARGEST_DENOMINATOR), options=FILM
-        )
+        self.stream = self.container.add_stream("libx264", rate=frame_rate(fps), options=FILM)
         self.stream.pix_fmt = "yuv420p"
         self.middle: np.ndarray | None = None
 
@@ -313,15 +304,15 @@ def write(
     """
     results, figures = Path(results), Path(figures)
     tables = {"drive_frames": frames, "drive_times": times, "drive": summary(frames)}
-    for name, table in tables.items():
-        _write_text(results / f"{name}.csv", table.to_csv(index=False))
+    write_tables(results, tables)
     write_json(results / "drive_provenance.json", provenance)
     networks = list(frames["network"].unique())
     for network in networks:
         figure = over_time(frames, provenance["parameters"]["latency_ms"], network)
         save_figure(figure, figures, f"drive_{network}")
         plt.close(figure)
-    _write_text(figures / "drive.html", _page(frames, networks, provenance["roi"]))
+    with replacing(figures / "drive.html") as temporary:
+        temporary.write_text(_page(frames, networks, provenance["roi"]))
 
 
 def _page(frames: pd.DataFrame, networks: list[str], roi: str) -> str:
@@ -342,8 +333,3 @@ def _page(frames: pd.DataFrame, networks: list[str], roi: str) -> str:
             f'<img src="drive_{network}.png" alt="the same over time">',
         ]
     return "\n".join(parts) + "\n"
-
-
-def _write_text(path: Path, content: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(content)

@@ -6,7 +6,7 @@
 
 All get the same boxes. A live encoder uses motion compensation; its rate control (VBV) knows the
 link's rate and the bucket's size, and starts anew, with a keyframe, when the rate has changed.
-No receiver asks for anything to be sent again.
+Receivers never ask for retransmission.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,12 @@ LIVE = {  # one thread, so that rate control gives the same bytes every time
     "x265": "aq-mode=1:aq-strength=0.01:psy-rd=0:psy-rdoq=0:info=0:repeat-headers=1:pools=none:"
     "frame-threads=1:log-level=none",
 }
-LARGEST_DENOMINATOR = 1001  # of a frame rate, as 30000/1001
+LARGEST_DENOMINATOR = 1001  # of a frame rate
+
+
+def frame_rate(fps: float) -> Fraction:
+    """Return a frame rate as the encoders take it, such as 30000/1001."""
+    return Fraction(fps).limit_denominator(LARGEST_DENOMINATOR)
 
 
 class Intra:
@@ -82,7 +87,7 @@ class Live:
         return without_sei(self.encoder.encode(frame), self.codec)
 
     def _open(self, width: int, height: int) -> av.VideoCodecContext:
-        fps = Fraction(self.bucket.fps).limit_denominator(LARGEST_DENOMINATOR)
+        fps = frame_rate(self.bucket.fps)
         context = open_encoder(self.codec, width, height, 1 / fps)
         context.framerate = fps
         kbit, keyint = self.rate * 8 / 1000, self.setting["keyint"]

@@ -2,8 +2,8 @@
 
     file ──► times of all frames ──► chosen: the last one at or before k / fps ──► RGB
 
-A chosen frame is known by its number in the file, counted from 0, as `clip/000012`: box files and
-KITTI tracking labels go by that number.
+A frame is named by its number in the file, counted from 0, such as `clip/000012`. Box files and
+KITTI tracking labels refer to that number.
 """
 
 import warnings
@@ -23,10 +23,10 @@ TOLERANCE = 0.01  # share by which a file's rate may lie below the drive's, as 2
 
 
 class Video:
-    """The frames of a video file that a drive of `fps` frames a second has; None: all of them.
+    """The frames of a video file, taken at `fps` frames a second; None: all of them.
 
-    count: the first so many. Raises ValueError naming a file that is no video, or has fewer frames
-    a second than the drive.
+    count: number of frames, from the first; None: all. Raises ValueError naming a file
+    that is no video, or has fewer frames a second than the drive.
     """
 
     def __init__(self, path: Path, fps: float | None = None, count: int | None = None):

@@ -1,14 +1,13 @@
-"""A picture coded on request, by our codec and by a conventional one: the playground's engine.
+"""The playground's engine: codes a picture on request, with our codec and a conventional one.
 
     Request ──► Newest (a thread) ──► Coder.answer ──► Result: ours
                                                            └─► with the bit map
                                                            └─► with a conventional codec
 
-A newer request replaces one that waits, and stops the one in work at its next step.
+A newer request replaces a waiting one, and stops the one being coded at its next step.
 """
 
 import functools
-import io
 import threading
 import time
 from collections import deque
@@ -19,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from roilib import roi
+from roilib.apps import transcode
 from roilib.codecs import roic
 from roilib.codecs.container import Header
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.registry import codec_label
 from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, Codec, load_codec
-from roilib.datasets.images import read_picture
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import roi_mask
 
@@ -58,7 +57,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """What a codec made of a picture: uint8 (H, W, 3), bytes, PSNRs in dB, seconds.
+    """A picture coded by a codec: decoded uint8 (H, W, 3), bytes, PSNRs in dB, seconds.
 
     A PSNR is None where there are no such pixels or no error.
     """
@@ -75,14 +74,14 @@ class Coded:
     decode: float
 
     def record(self) -> dict:
-        """Return what every run repeats, for files and tables: neither the picture nor times."""
+        """Return the reproducible fields for files and tables: neither the picture nor times."""
         names = ("codec", "setting", "bytes", "bpp", "psnr", "roi_psnr", "bg_psnr")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The answer to a request; bits: (h, w), of each 16x16 cell of the padded picture."""
+    """The answer to a request; bits: (h, w), bits of each 16x16 cell of the padded picture."""
 
     request: Request
     image: np.ndarray
@@ -93,7 +92,7 @@ class Result:
 
 
 class Coder:
-    """Answers requests; keeps the model, the detector and the latest detections at hand."""
+    """Answers requests; keeps the model, the detector and the latest detections in memory."""
 
     def __init__(self, codec: Codec | None = None):
         self.codec = codec or load_codec()
@@ -107,7 +106,7 @@ class Coder:
     def answer(
         self, request: Request, show: Callable[[Result | None], None] = lambda result: None
     ) -> Result:
-        """Code a picture, then what takes longer. Raises ValueError with one line.
+        """Code a picture, then its bit map and the other codec's. Raises ValueError with one line.
 
         show: called with each state of the result, and with None between them; an exception that it
         raises ends the work.
@@ -149,14 +148,8 @@ class Coder:
 
 @functools.lru_cache(4)
 def read(picture: Path, content: bytes | None = None) -> np.ndarray:
-    """Read a picture file, or its content, as uint8 (H, W, 3). Raises ValueError naming it."""
-    try:
-        pixels = read_picture(picture if content is None else io.BytesIO(content))
-    except ValueError as error:
-        if content is None:
-            raise
-        raise ValueError(f"{picture}: not a readable picture") from error
-    return pixels.permute(1, 2, 0).contiguous().numpy()
+    """Read a picture file, or its content, as `transcode.read`; the latest ones are kept."""
+    return transcode.read(picture, content=content)
 
 
 def measure(
@@ -188,8 +181,8 @@ def code_within(
 ) -> Coded:
     """Code a picture by a codec of CONVENTIONAL at no more bytes than our `stream`, with our ROI.
 
-    Where even its worst quality takes more, that is returned. Importances are ignored: every box
-    counts as 1. before_each: as of `ConventionalCodec.search`.
+    If even the worst quality takes more, that one is returned. Importances are ignored: every box
+    counts as 1. before_each: as for `ConventionalCodec.search`.
     """
     header, codec = Header.unpack(stream)[0], ConventionalCodec(name)
     qoffset = 0.0

@@ -49,16 +49,7 @@ def draw_result(result: Result) -> Figure:
 
 
 def _caption(coded: Coded) -> str:
-    psnrs = [
-        f"{name} {value:.2f} dB"
-        for name, value in (("ROI", coded.roi_psnr), ("background", coded.bg_psnr))
-        if value is not None
-    ]
-    return ", ".join(
-        [
-            f"{coded.codec} ({coded.setting})",
-            f"{coded.bytes:,} bytes",
-            f"{coded.bpp:.3f} bpp",
-            *psnrs,
-        ]
-    )
+    parts = [f"{coded.codec} ({coded.setting})", f"{coded.bytes:,} bytes", f"{coded.bpp:.3f} bpp"]
+    psnrs = {"ROI": coded.roi_psnr, "background": coded.bg_psnr}
+    parts += [f"{name} {value:.2f} dB" for name, value in psnrs.items() if value is not None]
+    return ", ".join(parts)

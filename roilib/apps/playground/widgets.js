@@ -3,10 +3,10 @@
 const COLOURS = ["#f0c000", "#ff8c42", "#56b4e9"]; // of the tiers of importance
 const GRIP = 12; // pixels on screen at which a corner is caught
 const LEAST = 4; // picture pixels of a box's side
-const MAX_HEIGHT = 400; // of the stage on screen
+const MAX_HEIGHT = "min(400px, 38vh)"; // of the stage, so that all fits a screen of 1280x720
 const ZOOM_SHAPE = [420, 280]; // of a magnified ROI
 
-const HINT = "Drag to draw a box, drag it to move, its corners to resize; Shift draws inside another; Delete or × removes. Drag the line to wipe.";
+const HINT = "Drag to draw a box; drag a box to move it, its corners to resize it; hold Shift to draw inside a box; Delete or × removes it. Drag the line to compare.";
 
 function element(parent, tag, className = "", text = "") {
   const made = parent.appendChild(document.createElement(tag));
@@ -282,7 +282,7 @@ async function render({ model, el }) {
   const fit = () => {
     const [width, height] = model.get("size");
     stage.style.aspectRatio = `${width} / ${height}`;
-    stage.style.maxWidth = `${(MAX_HEIGHT * width) / height}px`;
+    stage.style.maxWidth = `calc(${MAX_HEIGHT} * ${width / height})`;
     if (pictures.heat.naturalWidth) pictures.heat.style.setProperty("--roi-wide", (16 * pictures.heat.naturalWidth) / width); // cells of the padded picture
     boxes.paint();
   };

@@ -1,8 +1,8 @@
-"""The playground of notebook 07: controls, and a picture to draw regions on.
+"""The playground of notebook 07: controls, and a picture on which to draw regions.
 
     sliders, buttons, boxes ──► Request ──► Newest ──► Result ──► PictureView (widgets.js)
 
-Where nobody watches (papermill, nbconvert) `playground` returns a figure instead.
+Headless (papermill, nbconvert), `playground` returns a figure instead.
 """
 
 import io
@@ -174,11 +174,8 @@ class Playground(ui.VBox):
             self.newest.submit(Request(picture, content, self._boxes, max_bytes=max_bytes, **knobs))
 
     def _labelled(self) -> tuple:
-        return (
-            tuple((*box, 1.0) for box in self._labels[self.picture.value].tolist())
-            if self.picture.value in self._labels
-            else ()
-        )
+        boxes = self._labels.get(self.picture.value, np.zeros((0, 4)))  # none of an upload
+        return tuple((*box, 1.0) for box in boxes.tolist())
 
     def _start_from(self, boxes: tuple | None) -> None:
         self._boxes = boxes
@@ -199,7 +196,7 @@ class Playground(ui.VBox):
     def _show(self, result: Result) -> None:
         """Put a result on screen; called by the worker.
 
-        What it lacks as yet stays as it was, if that was of the same picture.
+        Parts that are not ready yet keep their last state, if that was of the same picture.
         """
         request, bits, other, before = result.request, result.bits, result.other, self._last
         if before is not None and before.image is result.image:
@@ -271,21 +268,10 @@ def heat_map(bits: np.ndarray) -> tuple[bytes, str]:
 
 def column(coded: Coded, stale: bool = False) -> dict:
     """Return a column of the table; stale: of an earlier setting."""
-    psnrs = [
-        "–" if value is None else f"{value:.2f} dB" for value in (coded.roi_psnr, coded.bg_psnr)
-    ]
-    times = [f"{1000 * seconds:.0f} ms" for seconds in (coded.encode, coded.decode)]
-    return {
-        "cells": [
-            coded.codec,
-            coded.setting,
-            f"{coded.bytes:,}",
-            f"{coded.bpp:.3f}",
-            *psnrs,
-            *times,
-        ],
-        "stale": stale,
-    }
+    cells = [coded.codec, coded.setting, f"{coded.bytes:,}", f"{coded.bpp:.3f}"]
+    cells += ["–" if db is None else f"{db:.2f} dB" for db in (coded.roi_psnr, coded.bg_psnr)]
+    cells += [f"{1000 * seconds:.0f} ms" for seconds in (coded.encode, coded.decode)]
+    return {"cells": cells, "stale": stale}
 
 
 def watched() -> bool:
@@ -295,12 +281,12 @@ def watched() -> bool:
 
 
 def playground(coder: Coder, samples: Sequence[Sample], request: Request) -> Playground | Figure:
-    """Return the playground, or where nobody watches a figure of what it would show first.
+    """Return the playground, or when headless a figure of its first result.
 
-    Raises ValueError for what is wrong with the figure's request.
+    Raises ValueError for a wrong request of that figure.
     """
     if watched():
         return Playground(coder, samples, request)
     figure = draw_result(coder.answer(replace(request, bit_map=True)))
-    plt.close(figure)  # or the inline backend would show it a second time
+    plt.close(figure)  # else the inline backend shows it a second time
     return figure
