@@ -12,7 +12,7 @@ Only install:
 Open the notebooks in JupyterLab:
   ./run_all.sh --lab [-- JupyterLab arguments]
 
-NAME is a file of params/ without its ending: sample (default), kitti_small, kitti, coco, …
+NAME is a file of params/ without its ending: sample (default), paper_small, kitti, coco, …
 TEXT
 }
 

@@ -72,13 +72,11 @@ def profile(name):
     ("name", "runs"),
     [
         ("sample", 4),
-        ("kitti_small", 8),
         ("kitti", 20),
         ("paper_small", 45),
         ("coco", 2),
         ("roi_vbr", 4),
         ("shipped", 1),
-        ("kitti_5000", 12),
     ],
 )
 def test_profiles_expand_to_different_runs(name, runs):
@@ -118,14 +116,14 @@ def test_measurements_are_parameters_of_the_notebook_that_they_name(path):
     assert f"-f params/measure/{path.name}" in path.read_text()
 
 
-def test_kitti_small_is_what_it_promises():
-    points = expand_sweep(profile("kitti_small"))
-    for p in points:
-        assert (p.N, p.M, p.compr_img_size, p.batch_size, p.precision) == (64, 96, 128, 8, "auto")
-        assert p.max_epochs * 10 >= 2500  # 80 training frames are 10 steps of 8
-    kinds = {(p.which, p.zero_hooks, p.mask_hooks) for p in points}
-    assert len(kinds) == 4
-    assert {p.alpha for p in points if p.which == "hyperprior_with_obj_features"} == {0.9}
+def test_the_papers_arms_train_equally_and_differ_in_few_things():
+    points = expand_sweep(profile("paper_small"))
+    first = points[:7]
+    assert len({p.name for p in first}) == 7
+    for p in first:
+        assert (p.N, p.M, p.compr_img_size, p.batch_size, p.max_steps) == (64, 96, 128, 4, 1200)
+        assert (p.model_load_file, p.lmbda, p.seed, p.max_lr) == ("shipped", 0.0067, 0, 1.5e-4)
+    assert sorted(p.alpha for p in first) == [0.5] * 2 + [0.9] * 5
 
 
 def test_a_profiles_mistakes_are_named():
@@ -246,7 +244,7 @@ def test_run_all_says_what_is_wrong_with_a_profile(installed_copy, change, reaso
 @pytest.mark.parametrize("name", ["2011_09_26", "kitti #2", "a: b", "über"])
 def test_run_all_passes_the_data_root_as_it_is(installed_copy, name):
     (installed_copy / name).mkdir()
-    words = ["--profile", "kitti_small", "--data-root", name, "--", "-n", "--printshellcmds"]
+    words = ["--profile", "paper_small", "--data-root", name, "--", "-n", "--printshellcmds"]
     code, said, _ = run_all(installed_copy, *words)
     assert code == 0
     assert set(re.findall(r'"data_root": ("[^"]*")', said)) == {json.dumps(name)}
@@ -400,19 +398,30 @@ def test_no_large_file_is_committed():
     )
 
 
-def test_reference_results_are_what_their_records_say_and_what_the_docs_show():
-    folder = ROOT / "report" / "results" / "reference" / "kitti_small"
-    rates, records = (
-        pd.read_csv(folder / "rates.csv"),
-        json.loads((folder / "records.json").read_text()),
-    )
-    pd.testing.assert_frame_equal(
-        tables.rate_table(records)[list(rates)], rates, check_dtype=False, rtol=1e-9
-    )
+@pytest.mark.parametrize("name", ["detected_boxes", "pandaset"])
+def test_byte_ratios_in_the_docs_are_those_of_the_records(name):
+    folder = ROOT / "report" / "results" / "reference" / name
+    codecs = comparisons.families(json.loads((folder / "records.json").read_text()))
+    made = pd.read_csv(io.StringIO(comparisons.byte_ratio_tables(codecs)[0].to_csv(index=False)))
+    pd.testing.assert_frame_equal(made, pd.read_csv(folder / "byte_ratios.csv"), rtol=1e-6)
+    assert tables.markdown(made, BYTE_RATIO_COLUMNS) in page("docs/results.md")
+    asked = json.loads((folder / "provenance.json").read_text())["parameters"]
+    assert asked["boxes"] == "detector"
+
+
+def test_the_papers_arms_in_the_docs_are_their_records():
+    folder = ROOT / "report" / "results" / "reference" / "paper"
+    records = json.loads((folder / "records.json").read_text())
+    costs = comparisons.cost_table(records)
+    written = pd.read_csv(io.StringIO(costs.to_csv(index=False)))
+    pd.testing.assert_frame_equal(written, pd.read_csv(folder / "costs.csv"), rtol=1e-6)
     assert {len(group) for _, group in pd.DataFrame(records).groupby("run")} == {24}
-    assert tables.markdown(rates, tables.RATE_COLUMNS) in page("docs/results.md")
+    by_cost = costs.sort_values(["alpha", "cost"], ascending=[False, True])
+    assert tables.markdown(by_cost, tables.COST_COLUMNS) in page("docs/results.md")
     provenance = json.loads((folder / "provenance.json").read_text())
-    assert set(provenance["runs"]) == set(rates["run"])
+    runs = provenance["runs"].values()
+    assert {run["steps"] for run in runs} == {profile("paper_small")["parameters"]["max_steps"]}
+    assert len(runs) == len(json.loads((folder / "arms.json").read_text())) == len(costs)
 
 
 def test_the_drive_in_the_docs_is_its_records():
@@ -472,24 +481,6 @@ def test_published_curves_in_the_docs_are_compared_with_kodaks_records():
         written, pd.read_csv(folder / "kodak" / "published.csv"), rtol=1e-6
     )
     assert tables.markdown(table, tables.BD_COLUMNS) in page("docs/results.md")
-
-
-def test_the_papers_models_beside_the_shipped_codec_are_as_their_records_say():
-    folder = ROOT / "report" / "results" / "reference"
-    trained, shipped = (
-        json.loads((folder / name / "records.json").read_text())
-        for name in ("kitti_small", "shipped")
-    )
-    ratios, _ = comparisons.byte_ratio_tables(
-        comparisons.families(trained + [r for r in shipped if r["codec"] == "roi_vbr"])
-    )
-    ours = ratios[ratios["ours"] == "roi_vbr"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(
-        pd.read_csv(io.StringIO(ours.to_csv(index=False))),
-        pd.read_csv(folder / "kitti_small" / "byte_ratios.csv"),
-        rtol=1e-6,
-    )
-    assert tables.markdown(ours, BYTE_RATIO_COLUMNS) in page("docs/results.md")
 
 
 def test_the_speeds_in_the_docs_are_measured_ones():
