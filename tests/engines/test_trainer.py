@@ -375,7 +375,7 @@ def test_a_wrong_device_or_file_costs_no_earlier_result(tiny_parameters, capsys)
 def test_help_lists_every_parameter(capsys):
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"| `{name}` |" in shown for name in Parameters.model_fields)
+    assert all(f"--{name}=" in shown for name in Parameters.model_fields)
 
 
 def test_interrupted_before_its_last_file(tiny_parameters):
