@@ -23,6 +23,7 @@ from roilib.evaluation.evaluate import finished_runs, read_records
 from roilib.metrics import pooled_psnr
 from roilib.parameters import Parameters
 from roilib.utils.files import write_json
+from roilib.utils.provenance import origin
 
 
 def arm_name(p: Parameters) -> str:
@@ -77,14 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
         known = {r.get("run") for r in records}
         runs = [run for run in finished_runs(options.runs) if run.folder.name in known]
         rows = [arm_row(run, records) for run in runs]
-        write_json(options.results / "arms.json", rows)
+        write_json(options.results / "arms.json", {"rows": rows} | origin(vars(options)))
         (main_rate, _), *_ = Counter(row["lmbda"] for row in rows).most_common(1)
         swapped: dict[str, Run] = {}
         for run in sorted(runs, key=lambda run: run.parameters.seed):
             if run.parameters.lmbda == main_rate:
                 swapped.setdefault(arm_name(run.parameters), run)
         swaps = (swap_rows(run, options.data_root, options.pictures) for run in swapped.values())
-        write_json(options.results / "swaps.json", list(itertools.chain(*swaps)))
+        table = {"rows": list(itertools.chain(*swaps))}
+        write_json(options.results / "swaps.json", table | origin(vars(options)))
     except ValueError as error:
         print(f"paper_arms: {error}", file=sys.stderr)
         return 2

@@ -43,7 +43,7 @@ def draw(results: str | Path, folder: str | Path) -> list[str]:
         "roi_plane": rates.roi_plane(trade),
         "detection": rates.detection_curves(detection, trade),
         "training": rates.training_curves(training),
-        "arms": rates.arm_curves(pd.DataFrame(read_json(arms) if arms.exists() else [])),
+        "arms": rates.arm_curves(pd.DataFrame(read_json(arms)["rows"] if arms.exists() else [])),
     }
     for name, figure in made.items():
         save_figure(figure, folder, name)

@@ -1,7 +1,7 @@
 """roilib.engines.meters: means, speed and whether a training has diverged."""
 
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,19 +36,26 @@ def test_means_are_over_the_true_pixels():
     assert again.result() == result
 
 
-def test_speed_counts_pictures_and_the_wait_for_data():
+def test_speed_counts_pictures_and_the_wait_for_data(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("roilib.engines.meters.time", SimpleNamespace(perf_counter=lambda: now))
+
+    def pass_time(seconds):
+        nonlocal now
+        now += seconds
+
     def slow():
         for batch in range(3):
-            time.sleep(0.05)
+            pass_time(0.05)
             yield batch
 
     speed = Speed()
     for _ in speed.waiting(slow()):
         speed.pictures += 8
-        time.sleep(0.05)
+        pass_time(0.15)
     report = speed.report()
-    assert report["data_wait_share"] == pytest.approx(0.5, abs=0.1)
-    assert report["pictures_per_second"] == pytest.approx(24 / 0.3, rel=0.2)
+    assert report["data_wait_share"] == pytest.approx(0.25)
+    assert report["pictures_per_second"] == pytest.approx(24 / 0.6)
     assert report["process_mb"] > 50
     assert speed.report()["data_wait_share"] == 0
 
