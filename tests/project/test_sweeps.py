@@ -61,7 +61,8 @@ def write_profile(checkout, grid, root):
 
 
 def snakemake(checkout, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # jobs call `python`
+    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "PATH": path}
     command = [
         sys.executable,
         "-m",
