@@ -42,6 +42,7 @@ def arm_row(run: Run, records: list[dict]) -> dict:
     timing = json.loads((run.folder / "timing.json").read_text())
     return {
         "arm": arm_name(p),
+        "codec": own[0]["codec"],
         "lmbda": p.lmbda,
         "alpha": p.alpha,
         "seed": p.seed,

@@ -22,6 +22,7 @@ SIZE = 96 * 160 * 3
 # Numbers of the report's own text: λ's limits, α's of losses, limits and a rate of tables.
 CONSTANTS = {"0.0004", "0.12", "0.5", "0.9", "0.1", "0.2"}
 ARMS = ("plain", "roi-zeros", "roi-features", "roi-mask-both")
+ALPHAS = dict(zip(ARMS, (0.5, 0.9, 0.9, 0.9), strict=True))
 
 
 def record(codec, image, setting, bpp, roi, bg):
@@ -176,7 +177,14 @@ def write_beside(parent, records, made):
         for i, arm in enumerate(ARMS)
         for lmbda, seed in ((0.0067, 0), (0.0067, 1), (0.018, 0))
     ]
+    arms = [arm | {"codec": arm["arm"], "alpha": ALPHAS[arm["arm"]]} for arm in arms]
     write(parent / "paper" / "arms.json", {"rows": arms})
+    costs = [
+        {"codec": arm, "lmbda": 0.0067, "alpha": ALPHAS[arm], "difference": change}
+        | {"low": change - 0.34, "high": change + 0.36}
+        for arm, change in (("roi-features", 1.27), ("roi-mask-both", -6.83))
+    ]
+    tables.write_tables(parent / "paper", {"costs": pd.DataFrame(costs)})
     swaps = [
         {"arm": arm, "hooks": hooks, "bpp": 0.431, "roi_psnr": 25.3, "bg_psnr": 26.7}
         | (
@@ -349,7 +357,7 @@ def changed_json(full, tmp_path, name, change):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("arms", key) for key in ("bpp", "psnr", "roi_psnr", "bg_psnr", "core_hours", "steps")]
+    [("arms", key) for key in ("bpp", "roi_psnr", "bg_psnr", "core_hours", "steps")]
     + [("swaps", key) for key in ("bits", "roi", "bg")],
 )
 def test_every_measured_number_of_the_papers_arms_reaches_the_text(
@@ -372,6 +380,8 @@ def test_the_papers_arms_are_compared_with_the_loss_alone(full, full_text, tmp_p
         f"roi-features against roi-zeros: ROI {roi} dB, background {bg} dB, "
         f"{bytes_more:.1f} % more bytes" in text
     )
+    assert "a cost of 1.3 % more [0.9, 1.6]" in text
+    assert "−6.8 [−7.2, −6.5]" in text  # of roi-mask-both, in the table
     assert "No swap moves" not in text
     assert "the true mask lifts the ROI by 1.82 dB over zeros" in text
     deaf = changed_json(full, tmp_path, "paper/swaps.json", lambda r: r | {"roi": 0.03})
@@ -390,6 +400,13 @@ def test_the_abstract_has_five_sentences_and_three_measured_numbers(full, full_t
     kodak = pd.read_csv(full.parent / "kodak" / "bd_rates.csv")
     kodak = kodak[kodak["bg_loss"].isna() & (kodak["metric"] == "psnr")].iloc[0]
     assert f"{abs(kodak['bd_rate']):.1f} %" in said
+    assert "pay 1.3 % more [0.9, 1.6] when they see the features, and 6.8 % less" in said
+
+
+def test_without_costs_the_abstract_says_what_features_change(full, tmp_path):
+    other = shutil.copytree(full.parent, tmp_path / "all") / "full"
+    (other.parent / "paper" / "costs.csv").unlink()
+    said = abstract(text_of(other, tmp_path / "none", tmp_path / "out.pdf"))
     assert "change the ROI by +0.71 dB and the background by −0.17 dB" in said
 
 
