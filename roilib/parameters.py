@@ -8,6 +8,7 @@ import ast
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -43,7 +44,11 @@ SIMILAR = 0.5  # least difflib ratio at which an unknown name is taken for a mis
 
 
 def _path(value: str) -> str:
-    return str(Path(value).expanduser())
+    """One spelling of a path: `x/../kitti` is `kitti`, unless `..` leaves a symlink's target."""
+    path = os.path.expanduser(value)
+    shortest = os.path.normpath(path)
+    is_same = os.path.realpath(shortest) == os.path.realpath(path)
+    return shortest if is_same else str(Path(path))
 
 
 def _paths(value: str) -> str:

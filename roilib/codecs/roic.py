@@ -8,6 +8,7 @@ ValueError of one line, never a wrong picture.
 """
 
 import functools
+import reprlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -348,7 +349,7 @@ def encode(
     Raises ValueError with one line for bad input, and DoesNotFit with the smallest possible size
     where max_bytes is less.
     """
-    codec = model or pretrained_codec()
+    codec = _loaded(model)
     if isinstance(image, Image.Image):
         try:
             image = rgb_pixels(image).permute(1, 2, 0).numpy()
@@ -363,4 +364,10 @@ def decode(data: bytes, *, model: Codec | None = None) -> np.ndarray:
 
     Raises ValueError with one line for a stream that is damaged or of other weights.
     """
-    return (model or pretrained_codec()).decode(data)
+    return _loaded(model).decode(data)
+
+
+def _loaded(model: Codec | None) -> Codec:
+    if model is not None and not isinstance(model, Codec):
+        raise ValueError(f"model is a codec, made by load_codec(FILE), not {reprlib.repr(model)}")
+    return model or pretrained_codec()

@@ -12,6 +12,7 @@
 A picture without a label file has no objects. Files that begin with a dot are ignored.
 """
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -45,7 +46,7 @@ def folder_samples(
     Objects without a name are called "object"; importances are not kept. Every picture's header
     is read. Raises ValueError naming the file that is wrong.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     suffixes = (*PICTURE_SUFFIXES, *(LABEL_SUFFIXES if with_objects else ()))
@@ -126,7 +127,7 @@ def unlabelled_samples(folders: str) -> list[Sample]:
     for name in folders.split(","):
         if not name.strip():
             raise ValueError(f"unlabelled={folders}: an empty name among the folders")
-        folder = Path(name.strip()).expanduser()
+        folder = Path(os.path.expanduser(name.strip()))
         if not (found := sorted(picture_files(folder, below=True))):
             raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
         for path in found:

@@ -129,6 +129,17 @@ def _prepare(run: Run) -> None:
         write_json(run.folder / "hparams.json", origin(p.model_dump()))
 
 
+def discard(run: Run) -> None:
+    """Remove what `open_run` made for a run that was refused before it began."""
+    begun = (run.splits, run.folder / "metrics.json", run.folder / "lock", *run.checkpoints.all())
+    if any(path.exists() for path in begun):
+        return
+    (run.folder / "hparams.json").unlink(missing_ok=True)
+    with suppress(OSError):  # the executed notebook stays, and its folder
+        run.checkpoints.folder.rmdir()
+        run.folder.rmdir()
+
+
 def all_runs(logdir: str | Path) -> list[Run]:
     """Every run below `logdir`, finished or not. Raises what `read_run` raises."""
     return [read_run(path.parent) for path in sorted(Path(logdir).glob("*/hparams.json"))]

@@ -30,6 +30,7 @@ from roilib.engines.runs import (
     check_pictures,
     data_change,
     data_splits,
+    discard,
     open_run,
     removed_pictures,
     shorter_run,
@@ -55,15 +56,20 @@ def run(p: Parameters) -> tuple[Run, dict]:
 def train_or_test(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     """Do what `run.parameters.what` says, on all its devices; returns the run's metrics.
 
-    Raises what `train` raises, and ValueError with advice when memory does not suffice.
+    A run that is refused before it begins leaves nothing behind. Raises what `train` raises, and
+    ValueError with advice when memory does not suffice.
     """
     p = run.parameters
-    processes = 1 if started_by_torchrun() or run.metrics else process_count(p)
-    if processes > 1:
-        launch(p, processes)
-        return run.metrics
     try:
+        processes = 1 if started_by_torchrun() or run.metrics else process_count(p)
+        if processes > 1:
+            launch(p, processes)
+            return run.metrics
         return train(run, train_data, test_data) if p.what == "train" else test(run, test_data)
+    except ValueError:
+        if rank() == 0:
+            discard(run)
+        raise
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

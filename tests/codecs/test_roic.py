@@ -336,6 +336,13 @@ def test_well_formed_arguments_that_mean_something_else(options, message):
     assert roic.encode(street(0), [[0, 0, 1, 1], [1, 0, 2.5, 2]], model=codec)  # whole pixels
 
 
+@pytest.mark.parametrize("model", ["w.safetensors", Path("w.safetensors"), 7, True, b"x"])
+def test_a_model_that_is_no_codec(model):
+    why = refusal(lambda: roic.encode(street(0), model=model))
+    assert why == refusal(lambda: roic.decode(b"", model=model))
+    assert why.startswith("model is a codec, made by load_codec(FILE), not ")
+
+
 @pytest.mark.parametrize("data", [None, 7, "a.roic", Path("a.roic"), [1, 2], np.zeros((4, 4))])
 def test_what_is_no_stream(data):
     codec = untrained_codec(**UNTRAINED[0])

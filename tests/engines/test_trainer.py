@@ -605,3 +605,40 @@ def test_the_command_line_refuses_in_one_line(tiny_parameters, capsys, arguments
     shown = capsys.readouterr()
     assert named in shown.err
     assert len(shown.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"train_size_p1": 0.0}, "no training pictures"),
+        ({"what": "test", "model_load_file": "shipped", "train_size_p1": 1.0}, "no test pictures"),
+        ({"model_load_file": "shipped"}, "trained with N=64, but the parameters say N=8"),
+        ({"unlabelled": "PICTURES"}, "with the content of test picture 000001"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_nothing(tiny_parameters, own_kitti, changes, why):
+    pictures = str(own_kitti / "training" / "image_2")
+    changes = {k: pictures if v == "PICTURES" else v for k, v in changes.items()}
+    p = tiny_parameters(**{"data_root": str(own_kitti), "train_size_p1": 0.5} | changes)
+    with pytest.raises(ValueError, match=why):
+        train.run(p)
+    assert not p.folder.exists()
+
+
+def test_a_run_that_is_refused_keeps_what_others_made(tiny_parameters, own_kitti):
+    p = tiny_parameters(data_root=str(own_kitti), train_size_p1=0.5)
+    p.folder.mkdir(parents=True)
+    (p.folder / "notebook.ipynb").write_text("{}")
+    picture = own_kitti / "training" / "image_2" / "000000.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:-200])
+    with pytest.raises(ValueError, match=r"000000\.png: not a readable picture"):
+        train.run(p)
+    assert [path.name for path in p.folder.iterdir()] == ["notebook.ipynb"]
+    picture.write_bytes(whole)
+    train.run(p)
+    kept = sorted(path.name for path in p.folder.iterdir())
+    Image.fromarray(street(5)).save(picture)
+    with pytest.raises(ValueError, match="the data set is another"):
+        train.run(p)
+    assert sorted(path.name for path in p.folder.iterdir()) == kept
