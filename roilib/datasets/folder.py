@@ -70,6 +70,8 @@ def folder_samples(
         raise ValueError(f"{next(iter(strays.values()))}: boxes for no picture in {folder}")
     else:
         found = {id: read_labels(path, sizes[id], box_format) for id, path in labels.items()}
+        for id, (names, _) in found.items() if yolo_names else ():
+            _check_classes(labels[id], names, yolo_names)
     for id in found:
         if images[id].suffix.lower() != ".png" and is_turned(images[id]):  # cameras write no PNG
             warnings.warn(
@@ -86,6 +88,12 @@ def _has_class_names(labels: dict[str, Path], images: dict[str, Path]) -> bool:
 
 def _class_names(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+
+
+def _check_classes(path: Path, names: list[str], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name.isdigit() and int(name) >= len(known):
+            raise ValueError(f"{path}: class {name}, but classes.txt has {len(known)}, from 0 on")
 
 
 def _by_frame(path: Path, images: dict[str, Path], sizes: dict) -> dict[str, Labels]:

@@ -155,6 +155,45 @@ def test_tracking_labels_of_other_frames_are_refused(tmp_path):
     assert "boxes for no picture" in refusal(folder_samples, folder)
 
 
+# Labels that do not fit the pictures
+
+
+def shapes(width, height, *points):
+    shape = f'{{"label": "car", "shape_type": "rectangle", "points": {list(map(list, points))}}}'
+    return f'{{"imageWidth": {width}, "imageHeight": {height}, "shapes": [{shape}]}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.json", shapes(320, 192, (20, 30), (90, 80)), "a picture of 320x192 pixels, it has 160"),
+        (
+            "a.json",
+            shapes(96, 160, (20, 30), (90, 80)),
+            "a picture of 96x160 pixels, it has 160x96",
+        ),
+        ("a.json", "[[200, 50, 300, 180]]", "lies outside the picture of 160x96"),
+        (
+            "a.json",
+            '[{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"image_id": 2, "bbox": [1, 2, 3, 4]}]',
+            "COCO results of 2 pictures",
+        ),
+        ("a.txt", "3 0.5 0.5 0.25 0.5", "class 3, but classes.txt has 2, from 0 on"),
+        ("a.txt", "2 0.5 0.5 0.25 0.5", "class 2, but classes.txt has 2, from 0 on"),
+        ("a.txt", "0 0.9 0.5 0.4 0.5", "leaves the picture"),
+        ("A.txt", "0 0.5 0.5 0.25 0.5", "boxes for no picture"),
+        ("000000.txt", f"0 2 Car 0 0 0 1 2 30 40{REST}", "no picture of frame 0"),
+    ],
+)
+def test_labels_that_do_not_fit_the_pictures_are_refused(tmp_path, name, content, why):
+    folder = pictures(tmp_path / "own", "a.png", "b_1.png")
+    (folder / "classes.txt").write_text("car\nperson\n")
+    (folder / name).write_text(content)
+    message = refusal(folder_samples, folder)
+    assert message.startswith(str(folder / name))
+    assert why in message
+
+
 # Folders to train on
 
 
