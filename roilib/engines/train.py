@@ -27,6 +27,7 @@ from roilib.engines.distributed import (
 )
 from roilib.engines.runs import (
     Run,
+    begin_anew,
     check_pictures,
     data_change,
     data_splits,
@@ -61,7 +62,7 @@ def train_or_test(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> di
     """
     p = run.parameters
     try:
-        processes = 1 if started_by_torchrun() or run.metrics else process_count(p)
+        processes = 1 if started_by_torchrun() or _finished(run) else process_count(p)
         if processes > 1:
             launch(p, processes)
             return run.metrics
@@ -95,7 +96,7 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     fabric = make_fabric(p)
     first = fabric.is_global_zero
     splits = _checked_splits(run, train_data, test_data) if first else {}
-    if (finished := fabric.broadcast(run.metrics)) is not None:  # as process 0 sees it
+    if (finished := fabric.broadcast(_finished(run))) is not None:  # as process 0 sees it
         return finished
     if not len(train_data):
         raise ValueError(f"{p.data_root}: no training pictures (train_size_p1={p.train_size_p1})")
@@ -103,6 +104,8 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     with locked(run.folder) if first else nullcontext():
         _resume(run, session, splits)
         try:
+            if first and not p.resume:
+                begin_anew(run)
             if first:
                 write_json(run.splits, splits)
             log = SummaryWriter(run.folder, purge_step=session.step + 1) if first else nullcontext()
@@ -130,17 +133,24 @@ def test(run: Run, test_data: RoiDataset) -> dict:
     p = run.parameters
     fabric = make_fabric(p)
     splits = _checked_splits(run, RoiDataset([]), test_data) if fabric.is_global_zero else {}
-    if (finished := fabric.broadcast(run.metrics)) is not None:
+    if (finished := fabric.broadcast(_finished(run))) is not None:
         return finished
     if not len(test_data):
         raise ValueError(f"{p.data_root}: no test pictures (train_size_p1={p.train_size_p1})")
     session = start(p, 1, fabric)
     if fabric.is_global_zero:
+        if not p.resume:
+            begin_anew(run)
         write_json(run.splits, splits)
     means = Trainer(run, session, None, test_data).val_loop()
     session.clock()
     session.history.append({"epoch": 0, "step": 0, "test": means, "seconds": session.seconds})
     return _finish(run, session)
+
+
+def _finished(run: Run) -> dict | None:
+    """The metrics of a finished run that is not to begin anew."""
+    return run.metrics if run.parameters.resume else None
 
 
 def _checked_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
@@ -150,7 +160,7 @@ def _checked_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> 
     them, and its splits.json says so.
     """
     splits = data_splits(run.parameters, train_data, test_data)
-    if not run.begun:
+    if not (run.begun and run.parameters.resume):
         check_pictures(train_data, test_data)
         return splits
     earlier = run.noted.get("removed", {})

@@ -355,8 +355,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(tiny_parameters):
     trained(p)
 
 
-def test_a_wrong_device_or_file_costs_no_earlier_result(tiny_parameters, capsys):
-    p = tiny_parameters()
+def test_a_refusal_costs_no_earlier_result(tiny_parameters, own_kitti, capsys):
+    p = tiny_parameters(data_root=str(own_kitti), train_size_p1=0.5)
     run, _ = trained(p)
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
     words = [
@@ -366,7 +366,15 @@ def test_a_wrong_device_or_file_costs_no_earlier_result(tiny_parameters, capsys)
     for wrong in ("--device=nonsense", "--detector_weights=/nowhere.pt", "--data_root=/nowhere"):
         assert main(["train", *words, wrong]) == 2
     assert capsys.readouterr().err.count("\n") == 3
+    picture = own_kitti / "training" / "image_2" / "000000.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:-200])
+    assert main(["train", *words]) == 2
+    assert capsys.readouterr().err.endswith("(image file is truncated)\n")
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+    picture.write_bytes(whole)
+    assert main(["train", *words]) == 0
+    assert (run.folder / "hparams.json").stat().st_mtime_ns > before[run.folder / "hparams.json"]
     assert [path.name for path in run.folder.parent.iterdir()] == [
         run.folder.name
     ]  # nor is a folder made for what cannot begin
