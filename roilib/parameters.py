@@ -248,16 +248,16 @@ class Parameters(BaseModel):
     def parse_arguments(cls, arguments: Sequence[str]) -> "Parameters":
         """From a command line's `--name=value`, with hyphens or underscores in the name.
 
-        `--name=None` where None is allowed. Raises what `parse` raises.
+        `--name=None` where None is allowed; of a name that is given twice the last value counts.
+        Raises what `parse` raises.
         """
         values = {}
         for argument in arguments:
             name, equals, value = argument.removeprefix("--").partition("=")
             if not argument.startswith("--") or not equals:
                 raise ValueError(f"{argument}: expected --name=value")
-            name = name.replace("-", "_")
-            if value != "None" or not cls._may_be_none(name):
-                values[name] = value
+            values[name.replace("-", "_")] = value
+        values = {k: v for k, v in values.items() if v != "None" or not cls._may_be_none(k)}
         return _one_line(cls.model_validate_strings, values)
 
     def arguments(self) -> list[str]:

@@ -358,3 +358,9 @@ def test_a_path_that_leaves_the_target_of_a_link_keeps_its_meaning(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "far" / "inside")
     path = f"{tmp_path}/link/../kitti"  # far/kitti, not kitti
     assert Parameters.parse({"data_root": path}).data_root == path
+
+
+def test_of_a_parameter_that_is_given_twice_the_last_value_counts():
+    words = ["--max-steps=3", "--max_steps=None", "--alpha=0.1", "--alpha=0.2"]
+    p = Parameters.parse_arguments(words)
+    assert (p.max_steps, p.alpha) == (None, 0.2)

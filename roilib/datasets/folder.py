@@ -138,6 +138,8 @@ def unlabelled_samples(folders: str) -> list[Sample]:
         folder = Path(os.path.expanduser(name.strip()))
         if not (found := sorted(picture_files(folder, below=True))):
             raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
+        if twice := {s.path.resolve() for s in samples} & {path.resolve() for path in found}:
+            raise ValueError(f"{min(twice)}: in two of the folders unlabelled={folders}")
         for path in found:
             picture_size(path)
         samples += [Sample(path.relative_to(folder.parent).as_posix(), path) for path in found]

@@ -43,6 +43,8 @@ from roilib.parameters import Parameters
 from roilib.utils.device import out_of_memory
 from roilib.utils.files import write_json
 
+MOST_LIKELY_LMBDA = 1.0  # with mse; CompressAI's models have at most 0.18
+
 
 def run(p: Parameters) -> tuple[Run, dict]:
     """Load the data, train or test, and return the run and its metrics.
@@ -98,6 +100,11 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     splits = _checked_splits(run, train_data, test_data) if first else {}
     if (finished := fabric.broadcast(_finished(run))) is not None:  # as process 0 sees it
         return finished
+    if first and p.metric == "mse" and p.lmbda > MOST_LIKELY_LMBDA:
+        warnings.warn(
+            f"lmbda={p.lmbda:g}: the loss has lmbda * 255² * mse, so the paper's 240 is 0.0037",
+            stacklevel=2,
+        )
     if not len(train_data):
         raise ValueError(f"{p.data_root}: no training pictures (train_size_p1={p.train_size_p1})")
     session = start(p, math.ceil(len(train_data) / p.batch_size), fabric)

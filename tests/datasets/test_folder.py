@@ -237,6 +237,8 @@ def test_unlabelled_folders(tmp_path, monkeypatch, separator):
 def test_unlabelled_folders_with_a_mistake(tmp_path):
     folder = pictures(tmp_path / "one", "a.png")
     assert "an empty name among the folders" in refusal(unlabelled_samples, f"{folder},")
+    for again in (folder, folder.parent, folder / ".." / "one"):
+        assert "a.png: in two of the" in refusal(unlabelled_samples, f"{folder}, {again}")
     assert refusal(unlabelled_samples, f"{tmp_path}/no").startswith(
         f"{tmp_path}/no: no pictures here"
     )

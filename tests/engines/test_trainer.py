@@ -650,3 +650,9 @@ def test_a_run_that_is_refused_keeps_what_others_made(tiny_parameters, own_kitti
     with pytest.raises(ValueError, match="the data set is another"):
         train.run(p)
     assert sorted(path.name for path in p.folder.iterdir()) == kept
+
+
+@pytest.mark.parametrize(("lmbda", "is_said"), [(240.0, True), (1.01, True), (0.18, False)])
+def test_a_lmbda_of_another_scale_is_said(tiny_parameters, recwarn, lmbda, is_said):
+    train.run(tiny_parameters(lmbda=lmbda, max_steps=1))
+    assert any("the paper's 240 is 0.0037" in str(w.message) for w in recwarn) == is_said

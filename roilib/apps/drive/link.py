@@ -131,8 +131,8 @@ def _steps(points: list[tuple[float, float]], has_header: bool) -> Link:
         raise ValueError("a trace starts at time 0")
     if not has_header and np.median(rates) > MOST_PLAUSIBLE_MBIT:
         raise ValueError(
-            f"bandwidths of {np.median(rates):g} Mbit/s look like other units; the header "
-            "time_s,mbit_s says that they are Mbit/s"
+            f"bandwidths of {np.median(rates):g} Mbit/s look like other units; a header, such as "
+            "time_s,kbit_s or time_s,mbit_s, names them"
         )
     if (np.diff(times) <= 0).any():
         raise ValueError(f"times must rise, but {times[1:][np.diff(times) <= 0][0]:g} does not")
