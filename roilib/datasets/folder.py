@@ -47,6 +47,8 @@ def folder_samples(
     is read. Raises ValueError naming the file that is wrong.
     """
     folder = Path(os.path.expanduser(folder))
+    if folder.is_file():
+        raise ValueError(f"{folder}: a file; a folder of pictures is needed")
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     suffixes = (*PICTURE_SUFFIXES, *(LABEL_SUFFIXES if with_objects else ()))

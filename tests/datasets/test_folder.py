@@ -74,6 +74,10 @@ def test_a_folder_without_pictures_is_named(tmp_path):
         assert refusal(folder_samples, folder).startswith(f"{folder}: no pictures here")
 
 
+def test_a_file_is_no_folder(own):
+    assert refusal(folder_samples, own / "a.png").endswith("a file; a folder of pictures is needed")
+
+
 def test_hidden_files_are_ignored(own):
     for name in ("._a.png", "._a.txt", ".d.json", ".DS_Store"):
         (own / name).write_bytes(b"\0\5\x16\7")
