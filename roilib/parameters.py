@@ -8,6 +8,7 @@ import ast
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -43,7 +44,11 @@ SIMILAR = 0.5  # least difflib ratio at which an unknown name is taken for a mis
 
 
 def _path(value: str) -> str:
-    return str(Path(value).expanduser())
+    """One spelling of a path: `x/../kitti` is `kitti`, unless `..` leaves a symlink's target."""
+    path = os.path.expanduser(value)
+    shortest = os.path.normpath(path)
+    is_same = os.path.realpath(shortest) == os.path.realpath(path)
+    return shortest if is_same else str(Path(path))
 
 
 def _paths(value: str) -> str:
@@ -243,16 +248,16 @@ class Parameters(BaseModel):
     def parse_arguments(cls, arguments: Sequence[str]) -> "Parameters":
         """From a command line's `--name=value`, with hyphens or underscores in the name.
 
-        `--name=None` where None is allowed. Raises what `parse` raises.
+        `--name=None` where None is allowed; of a name that is given twice the last value counts.
+        Raises what `parse` raises.
         """
         values = {}
         for argument in arguments:
             name, equals, value = argument.removeprefix("--").partition("=")
             if not argument.startswith("--") or not equals:
                 raise ValueError(f"{argument}: expected --name=value")
-            name = name.replace("-", "_")
-            if value != "None" or not cls._may_be_none(name):
-                values[name] = value
+            values[name.replace("-", "_")] = value
+        values = {k: v for k, v in values.items() if v != "None" or not cls._may_be_none(k)}
         return _one_line(cls.model_validate_strings, values)
 
     def arguments(self) -> list[str]:

@@ -340,6 +340,9 @@ def test_tracking_labels_of_a_sequence(pictures, weights, tmp_path, capsys):
     (tmp_path / "one.json").write_text("[]")
     words = ["encode", pictures, tmp_path / "b", "--boxes", tmp_path / "one.json", *weights]
     refused(capsys, words, "one.json: boxes of one picture, but there are 3")
+    (tmp_path / "0000.txt").write_text(row.format(0, 10) + row.format(11, 20))
+    words = ["encode", pictures, tmp_path / "b", "--boxes", tmp_path / "0000.txt", *weights]
+    refused(capsys, words, "0000.txt: no frame of", "is in these labels")
 
 
 def test_evaluate_measures_a_folder(pictures, weights, tmp_path, capsys):

@@ -334,3 +334,33 @@ def test_shipped_names_the_pretrained_weights_of_a_model():
     assert shipped.start_file == named.start_file == file
     assert shipped.name == named.name != Parameters(**same).name
     assert Parameters().start_file is None
+
+
+@pytest.mark.parametrize(
+    ("spelling", "path"),
+    [
+        ("x/../kitti", "kitti"),
+        ("./data//kitti/", "data/kitti"),
+        ("data/./kitti/.", "data/kitti"),
+        ("../data/kitti", "../data/kitti"),
+        ("a/../../kitti", "../kitti"),
+        ("~nobody-of-this-name/kitti", "~nobody-of-this-name/kitti"),
+    ],
+)
+def test_a_path_has_one_spelling(spelling, path):
+    p, other = (Parameters.parse({"data_root": root}) for root in (spelling, path))
+    assert (p.data_root, p.name) == (path, other.name)
+    assert Parameters.parse({"unlabelled": f"a, {spelling}"}).unlabelled == f"a,{path}"
+
+
+def test_a_path_that_leaves_the_target_of_a_link_keeps_its_meaning(tmp_path):
+    (tmp_path / "far" / "inside").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "inside")
+    path = f"{tmp_path}/link/../kitti"  # far/kitti, not kitti
+    assert Parameters.parse({"data_root": path}).data_root == path
+
+
+def test_of_a_parameter_that_is_given_twice_the_last_value_counts():
+    words = ["--max-steps=3", "--max_steps=None", "--alpha=0.1", "--alpha=0.2"]
+    p = Parameters.parse_arguments(words)
+    assert (p.max_steps, p.alpha) == (None, 0.2)

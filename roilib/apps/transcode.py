@@ -77,6 +77,8 @@ def boxes_of(
     for path, number in frames.items():
         if not number:
             raise ValueError(f"{path}: no frame number at the end of its name, as {boxes} needs")
+    if read_tracking(boxes).keys().isdisjoint(int(number[1]) for number in frames.values()):
+        raise ValueError(f"{boxes}: no frame of {pictures[0]} or the others is in these labels")
 
     def tracked(path: Path, size: tuple[int, int]) -> np.ndarray:
         found = read_tracking(boxes, size).get(int(frames[path][1]))

@@ -8,6 +8,8 @@ ValueError of one line, never a wrong picture.
 """
 
 import functools
+import reprlib
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -184,7 +186,11 @@ class Codec:
         if not self.variable_rate:
             lmbda = min(max(self.parameters.lmbda, roi.LMBDA_MIN), roi.LMBDA_MAX)
             alpha = self.parameters.alpha
-        rows = roi.integer_boxes(box_array(boxes), height, width)
+        given = box_array(boxes)
+        rows = roi.integer_boxes(given, height, width)
+        if len(given) and not len(rows):
+            text = f"all boxes lie outside the picture of {width}x{height} pixels"
+            warnings.warn(text, stacklevel=4)
         if len(rows) > MAX_BOXES:
             raise ValueError(f"{len(rows)} boxes, but a stream holds at most {MAX_BOXES}")
         indices = roi.quality_index(lmbda), roi.alpha_index(alpha)
@@ -348,7 +354,7 @@ def encode(
     Raises ValueError with one line for bad input, and DoesNotFit with the smallest possible size
     where max_bytes is less.
     """
-    codec = model or pretrained_codec()
+    codec = loaded_codec(model)
     if isinstance(image, Image.Image):
         try:
             image = rgb_pixels(image).permute(1, 2, 0).numpy()
@@ -363,4 +369,11 @@ def decode(data: bytes, *, model: Codec | None = None) -> np.ndarray:
 
     Raises ValueError with one line for a stream that is damaged or of other weights.
     """
-    return (model or pretrained_codec()).decode(data)
+    return loaded_codec(model).decode(data)
+
+
+def loaded_codec(model: Codec | None) -> Codec:
+    """Return a codec, None standing for the pretrained one; ValueError for anything else."""
+    if model is not None and not isinstance(model, Codec):
+        raise ValueError(f"model is a codec, made by load_codec(FILE), not {reprlib.repr(model)}")
+    return model or pretrained_codec()

@@ -12,8 +12,8 @@ A box is (x0, y0, x1, y1) in pixels: x to the right, y down, x1 and y1 exclusive
     tracking  text: KITTI tracking, frame and track before a KITTI label (`read_tracking`)
 
 The format is recognised by the contents. A file that fits none of them is refused, and so are
-coordinates that all lie in 0 … 1, and boxes outside the picture. Of a box that is mostly outside a
-warning says so.
+coordinates that all lie in 0 … 1, and boxes outside the picture. Warnings name a box that is mostly
+outside, and detections of low confidence.
 """
 
 import reprlib
@@ -28,6 +28,7 @@ from roilib.datasets.formats import JSON_FORMATS, TEXT_FORMATS, Entry, Lines, Si
 from roilib.utils.files import read_json, read_text
 
 LEAST_WITHIN = 0.5  # share of a box in the picture; labels of a larger picture have less
+UNSURE = 0.1  # confidence of a detection; files made to measure a detector go down to 0.001
 MAX_COORDINATE = 1e6  # pixels; float32 still resolves sixteenths of a pixel there
 
 Labels = tuple[list[str], np.ndarray]  # class names and boxes (K, 4), or (K, 5) with importance
@@ -60,9 +61,16 @@ def read_labels(path: Path, size: Size | None = None, box_format: str | None = N
             "coco": formats.coco_results,
             "labelme": lambda shapes: formats.labelme(shapes, size),
         }[found](content)
-        return _checked(path, entries, size, insisted=box_format is not None)
+        checked = _checked(path, entries, size, insisted=box_format is not None)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if unsure := [value for value in formats.confidences(found, content) if value < UNSURE]:
+        warnings.warn(
+            f"{path}: detections of a confidence below {UNSURE} ({len(unsure)} of them) count like "
+            "the others",
+            stacklevel=2,
+        )
+    return checked
 
 
 def read_boxes(path: Path, size: Size | None = None, box_format: str | None = None) -> np.ndarray:

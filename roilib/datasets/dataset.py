@@ -121,7 +121,7 @@ def coco_splits(
 
 def load_splits(p: Parameters) -> tuple[RoiDataset, RoiDataset]:
     """Training and test pictures of a run. Raises ValueError naming what is wrong with the data."""
-    root = Path(p.data_root).expanduser()
+    root = Path(p.data_root)
     if p.dataset == "sample" and not root.is_dir():
         raise ValueError(f"{root}: no sample set; python data/streets/prepare.py {root} makes it")
     if p.dataset == "coco":

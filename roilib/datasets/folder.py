@@ -12,6 +12,7 @@
 A picture without a label file has no objects. Files that begin with a dot are ignored.
 """
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -45,7 +46,9 @@ def folder_samples(
     Objects without a name are called "object"; importances are not kept. Every picture's header
     is read. Raises ValueError naming the file that is wrong.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
+    if folder.is_file():
+        raise ValueError(f"{folder}: a file; a folder of pictures is needed")
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     suffixes = (*PICTURE_SUFFIXES, *(LABEL_SUFFIXES if with_objects else ()))
@@ -69,6 +72,8 @@ def folder_samples(
         raise ValueError(f"{next(iter(strays.values()))}: boxes for no picture in {folder}")
     else:
         found = {id: read_labels(path, sizes[id], box_format) for id, path in labels.items()}
+        for id, (names, _) in found.items() if yolo_names else ():
+            _check_classes(labels[id], names, yolo_names)
     for id in found:
         if images[id].suffix.lower() != ".png" and is_turned(images[id]):  # cameras write no PNG
             warnings.warn(
@@ -85,6 +90,12 @@ def _has_class_names(labels: dict[str, Path], images: dict[str, Path]) -> bool:
 
 def _class_names(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+
+
+def _check_classes(path: Path, names: list[str], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name.isdigit() and int(name) >= len(known):
+            raise ValueError(f"{path}: class {name}, but classes.txt has {len(known)}, from 0 on")
 
 
 def _by_frame(path: Path, images: dict[str, Path], sizes: dict) -> dict[str, Labels]:
@@ -126,9 +137,11 @@ def unlabelled_samples(folders: str) -> list[Sample]:
     for name in folders.split(","):
         if not name.strip():
             raise ValueError(f"unlabelled={folders}: an empty name among the folders")
-        folder = Path(name.strip()).expanduser()
+        folder = Path(os.path.expanduser(name.strip()))
         if not (found := sorted(picture_files(folder, below=True))):
             raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
+        if twice := {s.path.resolve() for s in samples} & {path.resolve() for path in found}:
+            raise ValueError(f"{min(twice)}: in two of the folders unlabelled={folders}")
         for path in found:
             picture_size(path)
         samples += [Sample(path.relative_to(folder.parent).as_posix(), path) for path in found]

@@ -161,6 +161,15 @@ def coco_results(rows: Any) -> Iterator[Entry]:
         yield f"box {i}", str(row.get("category_id", "object")), _to_corners(row["bbox"]), None
 
 
+def confidences(box_format: str, content: Any) -> list[float]:
+    """The confidences of detections in YOLO text or COCO results; KITTI's scores have no range."""
+    if box_format == "yolo":
+        found = [_number(words[5]) for _, words in content if len(words) == max(YOLO_FIELDS)]
+    else:
+        found = [row.get("score") for row in content] if box_format == "coco" else []
+    return [value for value in found if isinstance(value, int | float)]
+
+
 def labelme(content: Any, size: Size | None) -> Iterator[Entry]:
     """Rectangles, and polygons as the boxes around them."""
     try:

@@ -99,8 +99,8 @@ class Run:
 def open_run(p: Parameters) -> Run:
     """Create (or find) the folder of these parameters and write its hparams.json.
 
-    With `resume=False` an earlier result is deleted. Raises ValueError, before it changes anything,
-    for a device or a weights file that does not exist.
+    An earlier result stays, with `resume=False` until its data are checked (`begin_anew`). Raises
+    ValueError, before it changes anything, for a device or a weights file that does not exist.
     """
     run = Run(p.folder, p)
     if not p.resume or run.metrics is None:
@@ -109,7 +109,9 @@ def open_run(p: Parameters) -> Run:
             if file is not None and not Path(file).is_file():
                 raise ValueError(f"{file}: no such weights file")
     try:
-        _prepare(run)
+        run.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        if not run.begun:  # else hparams.json says what made its files
+            write_json(run.folder / "hparams.json", origin(p.model_dump()))
     except OSError as error:
         raise ValueError(
             f"{run.folder}: cannot be written ({error.strerror}); make room or choose another "
@@ -118,15 +120,23 @@ def open_run(p: Parameters) -> Run:
     return run
 
 
-def _prepare(run: Run) -> None:
-    p, folder = run.parameters, run.checkpoints.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    if not p.resume:
-        results = (*run.folder.glob("*.json"), *run.folder.glob("events.out.tfevents.*"))
-        for path in (*folder.iterdir(), *results, run.weights):
-            path.unlink(missing_ok=True)
-    if not run.begun:  # else hparams.json says what made its files
-        write_json(run.folder / "hparams.json", origin(p.model_dump()))
+def begin_anew(run: Run) -> None:
+    """Delete an earlier result, and write the run's hparams.json."""
+    results = (*run.folder.glob("*.json"), *run.folder.glob("events.out.tfevents.*"))
+    for path in (*run.checkpoints.folder.iterdir(), *results, run.weights):
+        path.unlink(missing_ok=True)
+    write_json(run.folder / "hparams.json", origin(run.parameters.model_dump()))
+
+
+def discard(run: Run) -> None:
+    """Remove what `open_run` made for a run that was refused before it began."""
+    begun = (run.splits, run.folder / "metrics.json", run.folder / "lock", *run.checkpoints.all())
+    if any(path.exists() for path in begun):
+        return
+    (run.folder / "hparams.json").unlink(missing_ok=True)
+    with suppress(OSError):  # the executed notebook stays, and its folder
+        run.checkpoints.folder.rmdir()
+        run.folder.rmdir()
 
 
 def all_runs(logdir: str | Path) -> list[Run]:

@@ -27,9 +27,11 @@ from roilib.engines.distributed import (
 )
 from roilib.engines.runs import (
     Run,
+    begin_anew,
     check_pictures,
     data_change,
     data_splits,
+    discard,
     open_run,
     removed_pictures,
     shorter_run,
@@ -40,6 +42,8 @@ from roilib.models.weights import save_weights
 from roilib.parameters import Parameters
 from roilib.utils.device import out_of_memory
 from roilib.utils.files import write_json
+
+MOST_LIKELY_LMBDA = 1.0  # with mse; CompressAI's models have at most 0.18
 
 
 def run(p: Parameters) -> tuple[Run, dict]:
@@ -55,15 +59,20 @@ def run(p: Parameters) -> tuple[Run, dict]:
 def train_or_test(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     """Do what `run.parameters.what` says, on all its devices; returns the run's metrics.
 
-    Raises what `train` raises, and ValueError with advice when memory does not suffice.
+    A run that is refused before it begins leaves nothing behind. Raises what `train` raises, and
+    ValueError with advice when memory does not suffice.
     """
     p = run.parameters
-    processes = 1 if started_by_torchrun() or run.metrics else process_count(p)
-    if processes > 1:
-        launch(p, processes)
-        return run.metrics
     try:
+        processes = 1 if started_by_torchrun() or _finished(run) else process_count(p)
+        if processes > 1:
+            launch(p, processes)
+            return run.metrics
         return train(run, train_data, test_data) if p.what == "train" else test(run, test_data)
+    except ValueError:
+        if rank() == 0:
+            discard(run)
+        raise
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -89,14 +98,21 @@ def train(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
     fabric = make_fabric(p)
     first = fabric.is_global_zero
     splits = _checked_splits(run, train_data, test_data) if first else {}
-    if (finished := fabric.broadcast(run.metrics)) is not None:  # as process 0 sees it
+    if (finished := fabric.broadcast(_finished(run))) is not None:  # as process 0 sees it
         return finished
+    if first and p.metric == "mse" and p.lmbda > MOST_LIKELY_LMBDA:
+        warnings.warn(
+            f"lmbda={p.lmbda:g}: the loss has lmbda * 255² * mse, so the paper's 240 is 0.0037",
+            stacklevel=2,
+        )
     if not len(train_data):
         raise ValueError(f"{p.data_root}: no training pictures (train_size_p1={p.train_size_p1})")
     session = start(p, math.ceil(len(train_data) / p.batch_size), fabric)
     with locked(run.folder) if first else nullcontext():
         _resume(run, session, splits)
         try:
+            if first and not p.resume:
+                begin_anew(run)
             if first:
                 write_json(run.splits, splits)
             log = SummaryWriter(run.folder, purge_step=session.step + 1) if first else nullcontext()
@@ -124,17 +140,24 @@ def test(run: Run, test_data: RoiDataset) -> dict:
     p = run.parameters
     fabric = make_fabric(p)
     splits = _checked_splits(run, RoiDataset([]), test_data) if fabric.is_global_zero else {}
-    if (finished := fabric.broadcast(run.metrics)) is not None:
+    if (finished := fabric.broadcast(_finished(run))) is not None:
         return finished
     if not len(test_data):
         raise ValueError(f"{p.data_root}: no test pictures (train_size_p1={p.train_size_p1})")
     session = start(p, 1, fabric)
     if fabric.is_global_zero:
+        if not p.resume:
+            begin_anew(run)
         write_json(run.splits, splits)
     means = Trainer(run, session, None, test_data).val_loop()
     session.clock()
     session.history.append({"epoch": 0, "step": 0, "test": means, "seconds": session.seconds})
     return _finish(run, session)
+
+
+def _finished(run: Run) -> dict | None:
+    """The metrics of a finished run that is not to begin anew."""
+    return run.metrics if run.parameters.resume else None
 
 
 def _checked_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> dict:
@@ -144,7 +167,7 @@ def _checked_splits(run: Run, train_data: RoiDataset, test_data: RoiDataset) -> 
     them, and its splits.json says so.
     """
     splits = data_splits(run.parameters, train_data, test_data)
-    if not run.begun:
+    if not (run.begun and run.parameters.resume):
         check_pictures(train_data, test_data)
         return splits
     earlier = run.noted.get("removed", {})

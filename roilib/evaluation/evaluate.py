@@ -98,6 +98,8 @@ def evaluate(
     The encoder gets the same boxes, or the sample's `coder_boxes`. settings: None: those of our
     codec's training. Yields (record, times) for each picture and setting.
     """
+    if isinstance(codec, str | Path):
+        raise ValueError(f"{codec}: load_codec makes a codec of a weights file")
     for setting in trained_settings(codec.parameters) if settings is None else settings:
         for sample, (image, boxes, labels) in zip(data.samples, data, strict=True):
             about = {"image": sample.id} | _about(codec, setting)

@@ -162,12 +162,17 @@ class HookedDetector(nn.Module):
         """Return the boxes (K, 4) of what is found in a picture, uint8 (H, W, 3).
 
         The most confident first; at most as many as a stream holds. classes: names of those that
-        count; none: all. Raises ValueError for a class that the detector does not know.
+        count; none: all. Raises ValueError for another array, and for a class that the detector
+        does not know.
         """
+        pixels = np.array(image)  # a copy, since Pillow's pixels and reversed views are no tensors
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError("an image is a uint8 array (H, W, 3)")
+        classes = (classes,) if isinstance(classes, str) else classes
         if unknown := set(classes) - set(self.names.values()):
             known = ", ".join(self.names.values())
             raise ValueError(f"{self.weights}: no class {min(unknown)}; it has {known}")
-        x = torch.from_numpy(np.ascontiguousarray(image)).to(next(self.parameters()).device)
+        x = torch.from_numpy(pixels).to(next(self.parameters()).device)
         found = self.detect(x.permute(2, 0, 1)[None].float() / 255, confidence)[0]
         wanted = [i for i, name in self.names.items() if not classes or name in classes]
         found = found[torch.isin(found[:, 5].int(), torch.tensor(wanted, device=x.device))]

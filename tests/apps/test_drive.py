@@ -317,6 +317,20 @@ def test_frames_that_do_not_go_together_are_named_before_any_is_coded(tmp_path):
         Drive(tmp_path, boxes=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mbit": [2.0], "trace": "TRACE"}, "mbit has no effect with trace"),
+        ({"burst": 3.0, "loss": 0.0}, "burst has no effect with loss=0"),
+    ],
+)
+def test_settings_of_a_drive_without_effect_are_said(tmp_path, options, said):
+    (tmp_path / "up.csv").write_text("time_s,mbit_s\n0,1\n")
+    options = {k: str(tmp_path / "up.csv") if v == "TRACE" else v for k, v in options.items()}
+    with pytest.warns(UserWarning, match=said):
+        drive.transmissions(Plan(codecs=(), **options))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),

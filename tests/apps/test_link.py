@@ -91,6 +91,10 @@ def test_nothing_fits_when_the_rate_has_fallen_below_what_waits():
         ("time_s,mbit_s\n0," + 140_000 * "1", "line 2: a finite time"),
         ("time_s;mbit_s\n0;1\n", "line 1: two numbers"),
         ("seconds,kbit_s\n0,1000\n", "line 1: two numbers"),
+        ("time_s,mbyte_s\n0,1\n", "line 1: two numbers"),
+        ("time_s,kbit_s\n0,1e9\n", "line 2: a finite time"),
+        ("1 1000 51.0 3.7 2493100 0\n", "line 1: two numbers"),
+        ("1 1000 51.0 3.7 -5 1000\n", "line 1: a finite time"),
         ("0 4500\n1 3800\n2 5100\n", "bandwidths of 4500 Mbit/s look like other units"),
         ("0 1\n2 1\n1 1\n", "times must rise, but 1 does not"),
         ("3\n1\n2\n", "whole numbers are Mahimahi's milliseconds, which rise"),
@@ -123,6 +127,13 @@ def test_a_trace_is_in_mbit(tmp_path):
         ("0.0 1.25\n0.5 0\n1.0\t2\n", [0, 0.5, 1], [1.25, 0, 2]),  # as Pensieve's
         ("1289406399.0,1\n1289406401.5, 2\n", [0, 2.5], [1, 2]),
         ("time_s,mbit_s\n0,2500\n", [0], [2500]),
+        ("time_s,kbit_s\n0,800\n2.5,1200\n", [0, 2.5], [0.8, 1.2]),
+        ("time_ms,bit_s\n0,8e5\n500,1.2e6\n", [0, 0.5], [0.8, 1.2]),
+        (
+            "9 39287 51 3.7 2493100 1000\n9 40288 51 3.7 0 1001\n9 41288 51 3.7 125000 1000\n",
+            [0, 1, 2.001],
+            [19.9448, 0, 1],
+        ),  # as the 4G logs of Ghent
         ("1\n", [0], [12]),  # 1,500 bytes a millisecond
         ("0\n\n0\n5\n10\n", [0], [4.8]),
         ("100\n600\n700\n1000\n", [0, 0.5, 1, 1.5], [0.024, 0.072, 0.024, 0.072]),

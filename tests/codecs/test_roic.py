@@ -336,6 +336,23 @@ def test_well_formed_arguments_that_mean_something_else(options, message):
     assert roic.encode(street(0), [[0, 0, 1, 1], [1, 0, 2.5, 2]], model=codec)  # whole pixels
 
 
+def test_boxes_that_all_lie_outside_are_said(recwarn):
+    codec = untrained_codec(**UNTRAINED[0])
+    outside = [[500, 10, 600, 60], [-9, -9, 0, 0]]
+    with pytest.warns(UserWarning, match="all boxes lie outside the picture of 160x96 pixels"):
+        assert roic.encode(street(0), outside, model=codec) == roic.encode(street(0), model=codec)
+    recwarn.clear()
+    roic.encode(street(0), [*outside, [1, 2, 30, 40]], model=codec)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("model", ["w.safetensors", Path("w.safetensors"), 7, True, b"x"])
+def test_a_model_that_is_no_codec(model):
+    why = refusal(lambda: roic.encode(street(0), model=model))
+    assert why == refusal(lambda: roic.decode(b"", model=model))
+    assert why.startswith("model is a codec, made by load_codec(FILE), not ")
+
+
 @pytest.mark.parametrize("data", [None, 7, "a.roic", Path("a.roic"), [1, 2], np.zeros((4, 4))])
 def test_what_is_no_stream(data):
     codec = untrained_codec(**UNTRAINED[0])

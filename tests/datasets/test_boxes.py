@@ -247,6 +247,25 @@ def test_a_box_that_is_mostly_outside_is_said(tmp_path, recwarn, box, said):
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("0 0.5 0.5 0.2 0.2 0.9\n0 0.5 0.5 0.2 0.2 0.001", "(1 of them)"),
+        (
+            '[{"bbox": [1, 2, 9, 9], "score": 0.01}, {"bbox": [1, 2, 9, 9], "score": 0}]',
+            "(2 of them)",
+        ),
+        ('[{"bbox": [1, 2, 9, 9], "score": 0.3}, {"bbox": [1, 2, 9, 9]}]', None),
+        (f"{CAR} -3.5", None),  # a score, as KITTI's devkit takes it
+    ],
+)
+def test_detections_of_low_confidence_are_said(tmp_path, recwarn, content, said):
+    assert len(read_labels(written(tmp_path, "a.txt", content), SIZE)[1])
+    messages = [str(warning.message) for warning in recwarn]
+    assert len(messages) == (said is not None)
+    assert all(said in message for message in messages)
+
+
 def test_files_that_are_missing(tmp_path):
     for name in ("missing.txt", "missing.json"):
         assert refusal(read_boxes, tmp_path / name) == f"{tmp_path / name}: no such file"

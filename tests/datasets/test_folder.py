@@ -74,6 +74,10 @@ def test_a_folder_without_pictures_is_named(tmp_path):
         assert refusal(folder_samples, folder).startswith(f"{folder}: no pictures here")
 
 
+def test_a_file_is_no_folder(own):
+    assert refusal(folder_samples, own / "a.png").endswith("a file; a folder of pictures is needed")
+
+
 def test_hidden_files_are_ignored(own):
     for name in ("._a.png", "._a.txt", ".d.json", ".DS_Store"):
         (own / name).write_bytes(b"\0\5\x16\7")
@@ -155,6 +159,45 @@ def test_tracking_labels_of_other_frames_are_refused(tmp_path):
     assert "boxes for no picture" in refusal(folder_samples, folder)
 
 
+# Labels that do not fit the pictures
+
+
+def shapes(width, height, *points):
+    shape = f'{{"label": "car", "shape_type": "rectangle", "points": {list(map(list, points))}}}'
+    return f'{{"imageWidth": {width}, "imageHeight": {height}, "shapes": [{shape}]}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.json", shapes(320, 192, (20, 30), (90, 80)), "a picture of 320x192 pixels, it has 160"),
+        (
+            "a.json",
+            shapes(96, 160, (20, 30), (90, 80)),
+            "a picture of 96x160 pixels, it has 160x96",
+        ),
+        ("a.json", "[[200, 50, 300, 180]]", "lies outside the picture of 160x96"),
+        (
+            "a.json",
+            '[{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"image_id": 2, "bbox": [1, 2, 3, 4]}]',
+            "COCO results of 2 pictures",
+        ),
+        ("a.txt", "3 0.5 0.5 0.25 0.5", "class 3, but classes.txt has 2, from 0 on"),
+        ("a.txt", "2 0.5 0.5 0.25 0.5", "class 2, but classes.txt has 2, from 0 on"),
+        ("a.txt", "0 0.9 0.5 0.4 0.5", "leaves the picture"),
+        ("A.txt", "0 0.5 0.5 0.25 0.5", "boxes for no picture"),
+        ("000000.txt", f"0 2 Car 0 0 0 1 2 30 40{REST}", "no picture of frame 0"),
+    ],
+)
+def test_labels_that_do_not_fit_the_pictures_are_refused(tmp_path, name, content, why):
+    folder = pictures(tmp_path / "own", "a.png", "b_1.png")
+    (folder / "classes.txt").write_text("car\nperson\n")
+    (folder / name).write_text(content)
+    message = refusal(folder_samples, folder)
+    assert message.startswith(str(folder / name))
+    assert why in message
+
+
 # Folders to train on
 
 
@@ -198,6 +241,8 @@ def test_unlabelled_folders(tmp_path, monkeypatch, separator):
 def test_unlabelled_folders_with_a_mistake(tmp_path):
     folder = pictures(tmp_path / "one", "a.png")
     assert "an empty name among the folders" in refusal(unlabelled_samples, f"{folder},")
+    for again in (folder, folder.parent, folder / ".." / "one"):
+        assert "a.png: in two of the" in refusal(unlabelled_samples, f"{folder}, {again}")
     assert refusal(unlabelled_samples, f"{tmp_path}/no").startswith(
         f"{tmp_path}/no: no pictures here"
     )

@@ -355,8 +355,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(tiny_parameters):
     trained(p)
 
 
-def test_a_wrong_device_or_file_costs_no_earlier_result(tiny_parameters, capsys):
-    p = tiny_parameters()
+def test_a_refusal_costs_no_earlier_result(tiny_parameters, own_kitti, capsys):
+    p = tiny_parameters(data_root=str(own_kitti), train_size_p1=0.5)
     run, _ = trained(p)
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
     words = [
@@ -366,7 +366,15 @@ def test_a_wrong_device_or_file_costs_no_earlier_result(tiny_parameters, capsys)
     for wrong in ("--device=nonsense", "--detector_weights=/nowhere.pt", "--data_root=/nowhere"):
         assert main(["train", *words, wrong]) == 2
     assert capsys.readouterr().err.count("\n") == 3
+    picture = own_kitti / "training" / "image_2" / "000000.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:-200])
+    assert main(["train", *words]) == 2
+    assert capsys.readouterr().err.endswith("(image file is truncated)\n")
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+    picture.write_bytes(whole)
+    assert main(["train", *words]) == 0
+    assert (run.folder / "hparams.json").stat().st_mtime_ns > before[run.folder / "hparams.json"]
     assert [path.name for path in run.folder.parent.iterdir()] == [
         run.folder.name
     ]  # nor is a folder made for what cannot begin
@@ -605,3 +613,46 @@ def test_the_command_line_refuses_in_one_line(tiny_parameters, capsys, arguments
     shown = capsys.readouterr()
     assert named in shown.err
     assert len(shown.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"train_size_p1": 0.0}, "no training pictures"),
+        ({"what": "test", "model_load_file": "shipped", "train_size_p1": 1.0}, "no test pictures"),
+        ({"model_load_file": "shipped"}, "trained with N=64, but the parameters say N=8"),
+        ({"unlabelled": "PICTURES"}, "with the content of test picture 000001"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_nothing(tiny_parameters, own_kitti, changes, why):
+    pictures = str(own_kitti / "training" / "image_2")
+    changes = {k: pictures if v == "PICTURES" else v for k, v in changes.items()}
+    p = tiny_parameters(**{"data_root": str(own_kitti), "train_size_p1": 0.5} | changes)
+    with pytest.raises(ValueError, match=why):
+        train.run(p)
+    assert not p.folder.exists()
+
+
+def test_a_run_that_is_refused_keeps_what_others_made(tiny_parameters, own_kitti):
+    p = tiny_parameters(data_root=str(own_kitti), train_size_p1=0.5)
+    p.folder.mkdir(parents=True)
+    (p.folder / "notebook.ipynb").write_text("{}")
+    picture = own_kitti / "training" / "image_2" / "000000.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:-200])
+    with pytest.raises(ValueError, match=r"000000\.png: not a readable picture"):
+        train.run(p)
+    assert [path.name for path in p.folder.iterdir()] == ["notebook.ipynb"]
+    picture.write_bytes(whole)
+    train.run(p)
+    kept = sorted(path.name for path in p.folder.iterdir())
+    Image.fromarray(street(5)).save(picture)
+    with pytest.raises(ValueError, match="the data set is another"):
+        train.run(p)
+    assert sorted(path.name for path in p.folder.iterdir()) == kept
+
+
+@pytest.mark.parametrize(("lmbda", "is_said"), [(240.0, True), (1.01, True), (0.18, False)])
+def test_a_lmbda_of_another_scale_is_said(tiny_parameters, recwarn, lmbda, is_said):
+    train.run(tiny_parameters(lmbda=lmbda, max_steps=1))
+    assert any("the paper's 240 is 0.0037" in str(w.message) for w in recwarn) == is_said

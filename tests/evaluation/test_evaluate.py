@@ -1,15 +1,17 @@
 """roilib.evaluation.evaluate: whole frames, real bytes, records."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, strictly
+from conftest import REPOSITORY, refusal, strictly
 from PIL import Image
 
+from roilib.apps.playground.coding import Coder
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset, load_splits, split
@@ -84,6 +86,12 @@ def test_whole_frames_of_any_size_come_back_as_forward_says(trained, tiny_kitti)
                 ].clamp(0, 1)
             assert decoded.shape == (height, width, 3)
             assert np.abs(decoded - x_hat.mul(255).permute(1, 2, 0).numpy()).max() <= 0.5 + 255e-4
+
+
+@pytest.mark.parametrize("codec", ["a.safetensors", Path("a.safetensors")])
+def test_a_file_is_no_codec(codec):
+    assert refusal(list, evaluate(codec, RoiDataset([]))).startswith("a.safetensors: load_codec")
+    assert refusal(Coder, codec).startswith("model is a codec, made by load_codec(FILE), not ")
 
 
 def test_records_measure_what_was_decoded(trained, tiny_kitti):

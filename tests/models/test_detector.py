@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusal
+from PIL import Image
 from torchvision.ops import box_iou
 from ultralytics import RTDETR, YOLO
 
@@ -176,6 +177,29 @@ def test_finds_the_cars_of_real_frames(detector, shared_data):
         total += len(wanted)
     assert total >= 9
     assert found / total > 0.7
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((64, 64, 3)),
+        np.zeros((64, 64), np.uint8),
+        np.zeros((64, 64, 4), np.uint8),
+        np.zeros((3, 64, 64), np.uint8),
+        "street.png",
+    ],
+)
+def test_what_is_no_picture_is_refused(detector, image):
+    assert refusal(detector.regions, image) == "an image is a uint8 array (H, W, 3)"
+
+
+def test_pictures_of_other_libraries_are_looked_at(detector):
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    wanted = detector.regions(image, 0.0, "Car")
+    assert len(wanted)
+    reversed_twice = image[..., ::-1].copy()[..., ::-1]
+    for same in (Image.fromarray(image), reversed_twice, np.asfortranarray(image)):
+        np.testing.assert_array_equal(detector.regions(same, 0.0, ["Car"]), wanted)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not weights"])

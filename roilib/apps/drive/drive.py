@@ -11,6 +11,7 @@ because of a loss. ROI and background are the pixels inside and outside the true
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -158,6 +159,10 @@ def transmissions(plan: Plan) -> list[Transmission]:
     Raises ValueError for a wrong value or file.
     """
     alpha_index(plan.alpha)  # refused before anything is coded
+    if plan.trace is not None and tuple(plan.mbit) != Plan.mbit:
+        warnings.warn("mbit has no effect with trace", stacklevel=2)
+    if plan.burst is not None and not plan.loss:
+        warnings.warn("burst has no effect with loss=0", stacklevel=2)
     if len(set(plan.codecs)) < len(plan.codecs):
         raise ValueError(f"codecs: one of {', '.join(plan.codecs)} is named twice")
     codec = load_codec(plan.weights)

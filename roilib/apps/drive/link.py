@@ -22,6 +22,9 @@ from roilib.utils.files import read_text
 BYTES_PER_MBIT = 125_000
 MOST_MBIT = 100_000
 MOST_PLAUSIBLE_MBIT = 1000  # of a trace that does not name its units
+TIMES = {"time_s": 1.0, "time_ms": 1e-3}  # columns that a header may name, in seconds
+RATES = {"mbit_s": 1.0, "kbit_s": 1e-3, "bit_s": 1e-6}  # in Mbit/s
+LOG_COLUMNS = 6  # timestamp, ms, latitude, longitude, bytes and ms since the line before
 MAHIMAHI_BYTES = 1500  # that get through at each of its milliseconds (mm-link's manual)
 MAHIMAHI_BIN_MS = 500  # over which its bandwidth is averaged, as mm-throughput-graph does
 MAHIMAHI_REPEATED_MS = 3_600_000  # mm-link repeats a trace for ever
@@ -73,8 +76,11 @@ def constant(mbit: float) -> Link:
 def read_trace(path: str | Path) -> Link:
     """Read a link from a text file of one of these formats; the last bandwidth holds for ever.
 
-        CSV        the header time_s,mbit_s, then the bandwidth from each time on, from time 0 on
+        CSV        the header time_s,mbit_s, then the bandwidth from each time on, from time 0 on;
+                   the header may also name time_ms, and kbit_s or bit_s
         columns    the same without a header, like Pensieve's: seconds, Mbit/s; from any time on
+        logs       six columns, of which bytes and milliseconds are last: Riiser et al.'s HSDPA logs
+                   (MMSys 2013), and 4G/LTE logs of Ghent
         Mahimahi   one millisecond per line, at which 1500 bytes arrive; repeats for an hour
 
     Raises ValueError naming the line.
@@ -88,18 +94,25 @@ def read_trace(path: str | Path) -> Link:
             raise ValueError("an empty trace")
         if all(len(row) == 1 and row[0].isdecimal() for _, row in rows):
             return _mahimahi([int(row[0]) for _, row in rows])
-        has_header = [cell.strip('"') for cell in rows[0][1]] == ["time_s", "mbit_s"]
-        points = [_point(*row) for row in rows[has_header:]]
+        columns = [cell.strip('"') for cell in rows[0][1]]
+        has_header = len(columns) == 2 and columns[0] in TIMES and columns[1] in RATES
+        units = (TIMES[columns[0]], RATES[columns[1]]) if has_header else (1.0, 1.0)
+        points = [_point(*row, units) for row in rows[has_header:]]
         return _steps(points, has_header)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _point(place: str, row: list[str]) -> tuple[float, float]:
+def _point(place: str, row: list[str], units: tuple[float, float]) -> tuple[float, float]:
+    """Seconds and Mbit/s of a line."""
     shown = reprlib.repr(",".join(row))
     try:
-        time, rate = (float(cell) for cell in row)
-    except ValueError:
+        values = [float(cell) for cell in row]
+        if len(values) == LOG_COLUMNS:
+            _, end, _, _, received, elapsed = values
+            values = [(end - elapsed) / 1000, 8 * received / elapsed / 1000]
+        time, rate = (value * unit for value, unit in zip(values, units, strict=True))
+    except (ValueError, ZeroDivisionError):
         raise ValueError(
             f"{place}: two numbers, time_s,mbit_s, or one whole number of milliseconds a line, as "
             f"Mahimahi's, not {shown}"
@@ -118,8 +131,8 @@ def _steps(points: list[tuple[float, float]], has_header: bool) -> Link:
         raise ValueError("a trace starts at time 0")
     if not has_header and np.median(rates) > MOST_PLAUSIBLE_MBIT:
         raise ValueError(
-            f"bandwidths of {np.median(rates):g} Mbit/s look like other units; the header "
-            "time_s,mbit_s says that they are Mbit/s"
+            f"bandwidths of {np.median(rates):g} Mbit/s look like other units; a header, such as "
+            "time_s,kbit_s or time_s,mbit_s, names them"
         )
     if (np.diff(times) <= 0).any():
         raise ValueError(f"times must rise, but {times[1:][np.diff(times) <= 0][0]:g} does not")

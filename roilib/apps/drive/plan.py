@@ -18,7 +18,8 @@ class Plan:
     Args:
         mbit: bandwidths in Mbit/s; each is a link of its own; default 1
         trace: file of a bandwidth that changes, instead of --mbit: CSV with the header
-            time_s,mbit_s, columns of seconds and Mbit/s, or Mahimahi's milliseconds
+            time_s,mbit_s (or time_ms, kbit_s, bit_s), columns of seconds and Mbit/s, Mahimahi's
+            milliseconds, or HSDPA and 4G logs
         fps: frames a second; default 10
         latency_ms: longest delay of a frame on the link in ms, which limits the queue; default 200
         alpha: our ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
