@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from roilib.datasets.boxes import write_kitti_label
@@ -64,9 +65,18 @@ def write_tiny_kitti(root: Path, pictures: int = 6) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_kitti(tmp_path_factory) -> Path:
+def for_all_workers(tmp_path_factory) -> Path:
+    """A folder that the processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def tiny_kitti(for_all_workers) -> Path:
     """Six pictures of 96x160 in KITTI's layout, to be read only."""
-    return write_tiny_kitti(tmp_path_factory.mktemp("tiny_kitti"))
+    root = for_all_workers / "tiny_kitti"
+    with FileLock(f"{root}.lock"):
+        return root if root.exists() else write_tiny_kitti(root)
 
 
 @pytest.fixture
@@ -146,16 +156,20 @@ VBR = {"which": "roi_vbr", "N": 16, "M": 256, "crop": "native", "lmbda": 0.012, 
 
 
 @pytest.fixture(scope="session")
-def vbr_run(tiny_kitti, tmp_path_factory):
-    """The run of a small roi_vbr, trained for long enough that its numbers mean something."""
-    from roilib.datasets.dataset import load_splits
+def vbr_run(tiny_kitti, for_all_workers):
+    """The run of a small roi_vbr, trained for long enough that its numbers mean something.
+
+    The first process that needs it trains it. An epoch has every picture ten times, so that few
+    epochs are tested.
+    """
+    from roilib.datasets.dataset import RoiDataset, load_splits
     from roilib.engines import train
     from roilib.engines.runs import open_run
 
     base = {
         "dataset": "kitti",
         "data_root": str(tiny_kitti),
-        "logdir": str(tmp_path_factory.mktemp("vbr")),
+        "logdir": str(for_all_workers / "vbr"),
         "device": "cpu",
         "precision": "32",
     }
@@ -164,10 +178,12 @@ def vbr_run(tiny_kitti, tmp_path_factory):
         "num_workers": 0,
         "compr_img_size": 64,
         "train_size_p1": 0.67,
-        "max_epochs": 300,
+        "max_epochs": 30,
         "max_lr": 3e-3,
         "ema": 0.95,
     }
-    run = open_run(Parameters.parse(base | VBR))
-    train.train(run, *load_splits(run.parameters))
+    with FileLock(for_all_workers / "vbr.lock"):
+        run = open_run(Parameters.parse(base | VBR))
+        train_data, test_data = load_splits(run.parameters)
+        train.train(run, RoiDataset(train_data.samples * 10, train_data.classes), test_data)
     return run
