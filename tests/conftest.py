@@ -174,17 +174,24 @@ UNTRAINED = (  # one of each kind of model
 VBR = {"which": "roi_vbr", "N": 16, "M": 256, "crop": "native", "lmbda": 0.012, "alpha": 0.9}
 
 
-@pytest.fixture(scope="session")
-def vbr_run(tiny_kitti, for_all_workers):
-    """The run of a small roi_vbr, trained for long enough that its numbers mean something.
-
-    The first process that needs it trains it. An epoch has every picture ten times, so that few
-    epochs are tested.
-    """
+def trained_run(p: Parameters):
+    """The run, trained with every picture ten times an epoch, so that few epochs are tested."""
     from roilib.datasets.dataset import RoiDataset, load_splits
     from roilib.engines import train
     from roilib.engines.runs import open_run
 
+    run = open_run(p)
+    train_data, test_data = load_splits(p)
+    train.train(run, RoiDataset(train_data.samples * 10, train_data.classes), test_data)
+    return run
+
+
+@pytest.fixture(scope="session")
+def vbr_run(tiny_kitti, for_all_workers):
+    """The run of a small roi_vbr, trained for long enough that its numbers mean something.
+
+    The first process that needs it trains it.
+    """
     base = {
         "dataset": "kitti",
         "data_root": str(tiny_kitti),
@@ -202,7 +209,4 @@ def vbr_run(tiny_kitti, for_all_workers):
         "ema": 0.95,
     }
     with FileLock(for_all_workers / "vbr.lock"):
-        run = open_run(Parameters.parse(base | VBR))
-        train_data, test_data = load_splits(run.parameters)
-        train.train(run, RoiDataset(train_data.samples * 10, train_data.classes), test_data)
-    return run
+        return trained_run(Parameters.parse(base | VBR))
