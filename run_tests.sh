@@ -9,4 +9,4 @@ cd "$(dirname "$0")"
 ruff check .
 ruff format --check .
 lint-imports --no-logo
-exec python -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+exec python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from roilib.datasets.boxes import write_kitti_label
@@ -16,6 +17,25 @@ from roilib.parameters import Parameters
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+LONGEST_FIRST = (  # files of a minute or more on one core
+    "project/test_notebooks.py",
+    "project/test_sweeps.py",
+    "project/test_docs.py",
+    "project/test_reproducible.py",
+    "apps/test_playground_browser.py",
+    "engines/test_checkpoints.py",
+    "project/test_report.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that no process of pytest-xdist ends long after the others.
+
+    run_tests.sh keeps this order.
+    """
+    places = {REPOSITORY / "tests" / name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +84,18 @@ def write_tiny_kitti(root: Path, pictures: int = 6) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_kitti(tmp_path_factory) -> Path:
+def for_all_workers(tmp_path_factory) -> Path:
+    """A folder that the processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def tiny_kitti(for_all_workers) -> Path:
     """Six pictures of 96x160 in KITTI's layout, to be read only."""
-    return write_tiny_kitti(tmp_path_factory.mktemp("tiny_kitti"))
+    root = for_all_workers / "tiny_kitti"
+    with FileLock(f"{root}.lock"):
+        return root if root.exists() else write_tiny_kitti(root)
 
 
 @pytest.fixture
@@ -145,17 +174,28 @@ UNTRAINED = (  # one of each kind of model
 VBR = {"which": "roi_vbr", "N": 16, "M": 256, "crop": "native", "lmbda": 0.012, "alpha": 0.9}
 
 
-@pytest.fixture(scope="session")
-def vbr_run(tiny_kitti, tmp_path_factory):
-    """The run of a small roi_vbr, trained for long enough that its numbers mean something."""
-    from roilib.datasets.dataset import load_splits
+def trained_run(p: Parameters):
+    """The run, trained with every picture ten times an epoch, so that few epochs are tested."""
+    from roilib.datasets.dataset import RoiDataset, load_splits
     from roilib.engines import train
     from roilib.engines.runs import open_run
 
+    run = open_run(p)
+    train_data, test_data = load_splits(p)
+    train.train(run, RoiDataset(train_data.samples * 10, train_data.classes), test_data)
+    return run
+
+
+@pytest.fixture(scope="session")
+def vbr_run(tiny_kitti, for_all_workers):
+    """The run of a small roi_vbr, trained for long enough that its numbers mean something.
+
+    The first process that needs it trains it.
+    """
     base = {
         "dataset": "kitti",
         "data_root": str(tiny_kitti),
-        "logdir": str(tmp_path_factory.mktemp("vbr")),
+        "logdir": str(for_all_workers / "vbr"),
         "device": "cpu",
         "precision": "32",
     }
@@ -164,10 +204,9 @@ def vbr_run(tiny_kitti, tmp_path_factory):
         "num_workers": 0,
         "compr_img_size": 64,
         "train_size_p1": 0.67,
-        "max_epochs": 300,
+        "max_epochs": 15,
         "max_lr": 3e-3,
         "ema": 0.95,
     }
-    run = open_run(Parameters.parse(base | VBR))
-    train.train(run, *load_splits(run.parameters))
-    return run
+    with FileLock(for_all_workers / "vbr.lock"):
+        return trained_run(Parameters.parse(base | VBR))

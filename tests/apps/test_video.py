@@ -69,6 +69,7 @@ def test_frames_have_boxes_by_their_number(tmp_path):
     assert frames[1].image.shape == (*SIZE, 3)
 
 
+@pytest.mark.slow
 def test_a_video_is_driven(tmp_path, capsys):
     path = film(tmp_path / "clip.mp4")
     (tmp_path / "0000.txt").write_text(f"0 1 Car 0 0 0 8 8 32 40 {REST}")

@@ -8,18 +8,17 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, refusal, strictly
+from conftest import REPOSITORY, refusal, strictly, trained_run
 from PIL import Image
 
 from roilib.apps.playground.coding import Coder
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.roic import load_codec
-from roilib.datasets.dataset import RoiDataset, load_splits, split
+from roilib.datasets.dataset import RoiDataset, split
 from roilib.datasets.folder import folder_samples
 from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
-from roilib.engines import train
-from roilib.engines.runs import Run, open_run
+from roilib.engines.runs import Run
 from roilib.evaluation import comparisons, tables
 from roilib.evaluation.cache import detector_files
 from roilib.evaluation.evaluate import (
@@ -59,7 +58,7 @@ def trained(tiny_kitti, tmp_path_factory):
         "num_workers": 0,
         "compr_img_size": 64,
         "train_size_p1": 0.67,
-        "max_epochs": 60,
+        "max_epochs": 6,
         "max_lr": 5e-3,
     }
     runs = []
@@ -67,9 +66,7 @@ def trained(tiny_kitti, tmp_path_factory):
         {"which": "hyperprior_eval_with_objs"},
         {"which": "hyperprior_with_obj_features", "alpha": 0.9, "mask_hooks": True},
     ):
-        run = open_run(Parameters.parse(base | options | {"lmbda": 0.02}))
-        train.train(run, *load_splits(run.parameters))
-        runs.append(run)
+        runs.append(trained_run(Parameters.parse(base | options | {"lmbda": 0.02})))
     return runs
 
 

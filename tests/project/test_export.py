@@ -19,7 +19,7 @@ from roilib.models.weights import picture_hash, trained_on
 @pytest.fixture(scope="module")
 def exported(vbr_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "roi_vbr.safetensors"
-    assert export(vbr_run.folder, out, "research") == 300
+    assert export(vbr_run.folder, out, "research") == 150
     return out
 
 
@@ -27,7 +27,7 @@ def test_the_file_is_small_and_says_where_it_comes_from(exported, vbr_run):
     assert exported.stat().st_size < 0.75 * vbr_run.weights.stat().st_size
     with safe_open(exported, "pt") as file:
         about = file.metadata()
-    assert (about["step"], about["licence"]) == ("300", "research")
+    assert (about["step"], about["licence"]) == ("150", "research")
     assert float(about["hours"]) >= 0
     values = json.loads(about["parameters"])
     assert values["which"] == "roi_vbr"

@@ -1,4 +1,7 @@
-"""Imports inside roilib point down: the order of its folders in pyproject.toml."""
+"""Imports point down inside roilib: the order of its folders in pyproject.toml.
+
+Imports of other packages are quick where every process has them.
+"""
 
 import os
 import shutil
@@ -44,3 +47,11 @@ def test_an_upward_import_is_refused(tmp_path):
     done = lint(tmp_path)
     assert done.returncode == 1
     assert "roilib.roi is not allowed to import roilib.models" in done.stdout
+
+
+def test_a_notebooks_processes_build_no_parser_of_iris():
+    code = "import sys, roilib.utils.notebooks; print('rfc3987_syntax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout == "False\n"  # with jsonschema 4.25 and later, it takes 3 s

@@ -35,6 +35,7 @@ def test_an_arm_is_named_by_its_loss_and_what_its_encoder_sees(tiny_parameters, 
     assert paper_arms.arm_name(p) == name
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_the_records_and_only_first_seeds_swap(
     tiny_parameters, tiny_kitti, tmp_path, capsys
 ):

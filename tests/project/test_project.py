@@ -445,6 +445,7 @@ def test_the_real_drive_in_the_docs_is_its_records():
     assert provenance["boxes"] == "the pretrained detector's"
 
 
+@pytest.mark.slow
 def test_the_comparisons_in_the_docs_are_the_shipped_codecs_records():
     folder, readme = (
         ROOT / "report" / "results" / "reference" / "shipped",

@@ -39,6 +39,7 @@ def frames():
     return [street.frame(time, samples=1) for time in (0.0, 0.5)]
 
 
+@pytest.mark.slow
 def test_a_street_follows_from_its_seed(frames):
     for a, b in zip(frames[0], Street(3, SMALL).frame(0.0, samples=1), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -46,6 +47,7 @@ def test_a_street_follows_from_its_seed(frames):
     assert np.abs(other.astype(int) - frames[0][0]).mean() > 10
 
 
+@pytest.mark.slow
 def test_a_drive_moves(frames):
     (before, _, boxes_before), (after, _, boxes_after) = frames
     assert np.abs(before.astype(int) - after).mean() > 3
@@ -53,6 +55,7 @@ def test_a_drive_moves(frames):
     assert {tuple(box) for box in boxes_before}.isdisjoint(tuple(box) for box in boxes_after)
 
 
+@pytest.mark.slow
 def test_a_frame_is_a_labelled_picture(frames):
     for picture, kinds, boxes in frames:
         assert (picture.dtype, picture.shape) == (np.uint8, (125, 414, 3))
