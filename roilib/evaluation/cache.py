@@ -38,7 +38,7 @@ from roilib.evaluation.evaluate import (
     uncompressed,
     weights_file,
 )
-from roilib.models.detector import HookedDetector
+from roilib.models.detector import HookedDetector, open_yolo
 from roilib.roi import alpha_index, quality_index
 from roilib.utils import provenance
 from roilib.utils.files import write_json
@@ -123,7 +123,7 @@ def _digest(path: Path) -> str:
 def detector_files(names: Sequence[str]) -> tuple[Path, ...]:
     """Return the paths of detectors' weights, "shipped" being ours.
 
-    Raises ValueError naming a file that is missing, or that has the name of another.
+    Raises ValueError naming a file that is missing, is no detector, or has the name of another.
     """
     files = tuple(
         pretrained(PRETRAINED_DETECTOR) if name == SHIPPED else Path(name) for name in names
@@ -135,6 +135,7 @@ def detector_files(names: Sequence[str]) -> tuple[Path, ...]:
             raise ValueError(
                 f"{path}: a second detector of this name; tables tell detectors apart by name"
             )
+        open_yolo(path)  # now, not after the first codec
     return files
 
 

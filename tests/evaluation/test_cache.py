@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from ultralytics import YOLO
 
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
@@ -227,6 +228,13 @@ def test_detectors_that_are_missing_or_have_one_name_are_named(tmp_path):
     shutil.copy(pretrained(PRETRAINED_DETECTOR), tmp_path)
     with pytest.raises(ValueError, match=r"yolov8n_kitti\.pt: a second detector"):
         detector_files(["shipped", str(tmp_path / "yolov8n_kitti.pt")])
+
+
+@pytest.mark.filterwarnings("ignore:.*can run code")
+def test_a_detector_of_another_task_is_refused_before_anything_is_measured(tmp_path):
+    YOLO("yolov8n-pose.yaml").save(tmp_path / "pose.pt")
+    with pytest.raises(ValueError, match=r"pose\.pt: not a YOLO of the task detect"):
+        detector_files([str(tmp_path / "pose.pt")])
 
 
 def test_weights_files_are_measured_beside_runs(vbr_run, data, tmp_path):
