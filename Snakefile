@@ -60,8 +60,9 @@ def point(name):
 
 
 # For the time left: on the sample set the evaluation takes about twice as long as all trainings.
-WEIGHTS = {"train": 1, "evaluate": 2 * len(POINTS), "all": 0}
+WEIGHTS = {"train": 1, "sample_set": 1, "evaluate": 2 * len(POINTS), "all": 0}
 OTHERS = 0.2  # of a training: every other step
+SOME = 0.1  # of the whole; what is left is not guessed from less
 
 
 class OneLineAStep:
@@ -70,11 +71,12 @@ class OneLineAStep:
     def __init__(self, jobs):
         self.waiting = {job.jobid: WEIGHTS.get(job.rule.name, OTHERS) for job in jobs}
         self.steps = sum(weight > 0 for weight in self.waiting.values())
+        self.total = sum(self.waiting.values())
         self.done, self.start = 0, time.monotonic()
 
     def time_left(self):
-        """In words; none before the first step is done."""
-        if not self.done:
+        """In words; none before some of the steps are done."""
+        if self.done <= SOME * self.total:
             return ""
         left = (time.monotonic() - self.start) / self.done * sum(self.waiting.values())
         return f"about {left / 3600:.1f} h left" if left > 5400 else f"about {left / 60:.0f} min left"

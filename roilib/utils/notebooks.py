@@ -146,6 +146,7 @@ def execute(
         log_output=True,
         progress_bar=False,
         cwd=str(ROOT),
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns of its TCP
     )
 
 

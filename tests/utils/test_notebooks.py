@@ -127,7 +127,7 @@ def test_values_are_of_their_types(value, kinds):
 
 
 @pytest.mark.slow
-def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch):
+def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch, capfd):
     """Though the user has a kernel of the same name that is another."""
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
@@ -142,6 +142,7 @@ def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch):
     notebooks.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {})
     (output,) = nbformat.read(tmp_path / "b.ipynb", 4).cells[0].outputs
     assert output.text.strip() == sys.executable
+    assert "WARNING" not in capfd.readouterr().err
 
 
 def test_what_more_holds_has_a_default():
