@@ -16,7 +16,8 @@ halves and doubles it there by bicubic filters. SVT-AV1 has 4:2:0 alone.
 import io
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -291,8 +292,23 @@ def encode_frame(
     }
     if codec == SVT_AV1:
         os.environ.setdefault("SVT_LOG", "1")  # errors only: it writes to stderr by itself
-    packets = [*context.encode(frame), *context.encode(None)]
+    with _kept_priority():
+        packets = [*context.encode(frame), *context.encode(None)]
     return b"".join(map(bytes, packets)) if codec == SVT_AV1 else without_sei(packets, codec)
+
+
+@contextmanager
+def _kept_priority() -> Iterator[None]:
+    """Undo that SVT-AV1 gives root's calling thread real-time priority, which starves all others."""
+    if not hasattr(os, "sched_getscheduler"):  # not Linux
+        yield
+        return
+    policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, param)
 
 
 def without_sei(packets: Sequence[av.Packet], codec: str) -> bytes:

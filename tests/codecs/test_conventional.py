@@ -1,5 +1,6 @@
 """roilib.codecs.conventional: real encoders, whose regions of interest really get better."""
 
+import os
 import pickle
 
 import numpy as np
@@ -207,6 +208,13 @@ def test_regions_are_cut_at_the_pictures_borders(picture, name):
 def test_presets_that_would_hide_regions_or_do_not_exist_are_refused(preset):
     with pytest.raises(ValueError, match=r"x264 .*a preset is one of"):
         ConventionalCodec(f"x264 {preset}")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux alone has it")
+def test_svt_av1_leaves_no_real_time_priority(picture):
+    before = os.sched_getscheduler(0)
+    ConventionalCodec("svtav1 12 4:2:0").encode(*picture, quality=50)
+    assert os.sched_getscheduler(0) == before
 
 
 @pytest.mark.parametrize("name", ["svtav1 14 4:2:0", "svtav1 medium 4:2:0", "svtav1 6+psnr 4:2:0"])
