@@ -299,7 +299,7 @@ def encode_frame(
 
 @contextmanager
 def _kept_priority() -> Iterator[None]:
-    """Undo that SVT-AV1 gives root's calling thread real-time priority, which starves all others."""
+    """SVT-AV1 gives root's calling thread real-time priority, which starves others: undo it."""
     if not hasattr(os, "sched_getscheduler"):  # not Linux
         yield
         return
