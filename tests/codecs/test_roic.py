@@ -177,6 +177,7 @@ def test_importance_lies_between_background_and_full_weight(vbr, image):
     assert sizes == sorted(sizes)
 
 
+@pytest.mark.filterwarnings("ignore:all boxes lie outside")
 @pytest.mark.slow
 def test_two_hundred_random_sizes_and_boxes(vbr):
     random = np.random.default_rng(0)

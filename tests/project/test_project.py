@@ -274,7 +274,9 @@ def test_run_all_says_how_far_it_is_and_shows_failures_whole(installed_copy, tmp
     done, left, steps = zip(*re.findall(line, said, re.MULTILINE), strict=True)
     assert sorted(map(int, done)) == list(map(int, done))
     assert set(map(int, done)) == set(range(12))
-    assert [bool(words) for words in left] == [False] + [True] * 12
+    shown = [bool(words) for words in left]
+    assert shown == sorted(shown)  # once there is enough to guess from, every line has it
+    assert 2 <= shown.index(True) <= 5
     assert steps[0] == "Render the sample set into data/sample"
     assert "log: runs/sample/02_detector_hooks/02_detector_hooks.ipynb" in said
     assert not re.search("Finished jobid|Select jobs|localrule", said)

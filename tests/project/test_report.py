@@ -419,10 +419,10 @@ def test_the_shipped_results_make_a_report_of_at_most_ten_pages(tmp_path):
 def scaled(content, factor=1.37):
     """JSON or a table with all measured numbers scaled: not settings, nor what counts as one."""
     if isinstance(content, dict):
-        kept = ("setting", "parameters", "packages", "frame", "lmbda")
+        kept = ("setting", "parameters", "packages", "frame", "lmbda", "alpha")
         return {
             k: v
-            if k in kept and (k == "lmbda" or not isinstance(v, float))
+            if k in kept and (k in ("lmbda", "alpha") or not isinstance(v, float))
             else v * factor ** (1 + (k == "roi_count"))
             if k in ("roi_count", "count")
             else scaled(v, factor)
