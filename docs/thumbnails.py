@@ -19,7 +19,7 @@ FIGURES = {  # notebook → which of its figures, counted from the first or from
     "03_baseline_training": -1,
     "04_roi_training": -1,
     "05_evaluation": 0,
-    "06_figures": 0,
+    "06_figures": -1,
     "07_playground": 0,
     "08_thin_link": 0,
 }
