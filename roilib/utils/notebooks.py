@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import papermill
+from papermill.iorw import load_notebook_node, write_ipynb
 
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin
@@ -138,16 +139,39 @@ def execute(
     os.environ.setdefault("TQDM_MININTERVAL", str(LOG_SECONDS))
     # Else Jupyter prefers a user's own kernel "python3", which may be another interpreter.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    papermill.execute_notebook(
-        str(notebook),
-        str(executed),
-        values,
-        kernel_name="python3",
-        log_output=True,
-        progress_bar=False,
-        cwd=str(ROOT),
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns of its TCP
-    )
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(executed),
+            values,
+            kernel_name="python3",
+            log_output=True,
+            progress_bar=False,
+            cwd=str(ROOT),
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns of its TCP
+        )
+    finally:
+        if executed.exists():
+            _keep_last_of_bars(executed)
+
+
+def _keep_last_of_bars(executed: Path) -> None:
+    """Keep what each progress bar showed last, as a terminal does, not a line for every change."""
+    notebook = load_notebook_node(str(executed))
+    for cell in notebook.cells:
+        shown: list = []
+        for output in cell.get("outputs", []):
+            if shown and output.get("name", "") == shown[-1].get("name"):
+                shown[-1].text += output.text  # a stream comes in pieces
+            else:
+                shown.append(output)
+        for output in shown:
+            if output.output_type == "stream":
+                lines = output.text.split("\n")
+                output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+        if shown:
+            cell.outputs = shown
+    write_ipynb(notebook, str(executed))
 
 
 def gpus_here() -> list[str]:

@@ -136,12 +136,13 @@ def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch, capfd):
     (kernel / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
-    cells = [nbformat.v4.new_code_cell("import sys; print(sys.executable)")]
+    bar = "for i in range(3):\n    print(f'\\r{i} of 2', end='', flush=True)\nprint()"
+    cells = [nbformat.v4.new_code_cell(f"import sys; print(sys.executable)\n{bar}")]
     meta = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=meta), tmp_path / "a.ipynb")
     notebooks.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {})
     (output,) = nbformat.read(tmp_path / "b.ipynb", 4).cells[0].outputs
-    assert output.text.strip() == sys.executable
+    assert output.text == f"{sys.executable}\n2 of 2\n"
     assert "WARNING" not in capfd.readouterr().err
 
 
