@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("--data-root", default="data/kitti")
     parser.add_argument("--pictures", type=int, help="swap only the first of the test pictures")
+    parser.add_argument("--arms-only", action="store_true", help="leave swaps.json as it is")
     options = parser.parse_args(arguments)
     try:
         records = read_records(options.results)
@@ -80,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
         runs = [run for run in finished_runs(options.runs) if run.folder.name in known]
         rows = [arm_row(run, records) for run in runs]
         write_json(options.results / "arms.json", {"rows": rows} | origin(vars(options)))
+        if options.arms_only:
+            return 0
         (main_rate, _), *_ = Counter(row["lmbda"] for row in rows).most_common(1)
         swapped: dict[str, Run] = {}
         for run in sorted(runs, key=lambda run: run.parameters.seed):

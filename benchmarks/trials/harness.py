@@ -413,13 +413,13 @@ def train(a: argparse.Namespace) -> None:
     start = folder / "state.pt"
     if start.exists() or a.go_on_from:
         state = torch.load(start if start.exists() else a.go_on_from, weights_only=False)
-        (
-            model.load_state_dict(state["model"]),
-            optimizer.load_state_dict(state["optimizer"]),
-            quantiles.load_state_dict(state["quantiles"]),
-        )
-        ema, step, seconds, history, evaluations = (
-            state[k] for k in ("ema", "step", "seconds", "history", "evaluations")
+        model.load_state_dict(state["model"])
+        if "optimizer" in state:  # a milestone has neither momenta nor a moving average
+            optimizer.load_state_dict(state["optimizer"])
+            quantiles.load_state_dict(state["quantiles"])
+        ema = state.get("ema") or {k: v.clone() for k, v in model.state_dict().items()}
+        step, seconds, history, evaluations = (
+            state[k] for k in ("step", "seconds", "history", "evaluations")
         )
     crops = Crops(a.seed, a.batch, a.side)
     loader = {"num_workers": a.workers, "pin_memory": device.type == "cuda"}
@@ -523,6 +523,14 @@ def train(a: argparse.Namespace) -> None:
         torch.save({k: v.half() if v.is_floating_point() else v for k, v in ema.items()}, a.weights)
 
 
+def milestone(a: argparse.Namespace) -> None:
+    """Write the moving average of a trial's weights in fp16, for `train --go-on-from`."""
+    state = torch.load(ROOT / "runs" / "trials" / a.name / "state.pt", weights_only=False)
+    kept = {name: state[name] for name in ("step", "seconds", "history", "evaluations")}
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in state["ema"].items()}
+    torch.save(kept | {"model": weights}, a.file)
+
+
 def compare(a: argparse.Namespace) -> None:
     records = [
         json.loads((ROOT / "runs" / "trials" / n / "record.json").read_text())
@@ -566,6 +574,9 @@ if __name__ == "__main__":
     p = commands.add_parser("compare")
     p.set_defaults(run=compare)
     p.add_argument("name"), p.add_argument("reference")
+    p = commands.add_parser("milestone")
+    p.set_defaults(run=milestone)
+    p.add_argument("name"), p.add_argument("file")
     p = commands.add_parser("pack")
     p.set_defaults(run=pack)
     p.add_argument("folder"), p.add_argument("--megabytes", type=float, default=22)

@@ -67,5 +67,8 @@ def test_rows_are_those_of_the_records_and_only_first_seeds_swap(
         for hooks in ("own", "zeros", "ones", "inverted", "another")
     ]
     assert {row["pictures"] for row in swaps["rows"]} == {1}
+    (folder / "swaps.json").unlink()
+    assert paper_arms.main([*words, "--arms-only"]) == 0
+    assert not (folder / "swaps.json").exists()
     assert paper_arms.main([logdir, str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("paper_arms: ")
