@@ -63,7 +63,7 @@ def test_rows_are_those_of_the_records_and_only_first_seeds_swap(
     assert row["bpp"] == sum(r["bpp"] for r in own) / 2
     assert [(row["arm"], row["hooks"]) for row in swaps["rows"]] == [
         (arm, hooks)
-        for arm in dict.fromkeys(row["arm"] for row in arms["rows"])
+        for arm in (row["arm"] for row in arms["rows"] if row["seed"] == 0)
         for hooks in ("own", "zeros", "ones", "inverted", "another")
     ]
     assert {row["pictures"] for row in swaps["rows"]} == {1}
