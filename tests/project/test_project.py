@@ -277,7 +277,7 @@ def test_run_all_says_how_far_it_is_and_shows_failures_whole(installed_copy, tmp
     shown = [bool(words) for words in left]
     assert shown == sorted(shown)  # once there is enough to guess from, every line has it
     assert 2 <= shown.index(True) <= 5
-    assert steps[0] == "Render the sample set into data/sample"
+    assert "Render the sample set into data/sample" in steps[:3]  # a drive may come first
     assert "log: runs/sample/02_detector_hooks/02_detector_hooks.ipynb" in said
     assert not re.search("Finished jobid|Select jobs|localrule", said)
     assert "run_all.sh: a step failed." in said
