@@ -520,17 +520,31 @@ def test_a_warning_is_one_line(monkeypatch, capsys):
     )
 
 
-def test_info_loads_nothing_heavy(tmp_path):
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["info", "a.roic"], ""),
+        (["encode", "a.png", "b.roic", "--boxse", "b.txt"], "unknown option --boxse"),
+        (["encode", "pictures", "out.png"], "out.png"),
+        (["encode", "a.png", "b.txt"], "b.txt"),
+        (["decode", "a.png", "b.png"], "a.png"),
+        (["compare", "a.png", "--out", "a.png"], "a.png"),
+    ],
+)
+def test_mistakes_are_found_before_anything_heavy_is_loaded(tmp_path, words, line):
     (tmp_path / "a.roic").write_bytes(untrained_codec(**UNTRAINED[0]).encode(street(0)))
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.png", "b.txt", "pictures/a.png"):
+        (tmp_path / name).write_bytes(b"something else")
     code = (
-        "import sys; from roilib.cli import main; "
-        f"main(['info', {str(tmp_path / 'a.roic')!r}]); "
-        "print({'torch', 'PIL', 'pandas', 'av'} & set(sys.modules), file=sys.stderr)"
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from roilib.cli import main; "
+        f"main({words}); print({{'torch', 'PIL', 'pandas', 'av'}} & set(sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.stderr == "set()\n"
+    assert done.stdout.endswith("set()\n")
+    assert line in done.stderr
 
 
 def test_it_is_a_module_too(picture):

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from roilib.datasets.boxes import write_kitti_label
-from roilib.datasets.images import PICTURE_SUFFIXES
+from roilib.utils.files import PICTURE_SUFFIXES
 from roilib.utils.processes import cores, end_with_parent
 from scenes import Street
 

@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from roilib.apps import files as io
 from roilib.apps.console import each, note, show
 from roilib.apps.files import Job
+from roilib.utils.files import PICTURE_SUFFIXES
 
 File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # "-" is standard input or output
 
@@ -66,8 +67,6 @@ def encode(
         json: print one JSON object per picture
         force: overwrite files that roilib did not make
     """
-    from roilib.datasets.images import PICTURE_SUFFIXES, is_turned
-
     jobs = io.pair(paths(files, encode), PICTURE_SUFFIXES, ".roic")
     if jobs[0].out.suffix.lower() in PICTURE_SUFFIXES:
         raise ValueError(f"{jobs[0].out}: is a picture's name, but a .roic stream is written")
@@ -94,6 +93,7 @@ def encode(
 
     from roilib.apps import transcode
     from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, load_codec
+    from roilib.datasets.images import is_turned
 
     sources = [job.source for job in jobs]
     regions = transcode.regions_of(

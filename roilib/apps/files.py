@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roilib.codecs.container import MAGIC, MAX_BYTES, Header
-from roilib.utils.files import replacing
+from roilib.utils.files import replacing, visible_files
 
 STANDARD = Path("-")  # standard input or output
 STREAMS = (".roic",)
@@ -88,8 +88,6 @@ def expand(named: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        from roilib.datasets.images import visible_files  # heavy
-
         if not (inside := visible_files(path, suffixes)):
             raise ValueError(f"{path}: no files ending in {', '.join(suffixes)} here")
         found += inside

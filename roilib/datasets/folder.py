@@ -20,15 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from roilib.datasets.boxes import Labels, is_tracking, read_labels, read_tracking
-from roilib.datasets.images import (
-    PICTURE_SUFFIXES,
-    Sample,
-    is_turned,
-    picture_files,
-    picture_size,
-    visible_files,
-)
-from roilib.utils.files import read_text
+from roilib.datasets.images import Sample, is_turned, picture_size
+from roilib.utils.files import PICTURE_SUFFIXES, picture_files, read_text, visible_files
 
 LABEL_SUFFIXES = (".txt", ".json")
 

@@ -1,12 +1,10 @@
-"""Picture files: which files are pictures, their pixels as RGB, and samples made of them.
+"""Picture files: their pixels as RGB, and samples made of them.
 
 EXIF's orientation is not applied: boxes are in the pixels that the file stores, as KITTI's and
 COCO's are. Transparency is dropped, 16 bits a channel become 8. What cannot be read without
 guessing is refused: 32 bits a pixel, several pages, 16 bits that are mostly unused.
 """
 
-import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,10 +19,6 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")  # EPS would start Ghostscript
-PICTURE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".webp", ".avif"),
-    *(".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
-)
 LEAST_BITS = 15  # 16-bit pictures of which all values need fewer bits probably hold fewer
 EXIF_ORIENTATION = 0x0112  # 5 to 8: the picture is shown turned by a quarter
 
@@ -46,34 +40,6 @@ class Sample:
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     coder_boxes: np.ndarray | None = None
-
-
-def picture_files(folder: Path, below: bool = False) -> list[Path]:
-    """The pictures of a folder, or also `below` it, in natural order; hidden files are none."""
-    return visible_files(folder, PICTURE_SUFFIXES, below)
-
-
-def visible_files(folder: Path, suffixes: tuple[str, ...], below: bool = False) -> list[Path]:
-    """The files of a folder with these endings in natural order, without hidden ones.
-
-    macOS leaves a hidden `._name` beside each file that it copies to other disks.
-    """
-    folder = Path(folder)
-    if folder.is_dir():
-        os.scandir(folder).close()  # raises for a folder that cannot be read: glob finds nothing
-    found = [
-        path
-        for path in (folder.rglob("*") if below else folder.glob("*"))
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
-
-
-def natural_key(name: str) -> tuple:
-    """A key that sorts numbers within names by value: frame_2 before frame_10."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def read_picture(path: Path, depth: int | None = None) -> tv_tensors.Image:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from roilib.datasets.boxes import read_kitti_label
-from roilib.datasets.images import Sample, picture_files, picture_size, visible_files
-from roilib.utils.files import read_text
+from roilib.datasets.images import Sample, picture_size
+from roilib.utils.files import picture_files, read_text, visible_files
 
 KITTI_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 

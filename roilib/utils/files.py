@@ -1,13 +1,47 @@
-"""Text and JSON files: read with errors that name the file, written whole or not at all."""
+"""Files: which are pictures; text and JSON read with errors that name the file, written whole."""
 
 import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+PICTURE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".avif"),
+    *(".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
+)
+
+
+def picture_files(folder: Path, below: bool = False) -> list[Path]:
+    """The pictures of a folder, or also `below` it, in natural order; hidden files are none."""
+    return visible_files(folder, PICTURE_SUFFIXES, below)
+
+
+def visible_files(folder: Path, suffixes: tuple[str, ...], below: bool = False) -> list[Path]:
+    """The files of a folder with these endings in natural order, without hidden ones.
+
+    macOS leaves a hidden `._name` beside each file that it copies to other disks.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        os.scandir(folder).close()  # raises for a folder that cannot be read: glob finds nothing
+    found = [
+        path
+        for path in (folder.rglob("*") if below else folder.glob("*"))
+        if path.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def natural_key(name: str) -> tuple:
+    """A key that sorts numbers within names by value: frame_2 before frame_10."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""roilib.datasets.images: which files are pictures, and their pixels."""
+"""roilib.datasets.images: the pixels of picture files."""
 
 import re
 import struct
@@ -13,8 +13,9 @@ from conftest import refusal, street, untrained_codec
 from PIL import Image
 
 from roilib.codecs.container import MAX_SIDE
-from roilib.datasets.images import natural_key, picture_files, picture_size, read_picture
+from roilib.datasets.images import picture_size, read_picture
 from roilib.models.detector import load_yolo  # noqa: F401 (Ultralytics replaces Image.open)
+from roilib.utils.files import picture_files
 
 CODEC = untrained_codec(which="roi_vbr", N=4, M=20)
 
@@ -296,44 +297,3 @@ def test_a_phones_jpeg_with_a_second_picture_is_its_first(tmp_path):
 
 
 # Which files are pictures, and in which order
-
-
-def test_hidden_files_are_no_pictures(tmp_path):
-    for name in (
-        *("a.png", "b.JPG", "sub/c.tiff"),
-        *("._a.png", ".hidden.jpg", ".cache/d.png", "sub/._c.tiff", "__MACOSX/._a.png"),
-        *("notes.txt", "png"),
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.name for path in picture_files(tmp_path)] == ["a.png", "b.JPG"]
-    assert [path.name for path in picture_files(tmp_path, below=True)] == [
-        "a.png",
-        "b.JPG",
-        "c.tiff",
-    ]
-
-
-def test_a_hidden_folder_may_hold_the_data(tmp_path):
-    folder = tmp_path / ".data"
-    folder.mkdir()
-    (folder / "a.png").touch()
-    assert picture_files(folder) == [folder / "a.png"]
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        [f"frame_{i}.png" for i in (1, 2, 9, 10, 11, 100)],
-        ["000009.png", "10.png", "000011.png"],
-        ["a1b2.png", "a1b10.png", "a2b1.png"],
-        ["2011_09_26_1.png", "2011_09_26_12.png", "2011_10_3_5.png"],
-        ["7.png", "8.png", "bus.png", "zidane.png"],
-        ["frame01.png", "frame1.png", "frame2.png"],  # of equal numbers, by spelling
-    ],
-)
-def test_numbers_in_names_sort_by_value(tmp_path, names):
-    for name in reversed(names):
-        (tmp_path / name).touch()
-    assert [path.name for path in picture_files(tmp_path)] == names
-    assert sorted(set(names), key=natural_key) == names

@@ -1,10 +1,10 @@
-"""roilib.utils.files: a file is whole or as it was."""
+"""roilib.utils.files: which files are pictures; a file is whole or as it was."""
 
 import os
 
 import pytest
 
-from roilib.utils.files import replacing
+from roilib.utils.files import natural_key, picture_files, replacing
 
 
 def write(path, content):
@@ -39,3 +39,44 @@ def test_links_stay_and_what_is_no_file_is_refused(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
     with pytest.raises(IsADirectoryError):
         write(tmp_path, "")
+
+
+def test_hidden_files_are_no_pictures(tmp_path):
+    for name in (
+        *("a.png", "b.JPG", "sub/c.tiff"),
+        *("._a.png", ".hidden.jpg", ".cache/d.png", "sub/._c.tiff", "__MACOSX/._a.png"),
+        *("notes.txt", "png"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in picture_files(tmp_path)] == ["a.png", "b.JPG"]
+    assert [path.name for path in picture_files(tmp_path, below=True)] == [
+        "a.png",
+        "b.JPG",
+        "c.tiff",
+    ]
+
+
+def test_a_hidden_folder_may_hold_the_data(tmp_path):
+    folder = tmp_path / ".data"
+    folder.mkdir()
+    (folder / "a.png").touch()
+    assert picture_files(folder) == [folder / "a.png"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"frame_{i}.png" for i in (1, 2, 9, 10, 11, 100)],
+        ["000009.png", "10.png", "000011.png"],
+        ["a1b2.png", "a1b10.png", "a2b1.png"],
+        ["2011_09_26_1.png", "2011_09_26_12.png", "2011_10_3_5.png"],
+        ["7.png", "8.png", "bus.png", "zidane.png"],
+        ["frame01.png", "frame1.png", "frame2.png"],  # of equal numbers, by spelling
+    ],
+)
+def test_numbers_in_names_sort_by_value(tmp_path, names):
+    for name in reversed(names):
+        (tmp_path / name).touch()
+    assert [path.name for path in picture_files(tmp_path)] == names
+    assert sorted(set(names), key=natural_key) == names

@@ -10,9 +10,10 @@ import numpy as np
 from roilib.apps.drive.video import SUFFIXES, Video
 from roilib.apps.transcode import boxes_of
 from roilib.datasets.folder import LABEL_SUFFIXES
-from roilib.datasets.images import PICTURE_SUFFIXES, picture_files, picture_size, read_picture
+from roilib.datasets.images import picture_size, read_picture
 from roilib.models.detector import HookedDetector
 from roilib.roi import roi_mask
+from roilib.utils.files import PICTURE_SUFFIXES, picture_files
 
 
 @dataclass(frozen=True, eq=False)
