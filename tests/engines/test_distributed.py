@@ -28,20 +28,21 @@ def loss_curve(run):
 
 @pytest.fixture(scope="module")
 def odd_kitti(tmp_path_factory):
-    """Ten training and five test pictures: a batch of 8 is followed by one of 2, one of 9 by 1."""
+    """Ten training and five test pictures: a batch of 9 is followed by one of a single picture."""
     return write_tiny_kitti(tmp_path_factory.mktemp("odd"), pictures=15)
 
 
 @pytest.mark.slow
 def test_two_processes_with_the_global_batch_are_one(tiny_parameters, odd_kitti, tmp_path):
+    """One of them has no picture of its own in every second batch."""
     options = {
         "which": "hyperprior_with_obj_features",
         "mask_hooks": True,
         "alpha": 0.9,
         "data_root": str(odd_kitti),
-        "batch_size": 8,
+        "batch_size": 9,
     }
-    options |= {"train_size_p1": 0.67, "max_epochs": 25, "max_steps": None}
+    options |= {"train_size_p1": 0.67, "max_epochs": 12, "max_steps": None}
     p = tiny_parameters(**options)
     one, two = (
         p.model_copy(update={"logdir": str(tmp_path / str(n)), "devices": n}) for n in (1, 2)
@@ -50,25 +51,13 @@ def test_two_processes_with_the_global_batch_are_one(tiny_parameters, odd_kitti,
     one, two = Run(one.folder, one), Run(two.folder, two)
     assert json.loads((two.folder / "timing.json").read_text())["processes"] == 2
     curves = loss_curve(one), loss_curve(two)
-    assert len(curves[0]["loss"]) == 50
+    assert len(curves[0]["loss"]) == 24
     for name, values in curves[0].items():
         assert curves[1][name] == pytest.approx(values, rel=1e-3, abs=1e-7), name
     for part in ("train", "test"):
         assert two.metrics[part] == pytest.approx(one.metrics[part], rel=1e-4)
     assert len(list(two.folder.glob("events.out.tfevents.*"))) == 1  # only process 0 writes
     assert not list(two.folder.rglob("*.tmp"))
-
-
-@pytest.mark.slow
-def test_a_process_without_a_picture_of_its_own(tiny_parameters, odd_kitti, tmp_path):
-    p = tiny_parameters(data_root=str(odd_kitti), batch_size=9, max_epochs=2, max_steps=None)
-    one, two = (
-        p.model_copy(update={"logdir": str(tmp_path / str(n)), "devices": n}) for n in (1, 2)
-    )
-    assert [main(["train", *q.arguments()]) for q in (one, two)] == [0, 0]
-    assert Run(two.folder, two).metrics["train"] == pytest.approx(
-        Run(one.folder, one).metrics["train"], rel=1e-4
-    )
 
 
 def test_the_sampler_cuts_every_batch_among_the_processes():

@@ -98,7 +98,7 @@ def test_a_convolution_has_a_mac_for_each_weight_and_pixel():
 
 @pytest.mark.slow
 def test_memory_stays_flat_and_other_processes_make_the_same():
-    load, numbers, rounds = script("load"), list(range(8)), 15
+    load, numbers, rounds = script("load"), list(range(8)), 8
     found, memory = load.measure(load_codec(), numbers * rounds, 96)
     assert found == found[:8] * rounds
     assert (

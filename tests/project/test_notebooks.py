@@ -76,7 +76,7 @@ def executed(tiny_kitti, tmp_path_factory):
     jobs = [
         ("01_dataset_exploration", "01", {}),
         ("02_detector_hooks", "02", {}),
-        ("03_baseline_training", "03", SMALL),
+        ("03_baseline_training", "03", SMALL | {"devices": 2}),
         ("04_roi_training", "04", SMALL),
         ("04_roi_training", "04-zero", SMALL | {"zero_hooks": True}),
         (
@@ -85,7 +85,6 @@ def executed(tiny_kitti, tmp_path_factory):
             SMALL
             | {"which": "roi_vbr", "N": 16, "M": 48, "lmbda": 0.012, "crop": "native", "ema": 0.9},
         ),
-        ("03_baseline_training", "03-two", SMALL | {"devices": 2, "logdir": str(folder / "two")}),
         (
             "05_evaluation",
             "05",
@@ -134,7 +133,6 @@ def finite(value):
         ("04", 4),
         ("04-zero", 4),
         ("04-vbr", 4),
-        ("03-two", 3),
         ("05", 1),
         ("05-own", 2),
         ("06", 6),
@@ -177,7 +175,7 @@ def test_every_file_of_numbers_has_its_origin_beside_it(executed):
     assert {
         path.parent for path in (*executed.rglob("metrics.json"), *executed.rglob("records.json"))
     } == told.keys()
-    assert len(told) == 5 + 6 + 2  # runs, notebooks, folders of results
+    assert len(told) == 4 + 6 + 2  # runs, notebooks, folders of results
     for about in told.values():
         assert {"commit", "dirty", "source", "packages", "python", "processor"} <= about[
             "environment"
@@ -197,11 +195,14 @@ def test_every_file_of_numbers_has_its_origin_beside_it(executed):
 
 @pytest.mark.slow
 def test_a_cell_with_two_devices_starts_two_processes_and_shows_their_log(executed):
-    (timing,) = (json.loads(path.read_text()) for path in (executed / "two").glob("*/timing.json"))
+    (timing,) = (
+        json.loads(path.read_text())
+        for path in (executed / "runs").glob("hyperprior_eval_with_objs*/timing.json")
+    )
     assert timing["processes"] == 2
     text = "".join(
         o.get("text", "")
-        for c in nbformat.read(executed / "03-two.ipynb", 4).cells
+        for c in nbformat.read(executed / "03.ipynb", 4).cells
         if c.cell_type == "code"
         for o in c.outputs
     )
