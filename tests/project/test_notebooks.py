@@ -93,7 +93,8 @@ def executed(tiny_kitti, tmp_path_factory):
                 "codecs": {
                     "x264 medium": {"quality": [30, 40], "qoffset": [0, -0.2]},
                     "jpeg": {"quality": [30]},
-                }
+                },
+                "more": {"workers": 1},
             },
         ),
         ("05_evaluation", "05-own", own_pictures(folder, tiny_kitti) | OWN),

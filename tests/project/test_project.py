@@ -241,7 +241,7 @@ def test_run_all_says_what_is_wrong_with_a_profile(installed_copy, change, reaso
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["2011_09_26", "kitti #2", "a: b", "über"])
+@pytest.mark.parametrize("name", ["2011_09_26", "a: b, über #2"])
 def test_run_all_passes_the_data_root_as_it_is(installed_copy, name):
     (installed_copy / name).mkdir()
     words = ["--profile", "paper_small", "--data-root", name, "--", "-n", "--printshellcmds"]
