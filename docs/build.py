@@ -1,9 +1,10 @@
-"""Build the site: `python docs/build.py [OUT]`; default OUT is `site/`.
+"""Build the site: `python docs/build.py [OUT]`.
 
 Notebooks that the sample profile's runs have executed are copied in. Warnings are errors,
 and so are links to files that do not exist.
 """
 
+import argparse
 import json
 import re
 import shutil
@@ -54,7 +55,9 @@ def copy_notebooks(source: Path, target: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Sphinx's exit code, or 2 with one line a broken link."""
-    out = Path(arguments[0]) if arguments else ROOT / "site"
+    parser = argparse.ArgumentParser(description="Build the site.")
+    parser.add_argument("out", nargs="?", type=Path, default=ROOT / "site", help="default: site/")
+    out = parser.parse_args(arguments).out
     if broken := broken_links([*DOCS.glob("*.md"), *ROOT.glob("*.md")]):
         print(*(f"no such file: {line}" for line in broken), sep="\n", file=sys.stderr)
         return 2

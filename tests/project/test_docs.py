@@ -49,6 +49,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "04_roi_training" in (tmp_path / "site" / "index.html").read_text()
+    api = (tmp_path / "site" / "api.html").read_text()
+    assert re.search(r"<p[^>]*>Pictures to bytes and back: <code[^>]*><span[^>]*>.roic</span>", api)
+    assert re.search(r"<pre><span></span>image, boxes, λ, α ──►", api)  # a diagram
 
 
 def test_thumbnails_are_figures_of_the_newest_finished_notebooks(tmp_path):
