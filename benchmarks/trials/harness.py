@@ -17,6 +17,7 @@ import os
 import pickle
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -235,10 +236,10 @@ def orthogonal(parts: list[Tensor]) -> list[Tensor]:
     square = scale * square * scale.mT
     a, b, c = NEWTON_SCHULZ
     whole, one = None, a * torch.eye(square.shape[-1], device=square.device)
-    for turn in range(ROUNDS):
+    for number in range(ROUNDS):
         p = torch.baddbmm(torch.add(one, square, alpha=b), square, square, alpha=c)
         whole = p if whole is None else p @ whole
-        if turn + 1 < ROUNDS:
+        if number + 1 < ROUNDS:
             square = p @ (p @ square)
     return [w @ x for w, x in zip(whole * scale.mT, parts, strict=True)]
 
@@ -325,6 +326,10 @@ def build(structure: str, settings: dict) -> nn.Module:
         from roilib.models.roi_vbr import RoiVbr
 
         model = RoiVbr(**settings)
+    elif structure == "Widened":
+        from widened import Widened
+
+        model = Widened(**settings)
     else:
         model = getattr(structures, structure)(**settings)
     return model.to(memory_format=torch.channels_last)
@@ -402,7 +407,7 @@ def train(a: argparse.Namespace) -> None:
     model = build(a.structure, settings).train()
     device = torch.device(a.device)
     if a.warm:
-        warm(model, a.warm)
+        (getattr(model, "start_from", None) or partial(warm, model))(a.warm)
     model = model.to(device)
     optimizer = make_optimizer(model, a.lr)
     quantiles = torch.optim.Adam(
@@ -547,38 +552,45 @@ def compare(a: argparse.Namespace) -> None:
         )
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+WHOLE = {  # options of `train` that are whole numbers, with their defaults
+    "steps": 2000,
+    "anneal": 0,
+    "batch": 8,
+    "side": 128,
+    "seed": 0,
+    "warmup": 100,
+    "workers": 0,
+    "look": 500,
+}
+REAL = {"lr": 8e-4, "ema": 0.998, "minutes": 1e9}
+
+
+def parsed() -> argparse.Namespace:
+    """Return the command's arguments; `run` is its function."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    p = commands.add_parser("train")
-    p.set_defaults(run=train)
-    p.add_argument("name")
-    p.add_argument("--structure", default="Trunks")
-    p.add_argument("--set", nargs="*", default=[])
-    p.add_argument("--what", default="")
-    p.add_argument("--go-on-from"), p.add_argument("--device", default="cpu")
-    p.add_argument("--weights"), p.add_argument("--warm")
-    for name, value in (
-        ("steps", 2000),
-        ("anneal", 0),
-        ("batch", 8),
-        ("side", 128),
-        ("seed", 0),
-        ("warmup", 100),
-        ("workers", 0),
-        ("look", 500),
-    ):
-        p.add_argument(f"--{name}", type=int, default=value)
-    for name, value in (("lr", 8e-4), ("ema", 0.998), ("minutes", 1e9)):
-        p.add_argument(f"--{name}", type=float, default=value)
-    p = commands.add_parser("compare")
-    p.set_defaults(run=compare)
-    p.add_argument("name"), p.add_argument("reference")
-    p = commands.add_parser("milestone")
-    p.set_defaults(run=milestone)
-    p.add_argument("name"), p.add_argument("file")
-    p = commands.add_parser("pack")
-    p.set_defaults(run=pack)
-    p.add_argument("folder"), p.add_argument("--megabytes", type=float, default=22)
-    arguments = parser.parse_args()
+
+    def command(run, *names: str) -> argparse.ArgumentParser:
+        own = commands.add_parser(run.__name__)
+        own.set_defaults(run=run)
+        for name in names:
+            own.add_argument(name)
+        return own
+
+    own = command(train, "name", "--go-on-from", "--weights", "--warm")
+    own.add_argument("--structure", default="Trunks")
+    own.add_argument("--set", nargs="*", default=[])
+    own.add_argument("--what", default="")
+    own.add_argument("--device", default="cpu")
+    for kind, options in ((int, WHOLE), (float, REAL)):
+        for name, default in options.items():
+            own.add_argument(f"--{name}", type=kind, default=default)
+    command(compare, "name", "reference")
+    command(milestone, "name", "file")
+    command(pack, "folder").add_argument("--megabytes", type=float, default=22)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments = parsed()
     arguments.run(arguments)

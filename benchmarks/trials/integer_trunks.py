@@ -1,6 +1,6 @@
 """The decoder of `structures.Trunks` on integers: what it decides and what it paints is exact.
 
-    z ─► h_s ─► h ─┬─► passes ─► scale levels, means ─► y_hat, in 1/64
+    z ─► h_s ─► h ─┬─► passes ─► scale indices, means ─► y_hat, in 1/64
                    └─► trunk 1/16 ─► trunk 1/8 ─► correction ─┐
     y_hat · gain_s, whole numbers ─► DCT⁻¹ of whole numbers ──┴─► (+) ─► uint8 picture
 
@@ -19,17 +19,17 @@ import torch
 import torch.nn.functional as F
 from integer_layer import LARGEST, ZERO, IntegerConv, fused_is_exact
 from structures import (
-    LEVELS_PER_OCTAVE,
     LINEAR,
     OCTAVES,
     Q_MIDDLE,
     Q_SPREAD,
     QUARTERS,
-    SCALE_LEVELS,
+    SCALE_COUNT,
+    SCALES_PER_OCTAVE,
     VALUE_SCALE,
     Trunks,
     _Bits,
-    cheap,
+    rdoq,
 )
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ from roilib.models.layers import cat_channels as cat
 from roilib.models.layers import pixel_unshuffle
 
 ONE, LOG_STEPS, Q_UNIT = 64, 12, 4  # of y_hat; of its logarithms in an octave; steps of quality
-LEVEL = 16  # of a level of scales: 1/16 of it is a step of quality
+SCALE_STEPS = 16  # of quality raise a scale index by one
 SMALL, LARGE = 1 / 4, 2  # what 1 is worth in both parts of a value
 GREY, DCT_BITS = 64, 12  # of the linear picture, of the DCT's matrices
 
@@ -90,7 +90,7 @@ class Pass:
         joined.weight.data, joined.bias.data = weight.detach(), bias.detach()
         convs, self.layers = [joined, *net.rest[::2]], []
         outs = torch.full(
-            (2, convs[-1].out_channels // 2), 1 / (OCTAVES * LEVELS_PER_OCTAVE * LEVEL)
+            (2, convs[-1].out_channels // 2), 1 / (OCTAVES * SCALES_PER_OCTAVE * SCALE_STEPS)
         )
         outs[1] = 1 / ONE
         units = [unit_in[: weight.shape[1]], *(unit(conv) for conv in convs[1:]), outs.flatten()]
@@ -193,11 +193,11 @@ class IntegerTrunks:
         return stored(cat(parts))
 
     @torch.no_grad()
-    def scan(self, z: Tensor, q: Tensor, code) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """y_hat, scale levels, means (1, M, h, w; y_hat and means in 1/64) and h, pass by pass.
+    def code_slices(self, z: Tensor, q: Tensor, code) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """y_hat, scale indices, means (1, M, h, w; y_hat and means in 1/64) and h, pass by pass.
 
-        z: symbols (1, C, h/4, w/4); q (1, 1, h, w); code(channels, levels, means) gives the symbols
-        of a pass, of which those that its mask names are kept. All whole numbers, in fp32.
+        z: symbols (1, C, h/4, w/4); q (1, 1, h, w); code(channels, scale_indices, means) gives the
+        symbols of a pass, of which those that its mask names are kept. All whole numbers, in fp32.
         """
         a = F.pixel_shuffle(self.h_first(stored(z.float())), 2)
         h = F.pixel_shuffle(self.h_second(last_channels(a)), 2)
@@ -217,9 +217,9 @@ class IntegerTrunks:
                 if parts is not None:
                     known = [*self._log(parts[0])] + ([self._values(parts[0])] if k == 0 else [])
                 scale, mean = net(cat([seen, *known]) if known else seen)
-                level = nearest(scale.add_(steps), LEVEL).clamp_(0, SCALE_LEVELS - 1)
-                y_hat = torch.add(mean, code(part, level, mean), alpha=ONE)
-                new = [y_hat, level, mean]
+                scale_index = nearest(scale.add_(steps), SCALE_STEPS).clamp_(0, SCALE_COUNT - 1)
+                y_hat = torch.add(mean, code(part, scale_index, mean), alpha=ONE)
+                new = [y_hat, scale_index, mean]
                 if mask is not None:
                     old = parts or [torch.zeros_like(v) for v in new]
                     new = [torch.where(mask, a, b) for a, b in zip(new, old, strict=True)]
@@ -275,11 +275,11 @@ def compare(model: Trunks, images: list, lmbda: float, twin: IntegerTrunks) -> l
         z = model.h_a(torch.cat([(y.abs() + 0.01).log(), condition], 1))
         medians = model.entropy_bottleneck.quantiles[:, 0, 1][:, None, None]
 
-        def code(part, level, mean, y=y):
-            return cheap(y[:, part] - mean / ONE, level.long())
+        def code(part, scale_index, mean, y=y):
+            return rdoq(y[:, part] - mean / ONE, scale_index.long())
 
-        y_hat, levels, means, h = twin.scan((z - medians).round(), q, code)
-        octaves, zero = levels / LEVELS_PER_OCTAVE, torch.zeros_like(y)
+        y_hat, scale_indices, means, h = twin.code_slices((z - medians).round(), q, code)
+        octaves, zero = scale_indices / SCALES_PER_OCTAVE, torch.zeros_like(y)
         bits = _Bits.apply(zero, (y_hat - means) / ONE, octaves, zero).sum()
         bits += out["bits"]["z"].sum()
         pictures = float_picture, twin.paint(y_hat, twin.gains(q), h).float()
@@ -300,9 +300,11 @@ def same_elsewhere(model: Trunks, twin: IntegerTrunks, x: Tensor) -> bool:
     z = torch.randint(-3, 4, (1, model.h_s[0].in_channels, x.shape[2] // 64, x.shape[3] // 64))
 
     def run() -> tuple[Tensor, ...]:
-        code = lambda part, level, mean: cheap(y[:, part] - mean / ONE, level.long())  # noqa: E731
-        y_hat, levels, means, h = twin.scan(z, q, code)
-        return y_hat, levels, means, twin.paint(y_hat, twin.gains(q), h)
+        def code(part, scale_index, mean):
+            return rdoq(y[:, part] - mean / ONE, scale_index.long())
+
+        y_hat, scale_indices, means, h = twin.code_slices(z, q, code)
+        return y_hat, scale_indices, means, twin.paint(y_hat, twin.gains(q), h)
 
     first = run()
     torch.set_num_threads(2)

@@ -21,7 +21,7 @@ Q_MIDDLE, Q_SPREAD, STEP, OCTAVES = quality_index(0.012), 263, 46.5 / 255, 4
 # By pass: its quarter of the channels is this xor the cell's place in 2x2 cells.
 QUARTERS = (0, 3, 1, 2)
 # As in roilib.entropy_models, which need more packages than a lent GPU has.
-SCALE_MIN, SCALE_LEVELS, LEVELS_PER_OCTAVE = 0.1, 80, 8
+SCALE_MIN, SCALE_COUNT, SCALES_PER_OCTAVE = 0.1, 80, 8
 TAIL_SHARE, BIT_WORTH, TOTAL = 2.0**-11, 0.055, 1 << 24
 LINEAR = 16  # channels whose values are context too, not only their logarithms
 VALUE_SCALE = 8
@@ -32,17 +32,17 @@ def signed_log(y: Tensor) -> Tensor:
     return (1 + y.abs()).log2().copysign(y)
 
 
-def level_of(octaves: Tensor) -> Tensor:
-    """int64: the level nearest to the scale that is so many octaves above SCALE_MIN."""
-    return (octaves * LEVELS_PER_OCTAVE).round().nan_to_num().clamp(0, SCALE_LEVELS - 1).long()
+def scale_index_of(octaves: Tensor) -> Tensor:
+    """int64: the index of the scale nearest to so many octaves above SCALE_MIN."""
+    return (octaves * SCALES_PER_OCTAVE).round().nan_to_num().clamp(0, SCALE_COUNT - 1).long()
 
 
 @functools.cache
 def threshold_table(device: torch.device) -> Tensor:
     """`roilib.entropy_models.gaussian`: the least distance from the mean worth symbol 0, 1, 2, …"""
     rows = []
-    for level in range(SCALE_LEVELS):
-        scale = SCALE_MIN * 2 ** (level / LEVELS_PER_OCTAVE)
+    for scale_index in range(SCALE_COUNT):
+        scale = SCALE_MIN * 2 ** (scale_index / SCALES_PER_OCTAVE)
         k = torch.arange(16 + math.ceil(8 * scale), dtype=torch.float64)
         ends = torch.erf((torch.stack([k + 0.5, k - 0.5])) / scale / math.sqrt(2))
         gauss, tail = (ends[0] - ends[1]) / 2, 2.0 ** (-k / (1 + scale))
@@ -56,11 +56,11 @@ def threshold_table(device: torch.device) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
-def cheap(distance: Tensor, levels: Tensor) -> Tensor:
+def rdoq(distance: Tensor, scale_indices: Tensor) -> Tensor:
     """`roilib.entropy_models.gaussian.rdoq` in one sweep over all, for training."""
     size, table = distance.abs(), threshold_table(distance.device)
     symbols = size.round().clamp_(max=table.shape[1] - 1)
-    least = table.view(-1).take(levels * table.shape[1] + symbols.long())
+    least = table.view(-1).take(scale_indices * table.shape[1] + symbols.long())
     return symbols.sub_((size < least).float()).copysign_(distance).nan_to_num_()
 
 
@@ -72,7 +72,7 @@ class _Bits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y: Tensor, y_hat: Tensor, octaves: Tensor, means: Tensor) -> Tensor:
-        inside = octaves.clamp(0, (SCALE_LEVELS - 1) / LEVELS_PER_OCTAVE)
+        inside = octaves.clamp(0, (SCALE_COUNT - 1) / SCALES_PER_OCTAVE)
         scale = SCALE_MIN * torch.exp2(inside)
         inverse, share = scale.reciprocal(), TAIL_SHARE * scale.clamp(max=1)
         log_ratio = (scale + 1).reciprocal_().mul_(-math.log(2))
@@ -385,17 +385,17 @@ class Trunks(nn.Module):
         rows, columns = (torch.arange(n, device=q.device) for n in q.shape[2:])
         place, (n0, n1) = rows[:, None] % 2 * 2 + columns % 2, self.slices[:2]
 
-        turns = (
+        passes = (
             torch.arange(n0, device=q.device)[:, None, None] % 4
         ) ^ place  # a quarter of the channels a pass
-        masks, base = [turns == turn for turn in QUARTERS], self.base[0](h)
+        masks, base = [passes == number for number in QUARTERS], self.base[0](h)
         found = self._passes(self.e0, masks, base, y[:, :n0], shift, LINEAR)
         logs0 = signed_log(found[0])
-        turns = (
+        passes = (
             torch.arange(n1 - n0, device=q.device)[:, None, None] + place // 2 + place
         ) % 2  # a half
         masks, base = (
-            [turns == turn for turn in range(2)],
+            [passes == number for number in range(2)],
             self.base[1](cat([h, logs0, logs0.abs()])),
         )
         more = self._passes(self.e1, masks, base, y[:, n0:n1], shift, 0)
@@ -414,7 +414,7 @@ class Trunks(nn.Module):
     def _code(parameters: Tensor, part: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         octaves, means = parameters.chunk(2, 1)
         octaves = OCTAVES * octaves + shift
-        rounded = part + (cheap(part - means, level_of(octaves)) + means - part).detach()
+        rounded = part + (rdoq(part - means, scale_index_of(octaves)) + means - part).detach()
         return rounded, octaves, means
 
     def _passes(self, nets, masks, base, part, shift, linear) -> tuple[Tensor, Tensor, Tensor]:
