@@ -147,7 +147,10 @@ class IntegerTrunks:
         unit = torch.cat([self.unit_h, torch.tensor([Q_UNIT / Q_SPREAD])])
         sign = F.pad(zeros(n), (0, 1), value=1)
         values = torch.tensor([SMALL, LARGE]).repeat_interleave(LINEAR) / VALUE_SCALE
-        logs = lambda k, signed: [torch.full((k,), log), (ones if signed else zeros)(k)]  # noqa: E731
+
+        def logs(k: int, signed: bool) -> list[Tensor]:
+            return [torch.full((k,), log), (ones if signed else zeros)(k)]
+
         self.passes = []
         of_0, of_1 = ([logs(k, True), logs(k, False)] for k in (n0, n1 - n0))
         for nets, base, inputs in (

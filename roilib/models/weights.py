@@ -81,7 +81,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             parameters = dict(json.loads(file.metadata()["parameters"]))
-            return {name: file.get_tensor(name) for name in file.keys()}, parameters  # noqa: SIM118 (not a dict)
+            names = file.keys()  # `file` itself is no dict
+            return {name: file.get_tensor(name) for name in names}, parameters
     except FileNotFoundError:
         raise ValueError(f"{path}: no such weights file") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:

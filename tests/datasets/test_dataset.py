@@ -11,7 +11,7 @@ from roilib.datasets.crops import Crops, EpochSampler
 from roilib.datasets.dataset import RoiDataset, batches, load_splits, split
 from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
-from roilib.models.detector import load_yolo  # noqa: F401 (Ultralytics replaces PIL's Image.open by one that installs packages)
+from roilib.models.detector import load_yolo  # noqa: F401 (Ultralytics replaces Image.open)
 
 
 def test_unreadable_picture_of_a_data_set(own_kitti):

@@ -37,7 +37,8 @@ def vbr(tmp_path_factory):
 def parts(path):
     """State and metadata of a file."""
     with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, file.metadata()
 
 
 def changed(metadata, **values):

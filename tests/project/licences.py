@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent.parent
 FITS = (
     r"\b(MIT|MIT-0|MIT-CMU|Apache|BSD|ISCL?|ISC license|MPL-2\.0|Mozilla Public License 2\.0|"
     r"PSF|PSFL|PSF-2\.0|Python Software Foundation|HPND|"
-    r"Unlicense|Zlib|BSL-1\.0|CC0-1\.0|LGPL|L?GPL-3\.0|GPL-3\.0-or-later|GPL-2\.0-or-later|AGPL-3\.0|AGPLv3)\b"
+    r"Unlicense|Zlib|BSL-1\.0|CC0-1\.0|LGPL|L?GPL-3\.0|GPL-3\.0-or-later|GPL-2\.0-or-later|"
+    r"AGPL-3\.0|AGPLv3)\b"
 )
 CLASHES = r"Proprietary|Commercial|GPL-2\.0-only|SSPL|BUSL|CC-BY-NC|Commons-Clause"
 BSD_TEXT = "Redistribution and use in source and binary forms"
