@@ -169,7 +169,7 @@ class Codec:
 
     @torch.no_grad()
     def _cell_bits(self, image: np.ndarray, header: Header) -> np.ndarray:
-        likelihoods = self.model(*self._inputs(image, header))["likelihoods"]
+        likelihoods = self.model.likelihoods(*self._inputs(image, header))
         bits = {name: -v[0].double().log2().sum(0).cpu().numpy() for name, v in likelihoods.items()}
         cells = bits["y"]
         return sum(

@@ -43,6 +43,10 @@ class RangeCoded(CompressionModel):
     portable = False  # float networks decide probabilities: no bf16
     stream_version = 2  # of the `.roic` container; version 1 was CompressAI's own coder
 
+    def likelihoods(self, *inputs) -> dict[str, Tensor]:
+        """Return the `likelihoods` of `forward`, which takes these inputs."""
+        return self(*inputs)["likelihoods"]
+
     def tables(self) -> tuple[Tables, ...]:
         """Return the probability tables of the latents: y, z (and w)."""
         models = (self.gaussian_conditional, *self.bottlenecks)

@@ -210,6 +210,14 @@ class RoiVbr(CompressionModel):
         x (B, 3, H, W) in [0, 1], sides multiples of 64; q (B, 1, H/16, W/16): quality indices
         0 … 654. Returns `x_hat` and `likelihoods` of y and z.
         """
+        y_hat, likelihoods = self._code(x, q)
+        return {"x_hat": self.synthesis(y_hat * self.gain_s(q), q), "likelihoods": likelihoods}
+
+    def likelihoods(self, x: Tensor, q: Tensor) -> dict[str, Tensor]:
+        """Return the `likelihoods` of `forward`, without making x_hat."""
+        return self._code(x, q)[1]
+
+    def _code(self, x: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         y = self.analysis(x) * self.gain_a(q)
         z_hat, z_likelihoods = self.entropy_bottleneck(self.hyper(y, q))
         h = self.h_s(z_hat - self.medians())
@@ -221,10 +229,7 @@ class RoiVbr(CompressionModel):
                 self.gaussian_conditional.of_symbols(part, rounded, scale_of(octaves), means)
             )
             y_hat = torch.cat([y_hat, rounded], 1)
-        return {
-            "x_hat": self.synthesis(y_hat * self.gain_s(q), q),
-            "likelihoods": {"y": torch.cat(likelihoods, 1), "z": z_likelihoods},
-        }
+        return y_hat, {"y": torch.cat(likelihoods, 1), "z": z_likelihoods}
 
     def _code_slice(
         self, k: int, part: Tensor, context: Tensor, q: Tensor

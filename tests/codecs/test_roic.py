@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import UNTRAINED, refusal, street, untrained_codec
 from PIL import Image
 
@@ -229,6 +230,19 @@ def test_real_bytes_are_what_the_likelihoods_say(vbr):
         assert (
             0 <= 8 * sum(map(len, strings)) - counted <= 64
         )  # two strings of whole words of 32 bits
+
+
+@pytest.mark.parametrize("options", UNTRAINED)
+def test_likelihoods_without_a_picture_are_those_of_forward(options, monkeypatch):
+    codec = untrained_codec(**options)
+    inputs = codec.inputs(street(0))
+    wanted = codec.model(*inputs)["likelihoods"]
+    found = codec.model.likelihoods(*inputs)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    if options["which"] == "roi_vbr":
+        monkeypatch.delattr(type(codec.model), "synthesis")  # the costly half, which is not needed
+        codec.estimate(street(0))
 
 
 def test_bits_of_the_cells_are_those_of_the_stream(vbr, image):
