@@ -46,8 +46,10 @@ class Widened(RoiVbr):
         """Take the weights of a trained roi_vbr; what it lacks begins at zero."""
         old, own = load_file(path), self.state_dict()
         for name, value in own.items():
-            if name not in old:
-                value.zero_() if name.startswith("of_symbols") else None
+            if name.startswith("of_symbols"):
+                value.zero_()
+            elif name not in old:
+                continue
             elif old[name].shape == value.shape:
                 value.copy_(old[name])
             elif name.startswith("g_a"):

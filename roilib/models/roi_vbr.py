@@ -218,6 +218,7 @@ class RoiVbr(CompressionModel):
         return self._code(x, q)[1]
 
     def _code(self, x: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return y_hat before its gain, and the likelihoods of y and z."""
         y = self.analysis(x) * self.gain_a(q)
         z_hat, z_likelihoods = self.entropy_bottleneck(self.hyper(y, q))
         h = self.h_s(z_hat - self.medians())
