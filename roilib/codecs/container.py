@@ -4,11 +4,10 @@ Layout, little-endian:
 
     magic "roic" · version u8 · model id 4 bytes · height u16 · width u16 · λ u16 · α u16
     number of boxes u8 · number of latents u8
-    length of each latent's string u32 · checksum of the decoded symbols u32
+    length of each latent's string u32 · checksum of the coded symbols u32
     boxes, 8 bytes each · strings · CRC-32 of all bytes before it u32
 
-λ and α are indices of roilib.roi. The version says how a model codes its symbols: 1 is roi_vbr's
-coding, 2 that of the paper's models (whose version 1 was CompressAI's own coder).
+λ and α are indices of roilib.roi. VERSION covers the layout and how a model codes its symbols.
 """
 
 import functools
@@ -23,7 +22,7 @@ import numpy as np
 from roilib import roi
 
 MAGIC = b"roic"
-VERSIONS = (1, 2)
+VERSION = 3
 FIXED = struct.Struct("<4sB4sHHHHBB")  # the first two lines of the layout
 U32 = struct.Struct("<I")
 MAX_SIDE = 8192  # pixels
@@ -37,7 +36,7 @@ class Header:
     """The fields of a stream's header.
 
     lmbda, alpha: indices of roilib.roi. boxes (K, 5): integers as in `roi.importance_map`. lengths:
-    bytes of each latent's string. symbols: checksum of the decoded symbols.
+    bytes of each latent's string. symbols: checksum of the coded symbols.
     """
 
     model: bytes
@@ -48,13 +47,12 @@ class Header:
     boxes: np.ndarray
     lengths: tuple[int, ...]
     symbols: int
-    version: int = 1
 
     def pack(self, strings: Sequence[bytes]) -> bytes:
         """Return the whole stream; strings: one per latent, of the header's `lengths`."""
         picture = self.height, self.width, self.lmbda, self.alpha
         counts = len(self.boxes), len(self.lengths)
-        fixed = FIXED.pack(MAGIC, self.version, self.model, *picture, *counts)
+        fixed = FIXED.pack(MAGIC, VERSION, self.model, *picture, *counts)
         numbers = map(U32.pack, (*self.lengths, self.symbols))
         body = b"".join([fixed, *numbers, *map(_pack_box, self.boxes.tolist()), *strings])
         return body + U32.pack(zlib.crc32(body))
@@ -72,8 +70,8 @@ class Header:
         if len(data) < FIXED.size + 4 or U32.unpack(data[-4:])[0] != zlib.crc32(data[:-4]):
             raise ValueError("a damaged or incomplete .roic stream")
         _, version, model, height, width, lmbda, alpha, boxes, latents = FIXED.unpack_from(data)
-        if version not in VERSIONS:
-            raise ValueError(f"a .roic stream of version {version}, this reads versions 1 and 2")
+        if version != VERSION:
+            raise ValueError(f"a .roic stream of version {version}, this reads version {VERSION}")
         start = FIXED.size + 4 * (latents + 1) + 8 * boxes
         possible = all(1 <= side <= MAX_SIDE for side in (height, width))
         possible &= lmbda <= roi.Q_MAX and alpha <= roi.ALPHA_ONE
@@ -91,8 +89,7 @@ class Header:
         strings = [data[a:b] for a, b in itertools.pairwise(ends)]
         rows = np.array(rows, np.int64).reshape(-1, 5)
         lengths = tuple(lengths)
-        header = cls(model, height, width, lmbda, alpha, rows, lengths, symbols, version)
-        return header, strings
+        return cls(model, height, width, lmbda, alpha, rows, lengths, symbols), strings
 
     def describe(self) -> dict:
         """Return the fields that `roilib info` shows.
@@ -100,7 +97,7 @@ class Header:
         Sizes are in pixels and bytes, boxes are [x0, y0, x1, y1, importance].
         """
         return {
-            "version": self.version,
+            "version": VERSION,
             "model": self.model.hex(),
             "height": self.height,
             "width": self.width,

@@ -10,7 +10,6 @@ ValueError of one line, never a wrong picture.
 import functools
 import reprlib
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
@@ -142,8 +141,8 @@ class Codec:
     def _pack(self, header: Header, coded: dict) -> bytes:
         """Return the stream of what a model's `compress` returned."""
         strings = [string for (string,) in coded["strings"]]
-        lengths, symbols = tuple(map(len, strings)), checksum(coded["symbols"])
-        return replace(header, lengths=lengths, symbols=symbols).pack(strings)
+        lengths = tuple(map(len, strings))
+        return replace(header, lengths=lengths, symbols=coded["checksum"]).pack(strings)
 
     def estimate(
         self,
@@ -194,7 +193,7 @@ class Codec:
         if len(rows) > MAX_BOXES:
             raise ValueError(f"{len(rows)} boxes, but a stream holds at most {MAX_BOXES}")
         indices = roi.quality_index(lmbda), roi.alpha_index(alpha)
-        return Header(self.id, height, width, *indices, rows, (), 0, self.model.stream_version)
+        return Header(self.id, height, width, *indices, rows, (), 0)
 
     @torch.no_grad()
     def decode(self, data: bytes) -> np.ndarray:
@@ -214,13 +213,8 @@ class Codec:
             raise ValueError(
                 f"a .roic stream of model {header.model.hex()}, these weights are {self.id.hex()}"
             )
-        if header.version != self.model.stream_version:
-            raise ValueError(
-                f"a .roic stream of version {header.version}, but {self.parameters.which} reads "
-                f"version {self.model.stream_version}"
-            )
-        symbols, y_hat, q = self.read(header, strings)
-        if checksum(symbols) != header.symbols:
+        symbols, y_hat, checksum, q = self.read(header, strings)
+        if checksum != header.symbols:
             raise ValueError(
                 "the symbols of this .roic stream are not those that were encoded: the entropy "
                 "model computes differently on this machine"
@@ -229,8 +223,8 @@ class Codec:
 
     def read(
         self, header: Header, strings: list[bytes]
-    ) -> tuple[list[np.ndarray], Tensor, Tensor | None]:
-        """Return the symbols of a stream, unchecked, y_hat, and the quality indices if any.
+    ) -> tuple[list[np.ndarray], Tensor, int, Tensor | None]:
+        """Return a stream's symbols, y_hat, the symbols' checksum, and quality indices if any.
 
         Raises ValueError with one line for strings that the model's encoder did not write.
         """
@@ -245,13 +239,12 @@ class Codec:
                 if len(string) < table.least_bytes(shape[0] * shape[1]):
                     raise ValueError(f"too short for {header.width}x{header.height} pixels")
             q = self._knowledge(header)
-            symbols, y_hat = self.model.decode_symbols([[s] for s in strings], shape, q)
+            return *self.model.decode_symbols([[s] for s in strings], shape, q), q
         except (ValueError, IndexError, RuntimeError) as error:
             if out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
             raise ValueError(f"a .roic stream that does not decode ({reason})") from None
-        return symbols, y_hat, q
 
     def inputs(
         self,
@@ -297,13 +290,6 @@ class Codec:
         padded = tuple(side + -side % factor for side in size)
         cells = roi.quality_map(header.boxes, size, padded, header.lmbda, header.alpha)
         return torch.from_numpy(cells).float()[None, None].to(self.device)
-
-
-def checksum(symbols: Sequence[np.ndarray]) -> int:
-    """Return the CRC-32 of symbols, one array a latent."""
-    return functools.reduce(
-        lambda crc, part: zlib.crc32(np.ascontiguousarray(part, "<i4"), crc), symbols, 0
-    )
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The Gaussians that code roi_vbr's latent y: scales, probability tables, likelihoods and RDOQ.
 
-scale index i ──► SCALES[i] = SCALE_MIN · 2^(i / 8) ──► frequencies: the table of its symbols
+scale index i ──► SCALES[i] = SCALE_MIN · 2^(i / 8) ──► frequencies: the table of its symbols;
+                                                   │    up to SKIPPED they are 0 and not coded
                                                    └──► thresholds: how far from the mean a
                                                         symbol is worth its bits (RDOQ)
 """
@@ -19,6 +20,7 @@ SCALE_MIN = 0.1  # the scale of scale index 0, in quantiser steps
 SCALE_COUNT = 80  # scales up to 94
 SCALES_PER_OCTAVE = 8
 SCALES = tuple(SCALE_MIN * 2 ** (i / SCALES_PER_OCTAVE) for i in range(SCALE_COUNT))
+SKIPPED = 4  # largest scale index whose symbols are no part of a stream: they are 0
 TOTAL = 1 << 24  # sum of the frequencies of a table
 TAIL_SHARE = 2.0**-11  # of the probability goes to the geometric tail; less for scales below 1
 BIT_WORTH = 0.055  # squared error, in steps, that RDOQ accepts to save a bit; best on KITTI's train
@@ -112,7 +114,8 @@ def rdoq(distance: Tensor, scale_indices: Tensor) -> Tensor:
     """Quantise distances from the mean by rate-distortion-optimised quantisation (RDOQ).
 
     A symbol, returned as a float, is the nearest integer or the one below it in magnitude, where
-    that saves more bits than its error costs. Only encoders choose symbols; decoders do not care.
+    that saves more bits than its error costs; up to scale index SKIPPED it is 0. Only encoders
+    choose symbols; decoders do not care.
 
     scale_indices: the tables that code the symbols, integers of the same shape.
     """
@@ -123,5 +126,6 @@ def rdoq(distance: Tensor, scale_indices: Tensor) -> Tensor:
     scale_indices = scale_indices[others].long()
     nearest = size.round().clamp_(max=table.shape[1] - 1).long()
     chosen = nearest - (size < table[scale_indices, nearest]).long()
+    chosen[scale_indices <= SKIPPED] = 0
     symbols[others] = chosen.to(size.dtype).copysign(distance[others])
     return symbols

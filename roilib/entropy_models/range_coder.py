@@ -4,6 +4,9 @@ Symbols that share a probability table are coded together, so that the coder wor
 Tables are integers that the weights file carries. If every machine computed its own tables, two
 machines might round an exponential differently and disagree.
 
+Encoder and Decoder keep a checksum of what passes through them, so that a decoder whose tables or
+indices differ from the encoder's notices it.
+
 A symbol is coded by the table of its index (`Encoder.put`). For latents with rare symbols beyond
 their tables, `put_unbounded` codes the last symbol of the table, the escape, and then the distance
 to the table in hexadecimal digits, as CompressAI's coder does.
@@ -12,7 +15,8 @@ to the table in hexadecimal digits, as CompressAI's coder does.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 
 import constriction
 import numpy as np
@@ -80,18 +84,25 @@ def _groups(indices: np.ndarray) -> tuple[np.ndarray, list[tuple[int, slice]]]:
     ]
 
 
+def add_to_checksum(checksum: int, places: np.ndarray) -> int:
+    """Return the CRC-32 after some symbols more; places: in their tables, which are short."""
+    return zlib.crc32(places.astype("<u2"), checksum)
+
+
 class Encoder:
-    """Collects symbols; `data()` returns their bytes."""
+    """Collects symbols; `data()` returns their bytes. checksum: CRC-32 of the symbols so far."""
 
     def __init__(self):
-        self._coder = constriction.stream.queue.RangeEncoder()
+        self._coder, self.checksum = constriction.stream.queue.RangeEncoder(), 0
 
     def put(self, symbols: np.ndarray, indices: np.ndarray, tables: Tables) -> None:
         """Add symbols (n,) int32, each within its table; indices (n,) uint8 or uint16."""
         order, groups = _groups(indices)
         symbols = symbols[order].astype(np.int32, copy=False)
         for index, group in groups:
-            self._coder.encode(symbols[group] - tables.low[index], tables.models[index])
+            places = symbols[group] - tables.low[index]
+            self._coder.encode(places, tables.models[index])
+            self.checksum = add_to_checksum(self.checksum, places)
 
     def data(self) -> bytes:
         """Return the stream so far."""
@@ -112,7 +123,8 @@ class Counter:
 class Decoder:
     """Reads what an Encoder wrote, given the same indices and tables in the same order.
 
-    Raises ValueError for data that no Encoder wrote.
+    checksum: CRC-32 of the symbols so far, equal to the Encoder's. Raises ValueError for data that
+    no Encoder wrote.
     """
 
     def __init__(self, data: bytes):
@@ -122,6 +134,7 @@ class Decoder:
         self._coder = constriction.stream.queue.RangeDecoder(
             np.frombuffer(data, "<u4").astype(np.uint32)
         )
+        self.checksum = 0
 
     def get(self, indices: np.ndarray, tables: Tables) -> np.ndarray:
         """Return the next len(indices) symbols, int32."""
@@ -138,6 +151,7 @@ class Decoder:
                 raise ValueError(f"not a stream of these symbols ({error})") from None
             if ended:
                 self._spend(tables.bits[index][places].sum())
+            self.checksum = add_to_checksum(self.checksum, places)
             np.add(places, tables.low[index], out=found[group])
         symbols[order] = found
         return symbols
@@ -150,6 +164,12 @@ class Decoder:
         self._bits = min(self._bits, CODER_STATE_BITS) - bits
         if self._bits < 0:
             raise ValueError("a stream that ends before its last symbol")
+
+
+def joint_checksum(coders: Iterable[Encoder | Decoder]) -> int:
+    """Return one CRC-32 of the checksums of several coders."""
+    parts = (coder.checksum.to_bytes(4, "little") for coder in coders)
+    return functools.reduce(lambda crc, part: zlib.crc32(part, crc), parts, 0)
 
 
 @functools.cache

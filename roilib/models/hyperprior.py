@@ -22,6 +22,7 @@ from roilib.entropy_models.range_coder import (
     Encoder,
     Tables,
     get_unbounded,
+    joint_checksum,
     put_unbounded,
     tables_of,
 )
@@ -41,7 +42,6 @@ class RangeCoded(CompressionModel):
 
     variable_rate = False  # lmbda and alpha are those of the training
     portable = False  # float networks decide probabilities: no bf16
-    stream_version = 2  # of the `.roic` container; version 1 was CompressAI's own coder
 
     def likelihoods(self, *inputs) -> dict[str, Tensor]:
         """Return the `likelihoods` of `forward`, which takes these inputs."""
@@ -56,8 +56,8 @@ class RangeCoded(CompressionModel):
     def compress(self, x: Tensor, *conditions) -> dict:
         """Code one picture: x (1, 3, H, W); conditions: the other arguments of `forward`.
 
-        Returns `strings`, one [bytes] a latent: y, z (and w); the `shape` of z; and `symbols`,
-        one int32 (C, h, w) a latent.
+        Returns `strings`, one [bytes] a latent: y, z (and w); the `shape` of z; `symbols`, one
+        int32 (C, h, w) a latent; and their `checksum`.
         """
         y, *hyper = self.latents(x, *conditions)
         gain, _ = self.gains(*conditions[1:])
@@ -67,12 +67,15 @@ class RangeCoded(CompressionModel):
         ]
         symbols = [_symbols(y * gain), *symbols]
         indices = [self._y_indices(symbols[1:], gain), *map(_channel_indices, symbols[1:])]
-        strings = []
-        for values, own, tables in zip(symbols, indices, self.tables(), strict=True):
-            coder = Encoder()
-            put_unbounded(coder, values.ravel(), own.ravel(), tables)
-            strings.append([coder.data()])
-        return {"strings": strings, "shape": symbols[1].shape[1:], "symbols": symbols}
+        coders = [Encoder() for _ in symbols]
+        for coder, *arrays, tables in zip(coders, symbols, indices, self.tables(), strict=True):
+            put_unbounded(coder, *map(np.ravel, arrays), tables)
+        return {
+            "strings": [[coder.data()] for coder in coders],
+            "shape": symbols[1].shape[1:],
+            "symbols": symbols,
+            "checksum": joint_checksum(coders),
+        }
 
     def gains(self, roi_mask: Tensor | None = None) -> tuple[Tensor | float, Tensor | float]:
         """Return the factor of y and scales_hat before coding, and that of y_hat after it."""
@@ -81,23 +84,23 @@ class RangeCoded(CompressionModel):
     @torch.no_grad()
     def decode_symbols(
         self, strings: list[list[bytes]], shape: tuple[int, int], roi_mask: Tensor | None = None
-    ) -> tuple[list[np.ndarray], Tensor]:
-        """Return the symbols that `compress` wrote, and as a tensor those of y, (1, C, h, w).
+    ) -> tuple[list[np.ndarray], Tensor, int]:
+        """Return the symbols that `compress` wrote; those of y as (1, C, h, w); a checksum.
 
         roi_mask: the encoder's, for a decoder that knows it. Raises ValueError for strings that no
         encoder wrote.
         """
         y_tables, *hyper_tables = self.tables()
-        hyper = []
-        for bottleneck, (string,), tables in zip(
-            self.bottlenecks, strings[1:], hyper_tables, strict=True
+        hyper, coders = [], [Decoder(string) for (string,) in strings]
+        for bottleneck, coder, tables in zip(
+            self.bottlenecks, coders[1:], hyper_tables, strict=True
         ):
             indices = _channel_indices(np.empty((bottleneck.channels, *shape), np.uint8))
-            symbols = get_unbounded(Decoder(string), indices.ravel(), tables)
+            symbols = get_unbounded(coder, indices.ravel(), tables)
             hyper.append(symbols.reshape(indices.shape))
         indices = self._y_indices(hyper, self.gains(roi_mask)[0])
-        y = get_unbounded(Decoder(strings[0][0]), indices.ravel(), y_tables).reshape(indices.shape)
-        return [y, *hyper], self._tensor(y)
+        y = get_unbounded(coders[0], indices.ravel(), y_tables).reshape(indices.shape)
+        return [y, *hyper], self._tensor(y), joint_checksum(coders)
 
     @torch.no_grad()
     def reconstruct(self, y: Tensor, roi_mask: Tensor | None = None) -> Tensor:

@@ -14,7 +14,6 @@ Fixed-point formats of the outputs, int32:
 
 import functools
 from collections.abc import Callable, Iterable
-from types import EllipsisType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,10 +24,18 @@ from roilib.entropy_models.gaussian import (
     SCALE_COUNT,
     SCALES,
     SCALES_PER_OCTAVE,
+    SKIPPED,
     rdoq,
     reach,
 )
-from roilib.entropy_models.range_coder import Counter, Decoder, Encoder, Tables, tables_of
+from roilib.entropy_models.range_coder import (
+    Counter,
+    Decoder,
+    Encoder,
+    Tables,
+    joint_checksum,
+    tables_of,
+)
 from roilib.models.context import (
     CONTEXT_UNIT,
     MEAN_UNIT,
@@ -99,16 +106,6 @@ def z_indices(model: "RoiVbr", shape: tuple[int, int]) -> np.ndarray:
     return np.tile(np.arange(model.N // 2, dtype=np.uint8), shape[0] * shape[1])
 
 
-def written(
-    model: "RoiVbr", channels: slice, scale_indices: np.ndarray
-) -> np.ndarray | EllipsisType:
-    """Return which of these symbols (cells, n) are in the stream.
-
-    The last slice skips scale index 0: such symbols are almost surely zero.
-    """
-    return scale_indices > 0 if channels.stop == model.M else ...
-
-
 @torch.no_grad()
 def code_slices(model: "RoiVbr", z: np.ndarray, q: Tensor, code: Code) -> tuple[np.ndarray, Tensor]:
     """Code y slice by slice and pass by pass, all on integers on the CPU.
@@ -172,12 +169,14 @@ def encode_symbols(
     def code(
         channels: slice, cells: Cells, scale_indices: np.ndarray, means: np.ndarray
     ) -> np.ndarray:
-        mask, symbols = written(model, channels, scale_indices), np.zeros(means.shape, np.int32)
-        chosen = scale_indices[mask]
-        distance = rows[cells, channels][mask] - means[mask] * np.float32(MEAN_UNIT)
+        coded, symbols = scale_indices > SKIPPED, np.zeros(means.shape, np.int32)
+        chosen = scale_indices[coded]
+        distance = rows[cells, channels][coded] - means[coded] * np.float32(MEAN_UNIT)
         quantised = rdoq(torch.from_numpy(distance), torch.from_numpy(chosen)).numpy()
-        symbols[mask] = quantised.clip(-y_tables.high[chosen], y_tables.high[chosen])
-        y_coder.put(symbols[mask].ravel(), chosen.ravel(), y_tables)
+        most = y_tables.high[chosen]
+        values = quantised.astype(np.int32).clip(-most, most)
+        y_coder.put(values, chosen, y_tables)
+        symbols[coded] = values
         return symbols
 
     return [code_slices(model, z, q, code)[0], z]
@@ -186,26 +185,26 @@ def encode_symbols(
 @torch.no_grad()
 def decode_symbols(
     model: "RoiVbr", strings: list[list[bytes]], shape: tuple[int, int], q: Tensor
-) -> tuple[list[np.ndarray], Tensor]:
+) -> tuple[list[np.ndarray], Tensor, int]:
     """Read what `encode_symbols` wrote.
 
-    Returns the symbols [y (h, w, M), z (h/4, w/4, N/2)], and y_hat (1, M, h, w).
+    Returns the symbols [y (h, w, M), z (h/4, w/4, N/2)], y_hat (1, M, h, w), and a checksum.
     """
     with model.stage("tables"):
         y_tables, z_tables = tables(model)
-    z = Decoder(strings[1][0]).get(z_indices(model, shape), z_tables).reshape(*shape, -1)
-    coder = Decoder(strings[0][0])
+    coder, z_coder = (Decoder(string) for (string,) in strings)
+    z = z_coder.get(z_indices(model, shape), z_tables).reshape(*shape, -1)
 
     def code(
         channels: slice, cells: Cells, scale_indices: np.ndarray, means: np.ndarray
     ) -> np.ndarray:
-        mask, symbols = written(model, channels, scale_indices), np.zeros(means.shape, np.int32)
-        chosen = scale_indices[mask]
-        symbols[mask] = coder.get(chosen.ravel(), y_tables).reshape(chosen.shape)
+        coded, symbols = scale_indices > SKIPPED, np.zeros(means.shape, np.int32)
+        symbols[coded] = coder.get(scale_indices[coded], y_tables)
         return symbols
 
     y, y_hat = code_slices(model, z, q, code)
-    return [y, z], (y_hat * MEAN_UNIT).movedim(-1, 0)[None]
+    y_hat = (y_hat * MEAN_UNIT).movedim(-1, 0)[None]
+    return [y, z], y_hat, joint_checksum([coder, z_coder])
 
 
 def _channels_last(latent: Tensor) -> np.ndarray:

@@ -27,7 +27,7 @@ from roilib.entropy_models.gaussian import (
     scale_of,
 )
 from roilib.entropy_models.noise import KeyedBottleneck
-from roilib.entropy_models.range_coder import Counter, Encoder, Tables
+from roilib.entropy_models.range_coder import Counter, Encoder, Tables, joint_checksum
 from roilib.models import integer_coding
 from roilib.models.context import Q_MIDDLE, condition, later_context, magnitudes, pass_map
 from roilib.models.integer import IntegerNet
@@ -80,7 +80,6 @@ class RoiVbr(CompressionModel):
 
     variable_rate = True  # lmbda and alpha are knobs of an encoder
     portable = True  # integers decide probabilities: transforms may run in bf16, anywhere
-    stream_version = 1  # of the `.roic` container
     # Marks the stages of coding for a profiler; benchmarks give their own.
     stage: Callable[[str], AbstractContextManager] = record_function
 
@@ -285,7 +284,8 @@ class RoiVbr(CompressionModel):
     def compress(self, x: Tensor, q: Tensor) -> dict:
         """Code one picture: x (1, 3, H, W), q as in `forward`.
 
-        Returns `strings` [[y], [z]], the `shape` of z, and `symbols` (y int32, z int32).
+        Returns `strings` [[y], [z]], the `shape` of z, `symbols` (y int32, z int32), and their
+        `checksum`.
         """
         with self.stage("analysis"):
             y = self.analysis(x)
@@ -299,6 +299,7 @@ class RoiVbr(CompressionModel):
             "strings": [[y_coder.data()], [z_coder.data()]],
             "shape": symbols[1].shape[:2],
             "symbols": symbols,
+            "checksum": joint_checksum([y_coder, z_coder]),
         }
 
     def size(self, y: Tensor, q: Tensor) -> float:
@@ -309,8 +310,8 @@ class RoiVbr(CompressionModel):
 
     def decode_symbols(
         self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor
-    ) -> tuple[list[np.ndarray], Tensor]:
-        """Return the symbols that `compress` wrote, and y_hat (1, M, h, w)."""
+    ) -> tuple[list[np.ndarray], Tensor, int]:
+        """Return the symbols that `compress` wrote, y_hat (1, M, h, w), and a checksum."""
         return integer_coding.decode_symbols(self, strings, shape, q)
 
     @torch.no_grad()
