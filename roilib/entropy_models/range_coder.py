@@ -84,9 +84,9 @@ def _groups(indices: np.ndarray) -> tuple[np.ndarray, list[tuple[int, slice]]]:
     ]
 
 
-def add_to_checksum(checksum: int, places: np.ndarray) -> int:
-    """Return the CRC-32 after some symbols more; places: in their tables, which are short."""
-    return zlib.crc32(places.astype("<u2"), checksum)
+def add_to_checksum(checksum: int, symbols: np.ndarray) -> int:
+    """Return the CRC-32 after some symbols more, all within tables, which are short."""
+    return zlib.crc32(symbols.astype("<i2"), checksum)
 
 
 class Encoder:
@@ -97,12 +97,11 @@ class Encoder:
 
     def put(self, symbols: np.ndarray, indices: np.ndarray, tables: Tables) -> None:
         """Add symbols (n,) int32, each within its table; indices (n,) uint8 or uint16."""
+        self.checksum = add_to_checksum(self.checksum, symbols)
         order, groups = _groups(indices)
         symbols = symbols[order].astype(np.int32, copy=False)
         for index, group in groups:
-            places = symbols[group] - tables.low[index]
-            self._coder.encode(places, tables.models[index])
-            self.checksum = add_to_checksum(self.checksum, places)
+            self._coder.encode(symbols[group] - tables.low[index], tables.models[index])
 
     def data(self) -> bytes:
         """Return the stream so far."""
@@ -151,9 +150,9 @@ class Decoder:
                 raise ValueError(f"not a stream of these symbols ({error})") from None
             if ended:
                 self._spend(tables.bits[index][places].sum())
-            self.checksum = add_to_checksum(self.checksum, places)
             np.add(places, tables.low[index], out=found[group])
         symbols[order] = found
+        self.checksum = add_to_checksum(self.checksum, symbols)
         return symbols
 
     def _spend(self, bits: float) -> None:

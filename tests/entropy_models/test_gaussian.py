@@ -9,6 +9,7 @@ from roilib.entropy_models.gaussian import (
     BIT_WORTH,
     SCALE_COUNT,
     SCALE_MIN,
+    SKIPPED,
     TOTAL,
     TailedGaussian,
     frequencies,
@@ -77,7 +78,7 @@ def test_scales_learn_from_symbols_and_the_rest_from_noise():
     )
 
 
-@pytest.mark.parametrize("index", range(0, SCALE_COUNT, 7))
+@pytest.mark.parametrize("index", range(SKIPPED + 1, SCALE_COUNT, 7))
 def test_the_symbol_with_the_least_cost_is_taken(index):
     half = frequencies(gaussian.SCALES[index]) / TOTAL
     distance = torch.linspace(-8 * gaussian.SCALES[index] - 3, 8 * gaussian.SCALES[index] + 3, 2001)
@@ -88,3 +89,9 @@ def test_the_symbol_with_the_least_cost_is_taken(index):
     assert (costs[torch.arange(2001), taken.abs().long()] - costs.amin(1)).max() < 1e-4
     if gaussian.SCALES[index] < 4:  # of wider Gaussians the next symbol costs hardly more
         assert (taken != distance.round()).any()
+
+
+def test_symbols_that_are_no_part_of_a_stream_are_0():
+    distance = torch.linspace(-9, 9, 100)
+    assert not rdoq(distance, torch.full((100,), SKIPPED)).any()
+    assert rdoq(distance, torch.full((100,), SKIPPED + 1)).abs().max() == 9

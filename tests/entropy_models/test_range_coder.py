@@ -1,6 +1,7 @@
 """roilib.entropy_models.range_coder: symbols come back, in the bytes that their tables say."""
 
 import contextlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from roilib.entropy_models.range_coder import (
     Encoder,
     Tables,
     get_unbounded,
+    joint_checksum,
     put_unbounded,
     tables_of,
 )
@@ -48,6 +50,26 @@ def test_parts_are_read_in_the_order_they_were_written(tables):
     decoder = Decoder(coder.data())
     for symbols, indices in parts:
         assert np.array_equal(decoder.get(indices, tables), symbols)
+
+
+def test_a_decoder_with_other_tables_or_indices_has_another_checksum(tables):
+    symbols, indices = random_symbols(300)
+    coder = Encoder()
+    coder.put(symbols, indices, tables)
+    same = Decoder(coder.data())
+    same.get(indices, tables)
+    assert same.checksum == coder.checksum
+    shifted = Tables.symmetric([frequencies(scale * 1.01) for scale in SCALES])
+    for other, table in ((np.roll(indices, 1), tables), (indices, shifted)):
+        decoder = Decoder(coder.data())
+        with contextlib.suppress(ValueError):
+            decoder.get(other, table)
+        assert decoder.checksum != coder.checksum
+
+
+def test_the_joint_checksum_depends_on_each_coder():
+    coders = [SimpleNamespace(checksum=n) for n in (1, 2)]
+    assert len({joint_checksum(c) for c in (coders, coders[:1], coders[::-1])}) == 3
 
 
 def test_the_ends_of_a_table_can_be_coded(tables):

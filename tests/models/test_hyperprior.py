@@ -126,7 +126,8 @@ def test_the_baseline_is_compressais():
 def test_symbols_come_back():
     model = randomise(HyperpriorWithObjFeatures(16, 24))
     packed = model.compress(*inputs()[:2])
-    symbols, _ = model.decode_symbols(packed["strings"], packed["shape"])
+    symbols, _, checksum = model.decode_symbols(packed["strings"], packed["shape"])
+    assert checksum == packed["checksum"]
     assert len(symbols) == len(model.tables()) == 3
     for found, wanted in zip(symbols, packed["symbols"], strict=True):
         assert np.array_equal(found, wanted)

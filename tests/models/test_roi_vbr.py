@@ -72,7 +72,8 @@ def test_bytes_decode_to_the_symbols_that_were_written(trained, frame):
     for quality in (0, 250, Q_MAX):
         q = uniform(quality, frame)
         packed = model.compress(frame, q)
-        (y, z), _ = model.decode_symbols(packed["strings"], packed["shape"], q)
+        (y, z), _, checksum = model.decode_symbols(packed["strings"], packed["shape"], q)
+        assert checksum == packed["checksum"]
         assert np.array_equal(y, packed["symbols"][0])
         assert np.array_equal(z, packed["symbols"][1])
         x_hat = model.decompress(packed["strings"], packed["shape"], q)["x_hat"]
@@ -135,7 +136,7 @@ def test_symbols_do_not_depend_on_how_the_decoder_computes(trained, frame):
                         torch.backends.mkldnn.flags(enabled=mkldnn),
                         torch.autocast("cpu", torch.bfloat16),
                     ):
-                        (y, _), _ = model.to(memory_format=layout).decode_symbols(
+                        (y, _), *_ = model.to(memory_format=layout).decode_symbols(
                             packed["strings"], packed["shape"], q
                         )
                     assert np.array_equal(y, packed["symbols"][0]), (count, layout, mkldnn)
