@@ -199,9 +199,8 @@ class Codec:
     def decode(self, data: bytes) -> np.ndarray:
         """Return the picture of a stream, as `roilib.codecs.roic.decode`."""
         header, _, y_hat, q = self._decode(data)
-        with self.autocast():
-            x_hat = self.model.reconstruct(y_hat, q)[0, :, : header.height, : header.width]
-        return x_hat.clamp_(0, 1).mul_(255).round_().byte().permute(1, 2, 0).cpu().numpy()
+        picture = self.model.picture(y_hat, q)[:, : header.height, : header.width]
+        return picture.permute(1, 2, 0).cpu().numpy()
 
     def decode_symbols(self, data: bytes) -> list[np.ndarray]:
         """Return the integers of a stream, one array a latent: the same on every machine."""

@@ -29,6 +29,7 @@ from roilib.models.hyperprior import update_tables
 from roilib.parameters import Parameters
 from roilib.roi import Q_MAX
 
+CALIBRATION_BATCHES = 4  # on which the ranges of integer networks are measured
 MILESTONE_EPOCHS = 50  # between checkpoints that are kept
 SPEED_STEPS = 20  # between reports of speed and memory
 LOADER_ERRORS = ("shared memory", "shm", "DataLoader worker")  # of torch's loader processes
@@ -186,7 +187,7 @@ def make_tables(
     p: Parameters,
     train_data: RoiDataset,
     device: torch.device | str = "cpu",
-    batches_seen: int = 4,
+    batches_seen: int = CALIBRATION_BATCHES,
 ) -> None:
     """Make what coding needs beyond the weights: probability tables and integer networks.
 
@@ -196,13 +197,23 @@ def make_tables(
     if p.which != "roi_vbr":
         update_tables(model)
         return
+    model.quantise(calibration(p, train_data, device, batches_seen))
+
+
+def calibration(
+    p: Parameters,
+    train_data: RoiDataset,
+    device: torch.device | str = "cpu",
+    batches_seen: int = CALIBRATION_BATCHES,
+) -> list[tuple[Tensor, Tensor]]:
+    """Crops x and quality indices q to measure the ranges of a roi_vbr's activations on."""
     seen, ends = [], () if p.fixed_rate else (0, Q_MAX)
     loader = batches(train_data, p.model_copy(update={"num_workers": 0}), train=True)
     for step, batch in zip(range(batches_seen), loader, strict=False):
         q, _, _ = knobs(p, batch["boxes"], p.compr_img_size, range(len(batch["x"])), step)
         x, q = batch["x"].to(device).float() / 255, q.to(device)
         seen += [(x, quality) for quality in (q, *(torch.full_like(q, end) for end in ends))]
-    model.quantise(seen)
+    return seen
 
 
 def prefetched(loader: DataLoader) -> Iterator[dict]:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roilib.models.integer import MAX, ZERO
+from roilib.models.integer.networks import MAX, ZERO
 from roilib.roi import floor_log2, quality_index
 
 Q_MIDDLE = quality_index(0.012)  # the quality index that networks see as 0

@@ -107,6 +107,10 @@ class RangeCoded(CompressionModel):
         """Return x_hat (1, 3, H, W) in [0, 1] of the symbols of y from `decode_symbols`."""
         return self.g_s(y * self.gains(roi_mask)[1]).clamp_(0, 1)
 
+    def picture(self, y: Tensor, roi_mask: Tensor | None = None) -> Tensor:
+        """Return the picture (3, H, W) uint8 of the symbols of y from `decode_symbols`."""
+        return self.reconstruct(y, roi_mask)[0].mul_(255).round_().byte()
+
     @torch.no_grad()
     def decompress(
         self, strings: list[list[bytes]], shape: tuple[int, int], roi_mask: Tensor | None = None

@@ -52,15 +52,10 @@ def cat_channels(parts: Sequence[Tensor]) -> Tensor:
 
 
 class Block(nn.Module):
-    """A residual bottleneck: x + 1x1 → 3x3 → 1x1.
+    """A residual bottleneck: x + 1x1 → 3x3 → 1x1."""
 
-    exact: outside training, the last layer and the sum are computed in fp32 also under bf16
-    autocast. Most of bf16's error would come from them.
-    """
-
-    def __init__(self, channels: int, exact: bool = False):
+    def __init__(self, channels: int):
         super().__init__()
-        self.exact = exact
         half = channels // 2
         self.body = nn.Sequential(
             nn.Conv2d(channels, half, 1),
@@ -72,11 +67,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (B, channels, H, W) plus its correction."""
-        if self.training or not self.exact:
-            return x + self.body(x)
-        hidden = self.body[:-1](x)
-        with torch.autocast(x.device.type, enabled=False):
-            return x.float() + self.body[-1](hidden.float())
+        return x + self.body(x)
 
 
 def conv3(i: int, o: int) -> nn.Conv2d:

@@ -2,7 +2,7 @@
 
 A linear transform starts as the 16x16 DCT of luma and two chroma axes. A parallel convolutional
 transform learns what the linear one cannot do. All networks that decide probabilities run on
-integers (roilib.models.integer_coding), so a stream decodes to the same symbols on every machine.
+integers (roilib.models.integer.coding), so a stream decodes to the same symbols on every machine.
 """
 
 import itertools
@@ -28,10 +28,11 @@ from roilib.entropy_models.gaussian import (
 )
 from roilib.entropy_models.noise import KeyedBottleneck
 from roilib.entropy_models.range_coder import Counter, Encoder, Tables, joint_checksum
-from roilib.models import integer_coding
 from roilib.models.context import Q_MIDDLE, condition, later_context, magnitudes, pass_map
-from roilib.models.integer import IntegerNet
-from roilib.models.integer_coding import OCTAVES
+from roilib.models.integer import coding
+from roilib.models.integer.coding import OCTAVES
+from roilib.models.integer.networks import IntegerNet
+from roilib.models.integer.synthesis import IntegerSynthesis
 from roilib.models.layers import (
     Block,
     PixelUnshuffle,
@@ -101,7 +102,7 @@ class RoiVbr(CompressionModel):
         )
         self.g_s = nn.Sequential(
             conv3(192 + 1, N),
-            *(Block(N, exact=True) for _ in range(4)),
+            *(Block(N) for _ in range(4)),
             conv3(N, 192),
             nn.PixelShuffle(8),
         )
@@ -132,6 +133,7 @@ class RoiVbr(CompressionModel):
             self.e.append(nets)
             self.e_integer.append(nn.ModuleList(twins))
         self.h_s_integer = IntegerNet(self.h_s, signed=range(N // 2))
+        self.synthesis_integer = IntegerSynthesis(M, self.g_s)
         self.register_buffer(
             "y_counts", torch.from_numpy(np.concatenate([frequencies(scale) for scale in SCALES]))
         )
@@ -184,7 +186,7 @@ class RoiVbr(CompressionModel):
     def synthesis(self, v: Tensor, q: Tensor) -> Tensor:
         """Transform y_hat after its gain (B, M, h, w) to x_hat (B, 3, 16 h, 16 w)."""
         device = v.device.type
-        # Outside training in fp32, so that decoders of other precision see the same picture.
+        # Outside training in fp32, as near as floats come to the integers of `picture`.
         with torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device)):
             x = self.s_lin(v).float()
         fine = F.interpolate(condition(q), scale_factor=2, mode="nearest")
@@ -209,14 +211,14 @@ class RoiVbr(CompressionModel):
         x (B, 3, H, W) in [0, 1], sides multiples of 64; q (B, 1, H/16, W/16): quality indices
         0 … 654. Returns `x_hat` and `likelihoods` of y and z.
         """
-        y_hat, likelihoods = self._code(x, q)
+        y_hat, likelihoods = self.quantised(x, q)
         return {"x_hat": self.synthesis(y_hat * self.gain_s(q), q), "likelihoods": likelihoods}
 
     def likelihoods(self, x: Tensor, q: Tensor) -> dict[str, Tensor]:
         """Return the `likelihoods` of `forward`, without making x_hat."""
-        return self._code(x, q)[1]
+        return self.quantised(x, q)[1]
 
-    def _code(self, x: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def quantised(self, x: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return y_hat before its gain, and the likelihoods of y and z."""
         y = self.analysis(x) * self.gain_a(q)
         z_hat, z_likelihoods = self.entropy_bottleneck(self.hyper(y, q))
@@ -269,12 +271,15 @@ class RoiVbr(CompressionModel):
 
         pictures: some (x, q) of `forward`, from which the ranges of activations are measured.
         """
-        integer_coding.make_integer_networks(self, pictures)
+        pictures = list(pictures)
+        coding.make_integer_networks(self, pictures)
+        self.synthesis_integer.measure(self, pictures)
+        self.synthesis_integer.quantise(self)
         self.entropy_bottleneck.update(force=True)
 
     def tables(self) -> tuple[Tables, Tables]:
         """Return the probability tables of the latents, y and z."""
-        return integer_coding.tables(self)
+        return coding.tables(self)
 
     def inputs(self, x: Tensor, quality: Callable, roi_mask: Callable, features: Callable) -> tuple:
         """Return the arguments of `forward` and `compress`; see `Hyperprior.inputs`."""
@@ -294,7 +299,7 @@ class RoiVbr(CompressionModel):
     def write(self, y: Tensor, q: Tensor) -> dict:
         """Return what `compress` returns, from the y of `analysis`."""
         y_coder, z_coder = Encoder(), Encoder()
-        symbols = integer_coding.encode_symbols(self, y, q, y_coder, z_coder)
+        symbols = coding.encode_symbols(self, y, q, y_coder, z_coder)
         return {
             "strings": [[y_coder.data()], [z_coder.data()]],
             "shape": symbols[1].shape[:2],
@@ -305,21 +310,24 @@ class RoiVbr(CompressionModel):
     def size(self, y: Tensor, q: Tensor) -> float:
         """Estimate the bytes of the strings of `write`, without writing them."""
         counter = Counter()
-        integer_coding.encode_symbols(self, y, q, counter, counter)
+        coding.encode_symbols(self, y, q, counter, counter)
         return counter.bits / 8
 
     def decode_symbols(
         self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor
     ) -> tuple[list[np.ndarray], Tensor, int]:
-        """Return the symbols that `compress` wrote, y_hat (1, M, h, w), and a checksum."""
-        return integer_coding.decode_symbols(self, strings, shape, q)
+        """Return the symbols that `compress` wrote, y_hat for `picture`, and a checksum."""
+        return coding.decode_symbols(self, strings, shape, q)
 
-    @torch.no_grad()
-    def reconstruct(self, y_hat: Tensor, q: Tensor) -> Tensor:
-        """Return x_hat (1, 3, H, W) in [0, 1] of the y_hat that `decode_symbols` returns."""
+    def picture(self, y_hat: Tensor, q: Tensor) -> Tensor:
+        """Return the picture (3, H, W) uint8 of the y_hat that `decode_symbols` returns.
+
+        y_hat (H/16, W/16, M): int32 in units of MEAN_UNIT.
+        """
         with self.stage("synthesis"):
-            return self.synthesis(y_hat.to(q.device) * self.gain_s(q), q).clamp_(0, 1)
+            return self.synthesis_integer(y_hat.to(q.device), q[0, 0])
 
     def decompress(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> dict:
         """Return `x_hat` (1, 3, H, W) in [0, 1] from what `compress` returned and the same q."""
-        return {"x_hat": self.reconstruct(self.decode_symbols(strings, shape, q)[1], q)}
+        y_hat = self.decode_symbols(strings, shape, q)[1]
+        return {"x_hat": self.picture(y_hat, q)[None] / 255}

@@ -19,7 +19,8 @@ from torch import Tensor
 from roilib.entropy_models.gaussian import TOTAL, TailedGaussian
 from roilib.entropy_models.range_coder import CDF_TOTAL
 from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures, update_tables
-from roilib.models.integer import IntegerConv
+from roilib.models.integer.networks import IntegerConv
+from roilib.models.integer.synthesis import IntegerLayer, IntegerSynthesis
 from roilib.models.roi_vbr import RoiVbr
 from roilib.parameters import BASELINES, EXTENSIONS, Parameters
 from roilib.utils.files import replacing
@@ -162,7 +163,7 @@ def load_state(
             raise ValueError(f"{path}: {name} has values that are not finite")
     try:
         for module in model.modules():
-            if isinstance(module, IntegerConv):
+            if isinstance(module, IntegerConv | IntegerLayer | IntegerSynthesis):
                 module.check()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

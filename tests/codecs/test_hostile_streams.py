@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from roilib.codecs import container
 from roilib.codecs.container import MAX_SIDE, U32, Header
 from roilib.entropy_models.range_coder import Encoder
-from roilib.models.integer_coding import z_indices
+from roilib.models.integer.coding import z_indices
 
 CODECS = [untrained_codec(bytes([number] * 4), **values) for number, values in enumerate(UNTRAINED)]
 STREAMS = [codec.encode(street(0)[:50, :40], [[3, 5, 30, 40]]) for codec in CODECS]
@@ -203,7 +203,7 @@ import numpy as np
 from roilib.codecs.roic import load_codec
 from roilib.codecs.container import Header
 from roilib.entropy_models.range_coder import Encoder
-from roilib.models.integer_coding import z_indices
+from roilib.models.integer.coding import z_indices
 
 codec = load_codec()
 tables, indices, coder = codec.model.tables()[1], z_indices(codec.model, (64, 64)), Encoder()

@@ -7,6 +7,7 @@ import torch
 from roilib.entropy_models import gaussian
 from roilib.entropy_models.gaussian import (
     BIT_WORTH,
+    COMPONENTS,
     SCALE_COUNT,
     SCALE_MIN,
     SKIPPED,
@@ -22,7 +23,7 @@ SCALES = [0.1, 0.5, 3.0, 60.0]
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_a_table_is_a_gaussian_with_a_tail(scale):
+def test_a_table_is_gaussians_with_a_tail(scale):
     half = frequencies(scale).astype(np.int64)
     assert half[0] + 2 * half[1:].sum() == TOTAL
     assert half.min() >= 1
@@ -30,7 +31,8 @@ def test_a_table_is_a_gaussian_with_a_tail(scale):
     k = np.arange(-len(half) + 1, len(half))
     p = np.concatenate([half[:0:-1], half]) / TOTAL
     if scale >= 0.5:  # a finer Gaussian falls into one bin
-        assert (p * k**2).sum() == pytest.approx(scale**2 + 1 / 12, rel=0.1)
+        variance = sum(weight * (scale * 2**octaves) ** 2 for weight, octaves in COMPONENTS)
+        assert (p * k**2).sum() == pytest.approx(variance + 1 / 12, rel=0.1)
     assert half[-1] / TOTAL > 1e-8  # far symbols cost bits, not the picture
 
 

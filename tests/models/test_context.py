@@ -14,7 +14,7 @@ from roilib.models.context import (
     stored_values,
     values,
 )
-from roilib.models.integer import MAX, ZERO
+from roilib.models.integer.networks import MAX, ZERO
 
 
 def test_magnitudes_are_exact_logarithms():

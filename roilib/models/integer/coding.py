@@ -48,7 +48,7 @@ from roilib.models.context import (
     IntegerContext,
     pass_cells,
 )
-from roilib.models.integer import MAX
+from roilib.models.integer.networks import MAX
 from roilib.roi import STEPS_PER_OCTAVE
 
 if TYPE_CHECKING:
@@ -188,7 +188,8 @@ def decode_symbols(
 ) -> tuple[list[np.ndarray], Tensor, int]:
     """Read what `encode_symbols` wrote.
 
-    Returns the symbols [y (h, w, M), z (h/4, w/4, N/2)], y_hat (1, M, h, w), and a checksum.
+    Returns the symbols [y (h, w, M), z (h/4, w/4, N/2)], y_hat (h, w, M) int32 in units of
+    MEAN_UNIT, and a checksum.
     """
     with model.stage("tables"):
         y_tables, z_tables = tables(model)
@@ -203,7 +204,6 @@ def decode_symbols(
         return symbols
 
     y, y_hat = code_slices(model, z, q, code)
-    y_hat = (y_hat * MEAN_UNIT).movedim(-1, 0)[None]
     return [y, z], y_hat, joint_checksum([coder, z_coder])
 
 

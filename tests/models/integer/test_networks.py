@@ -1,4 +1,4 @@
-"""roilib.models.integer: close to the float network, and exact however its sums are ordered."""
+"""roilib.models.integer.networks: near the float network, and exact in any order of its sums."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from roilib.models import integer
-from roilib.models.integer import (
+from roilib.models.integer import networks as integer
+from roilib.models.integer.networks import (
     BIAS_MAX,
     LARGEST,
     MAX,
@@ -213,7 +213,8 @@ def test_int8_products_are_used_only_where_they_keep_every_bit():
     wanted = (largest.double() @ largest.T.double()).int()
     assert torch.equal(product(largest, largest.T.contiguous()), wanted)
     code = (
-        "from roilib.models.integer import *; a = torch.full((8, 1000), 127, dtype=torch.int8); "
+        "from roilib.models.integer.networks import *; "
+        "a = torch.full((8, 1000), 127, dtype=torch.int8); "
         "print(int(product(a, a.T.contiguous()).max()))"
     )
     for isa in ("SSE41", "AVX2", "AVX512_CORE"):  # the first ones saturate

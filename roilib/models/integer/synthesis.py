@@ -1,0 +1,364 @@
+"""The decoded picture on integers: the same on every machine, bit by bit.
+
+    y_hat · gain(q) ──► v ──► linear synthesis ──► L ─┬───────────────► (+) ──► round, clamp
+                                                      └─► g_s(L, q) ─────┘
+
+Fixed-point formats:
+
+    gain          a row of M at every GAIN_STEP-th quality index, linear in between
+    v             what 1 is worth differs by channel
+    L             2^-LINEAR_SHIFT grey levels from middle grey
+    input of g_s  -128 … 127: grey levels from middle grey; Q_UNIT steps of quality
+    stream        between the blocks of g_s: 2^-STREAM_SHIFT of `stream_unit`. Layers read it in
+                  steps of `stream_unit`, -128 … 127
+    hidden        inside a block: 0 … 255 in `hidden_units`
+    correction    what g_s returns: 2^-GREY_SHIFT grey levels
+    weights       -127 … 127, with an integer bias and a shift an output channel
+
+No sum exceeds 2^24, so fp32 rounds none, in any order, and all factors are powers of two. A layer
+rounds once, to the nearest even, as IEEE 754 defines it. Convolutions run as oneDNN's int8 kernel
+where that keeps every bit, else in fp32, or in fp64 where fp32's algorithm is not exact.
+
+`IntegerSynthesis.trained` computes the same in training: equal numbers, with gradients to the
+weights of the float network that pass through the rounding (straight-through; Bengio et al. 2013).
+"""
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.backends import nnpack
+
+from roilib.models.context import MEAN_UNIT, Q_MIDDLE, Q_SPREAD, Q_UNIT
+from roilib.models.layers import cat_channels, pixel_unshuffle
+from roilib.roi import CELL, Q_MAX
+
+if TYPE_CHECKING:
+    from roilib.models.roi_vbr import RoiVbr
+
+LEAST, MOST, LARGEST = -128, 127, 255  # of an activation that can be negative; of one that cannot
+WEIGHT_MAX, SUM_MAX = 127, 2**23
+LINEAR_MAX, EXACT = 127, 2**24  # weights of the linear synthesis; fp32 adds exactly up to EXACT
+LINEAR_SHIFT, STREAM_SHIFT, GREY_SHIFT = 13, 4, 6
+GAIN_STEP, GAIN_SHIFT = 8, 16
+GAIN_MAX = 2**27
+GREY = 1 / 255  # a grey level, as float networks see it
+FINEST = 0.6  # of the largest value seen: the largest that the stream can hold when layers read it
+LEAST_UNIT = 0.01  # of a hidden channel, relative to the largest of its layer
+CHUNK_CELLS = 2048  # of the linear synthesis at a time: a street frame is one chunk
+
+
+class IntegerLayer(nn.Module):
+    """The integers of an nn.Conv2d of an odd kernel that keeps the size.
+
+        a ──► Σ weight · a + bias ──► · 2^-shift ──► round ──► clamp to 0 … 255, unless wide
+
+    signed: inputs can be negative.
+    """
+
+    def __init__(self, conv: nn.Conv2d, signed: bool, wide: bool):
+        super().__init__()
+        self.signed, self.wide, self.edge = signed, wide, conv.kernel_size[0] // 2
+        self.register_buffer("weight", torch.zeros(conv.weight.shape, dtype=torch.int8))
+        self.register_buffer("bias", torch.zeros(conv.out_channels, dtype=torch.int32))
+        self.register_buffer("shift", torch.zeros(conv.out_channels, dtype=torch.int32))
+        self._plain: tuple[Tensor, Tensor] | None = None
+        self._packed: tuple[Tensor, ...] | None = None
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Return (B, out, H, W) of a (B, in, H, W), channels last.
+
+        a: whole numbers in fp32 or fp64, or in uint8, where signed ones are stored + 128. The
+        result is of a's type; of a wide layer in fp32 or fp64.
+        """
+        if a.dtype == torch.uint8:
+            return self._fused(a)
+        if self._plain is None or self._plain[0].dtype != a.dtype:
+            scale = torch.exp2(-self.shift.to(a.dtype))  # changes no digit of weight and bias
+            weight = self.weight * scale[:, None, None, None]
+            weight = weight.contiguous(memory_format=torch.channels_last)
+            self._plain = weight, self.bias * scale
+        sums = F.conv2d(a, *self._plain, padding=self.edge).round_()
+        return sums if self.wide else sums.clamp_(0, LARGEST)
+
+    def _fused(self, a: Tensor) -> Tensor:
+        """One call of oneDNN."""
+        if self.signed and self.edge:
+            a = F.pad(a, [self.edge] * 4, value=-LEAST).contiguous(
+                memory_format=torch.channels_last
+            )
+        edges = [0 if self.signed else self.edge] * 2
+        if self._packed is None:
+            scale, zero = torch.exp2(-self.shift.float()), torch.zeros(len(self.shift)).long()
+            offset = -LEAST * self.weight.sum((1, 2, 3), dtype=torch.int32) if self.signed else 0
+            pack = torch.ops.onednn.qconv_prepack
+            weight = pack(
+                self.weight.contiguous(), scale, 1.0, 0, [1, 1], edges, [1, 1], 1, list(a.shape)
+            )
+            self._packed = weight, scale, zero, (self.bias - offset) * scale
+        kind = (torch.float32, "none") if self.wide else (torch.uint8, "relu")
+        convolve = torch.ops.onednn.qconv_pointwise
+        out = convolve(a, 1.0, 0, *self._packed, [1, 1], edges, [1, 1], 1, 1.0, 0, *kind, [], "")
+        return out.round_() if self.wide else out
+
+    @torch.no_grad()
+    def quantise(self, conv: nn.Conv2d, unit_in: Tensor, unit_out: Tensor) -> None:
+        """Take over a float convolution; units (in,), (out,): what 1 of inputs and outputs is."""
+        weight, bias, shift = integers(conv, unit_in, unit_out)
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        self.shift.copy_(shift)
+        self._plain = self._packed = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError unless every sum this layer can make is exact."""
+        sums = LARGEST * self.weight.double().abs().sum((1, 2, 3)) + self.bias.double().abs()
+        if sums.max() > SUM_MAX or not ((self.shift >= 0) & (self.shift < 24)).all():
+            raise ValueError("an integer layer whose sums are not exact")
+
+
+class _Nearest(torch.autograd.Function):
+    """To the nearest whole number; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+nearest = _Nearest.apply
+
+
+def integers(conv: nn.Conv2d, unit_in: Tensor, unit_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weight, bias and shift of a convolution's `IntegerLayer`, as floats with gradients."""
+    weight = conv.weight * (unit_in[:, None, None] / unit_out[:, None, None, None])
+    bias = conv.bias / unit_out
+    with torch.no_grad():
+        steps = WEIGHT_MAX / weight.abs().amax((1, 2, 3)).clamp(min=1e-12)
+        total = LARGEST * weight.abs().sum((1, 2, 3)) + bias.abs()
+        room = SUM_MAX - LARGEST * (weight[0].numel() / 2 + 1)  # rounding adds half to each weight
+        steps = torch.minimum(steps, room / total.clamp(min=1e-12))
+        shift = steps.log2().floor().clamp(0, 23)
+        # An output whose unit is too small for its weights, as of a dead channel, shrinks to fit.
+        scale = 2**shift * steps.clamp(max=1)
+    return nearest(weight * scale[:, None, None, None]), nearest(bias * scale), shift
+
+
+def trained_layer(conv: nn.Conv2d, a: Tensor, unit_in: Tensor, unit_out: Tensor) -> Tensor:
+    """Return what a wide `IntegerLayer` does after `quantise`, with gradients."""
+    weight, bias, shift = integers(conv, unit_in, unit_out)
+    scale = 2**-shift
+    weight = weight * scale[:, None, None, None]
+    return nearest(F.conv2d(a, weight, bias * scale, padding=conv.padding))
+
+
+class IntegerSynthesis(nn.Module):
+    """The integer twin of roi_vbr's gain_s, s_lin and g_s; set by `measure`, then `quantise`."""
+
+    def __init__(self, M: int, g_s: nn.Sequential):
+        super().__init__()
+        first, *blocks, last, _ = g_s
+        N = first.out_channels
+        self.register_buffer("linear", torch.zeros(3 * CELL**2, M, dtype=torch.int8))
+        self.register_buffer("gain", torch.zeros(Q_MAX // GAIN_STEP + 2, M, dtype=torch.int32))
+        self.register_buffer("stream_unit", torch.ones(N))
+        self.register_buffer("hidden_units", torch.ones(len(blocks), 2, N // 2))
+        self.first = IntegerLayer(first, signed=True, wide=True)
+        self.blocks = nn.ModuleList()
+        for block in blocks:
+            one, two, three = block.body[::2]
+            layers = (one, True, False), (two, False, False), (three, False, True)
+            self.blocks.append(nn.Sequential(*(IntegerLayer(*layer) for layer in layers)))
+        self.last = IntegerLayer(last, signed=True, wide=True)
+
+    @torch.no_grad()
+    def forward(self, y_hat: Tensor, q: Tensor) -> Tensor:
+        """Return the picture (3, 16 h, 16 w) uint8.
+
+        y_hat (h, w, M) int32 in units of MEAN_UNIT; q (h, w): quality indices.
+        """
+        with torch.autocast(y_hat.device.type, enabled=False), nnpack.flags(enabled=False):
+            kind = carrier(y_hat.device.type)
+            linear = self._linear(y_hat, q)
+            stream = self.first(stored(self._input(linear, q[None, None]), kind))
+            for block in self.blocks:
+                stream += block(stored(self._read(stream), kind))
+            correction = self.last(stored(self._read(stream), kind))
+            correction = F.pixel_shuffle(correction, 8).float().mul_(2.0**-GREY_SHIFT)
+            picture = correction.add_(linear.mul_(2.0**-LINEAR_SHIFT)).add_(127.5)
+            return picture.round_().clamp_(0, 255).byte()[0]
+
+    def trained(self, g_s: nn.Sequential, y_hat: Tensor, q: Tensor) -> Tensor:
+        """Return x_hat (B, 3, 16 h, 16 w) in [0, 1], not rounded at its end, with gradients to g_s.
+
+        y_hat (B, M, h, w) in quantiser steps; q (B, 1, h, w).
+        """
+        with torch.no_grad():
+            y = (y_hat / MEAN_UNIT).round().movedim(1, -1)
+            linear = torch.cat([self._linear(*pair) for pair in zip(y, q[:, 0], strict=True)])
+        first, *blocks, last, _ = g_s
+        unit, fine = self.stream_unit, self.stream_unit * 2.0**-STREAM_SHIFT
+        stream = trained_layer(first, self._input(linear, q), input_units(), fine)
+        for block, (unit_1, unit_2) in zip(blocks, self.hidden_units, strict=True):
+            one, two, three = block.body[::2]
+            a = trained_layer(one, self._read(stream), unit, unit_1).clamp(0, LARGEST)
+            a = trained_layer(two, a, unit_1, unit_2).clamp(0, LARGEST)
+            stream = stream + trained_layer(three, a, unit_2, fine)
+        correction = trained_layer(last, self._read(stream), unit, correction_units())
+        correction = F.pixel_shuffle(correction, 8) * 2.0**-GREY_SHIFT
+        return (correction + linear * 2.0**-LINEAR_SHIFT + 127.5) * GREY
+
+    def _linear(self, y_hat: Tensor, q: Tensor) -> Tensor:
+        """Return L (1, 3, 16 h, 16 w) fp32 of y_hat (h, w, M) and q (h, w)."""
+        different, cells = q.flatten().int().unique(return_inverse=True)
+        row, part = different // GAIN_STEP, (different % GAIN_STEP)[:, None]
+        gains = self.gain[row] * (GAIN_STEP - part) + self.gain[row + 1] * part
+        gains = gains.double() * (2.0**-GAIN_SHIFT / GAIN_STEP)
+        weight = self.linear.T.double()
+        chunks = zip(y_hat.flatten(0, 1).split(CHUNK_CELLS), cells.split(CHUNK_CELLS), strict=True)
+        sums = torch.cat([exact_product((y * gains[own]).round_(), weight) for y, own in chunks])
+        return F.pixel_shuffle(sums.view(1, *q.shape, -1).movedim(-1, 1), CELL)
+
+    @staticmethod
+    def _input(linear: Tensor, q: Tensor) -> Tensor:
+        """Return the input of g_s from L (B, 3, H, W) and q (B, 1, h, w)."""
+        near = (linear * 2.0**-LINEAR_SHIFT).round_().clamp_(LEAST, MOST)
+        steps = torch.floor((q.float() - Q_MIDDLE + Q_UNIT // 2) / Q_UNIT)
+        fine = steps.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return cat_channels([pixel_unshuffle(near, 8), fine])
+
+    @staticmethod
+    def _read(stream: Tensor) -> Tensor:
+        """Return the stream as layers read it."""
+        return nearest(stream * 2.0**-STREAM_SHIFT).clamp(LEAST, MOST)
+
+    @torch.no_grad()
+    def measure(self, model: "RoiVbr", pictures: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Set the units of activations from their ranges over pictures, (x, q) of `forward`."""
+        whole, hidden = model.g_s[:-2], [b.body[i] for b in model.g_s[1:-2] for i in (0, 2)]
+        largest = {layer: torch.zeros(()) for layer in (*whole, *hidden)}
+
+        def watch(layer: nn.Module, _, output: Tensor) -> None:
+            seen = output.clamp(min=0) if layer in hidden else output.abs()
+            largest[layer] = torch.maximum(largest[layer], seen.amax((0, 2, 3)))
+
+        hooks = [layer.register_forward_hook(watch) for layer in largest]
+        for x, q in pictures:
+            model(x, q)
+        for hook in hooks:
+            hook.remove()
+        stream = torch.stack([largest[layer] for layer in whole]).amax(0)
+        inside = torch.stack([largest[layer] for layer in hidden])
+        inside = inside.maximum(LEAST_UNIT * inside.amax(1, keepdim=True))
+        self.stream_unit.copy_(FINEST * stream.clamp(min=1e-6) / MOST)
+        self.hidden_units.copy_(inside.clamp(min=1e-6).view_as(self.hidden_units) / LARGEST)
+
+    def check(self) -> None:
+        """Raise ValueError unless the linear synthesis is exact."""
+        if (
+            self.linear.int().abs().max() > LINEAR_MAX
+            or not ((self.gain >= 0) & (self.gain <= GAIN_MAX)).all()
+        ):
+            raise ValueError("an integer synthesis whose sums are not exact")
+
+    @torch.no_grad()
+    def quantise(self, model: "RoiVbr") -> None:
+        """Take over the float networks, with the units that `measure` has found."""
+        weight = model.s_lin[0].weight[:, :, 0, 0].double()
+        largest = weight.abs().amax(0).clamp(min=1e-12) / LINEAR_MAX
+        self.linear.copy_((weight / largest).round())
+        rows = torch.arange(len(self.gain), device=weight.device) * GAIN_STEP
+        gain = model.gain_s(rows[None, None, None].float())[0, :, 0].T.double() * largest
+        gain *= MEAN_UNIT / GREY * 2.0 ** (LINEAR_SHIFT + GAIN_SHIFT)
+        self.gain.copy_(gain.round().clamp(max=GAIN_MAX))
+        first, *blocks, last, _ = model.g_s
+        unit, fine = self.stream_unit, self.stream_unit * 2.0**-STREAM_SHIFT
+        self.first.quantise(first, input_units(), fine)
+        for block, layers, own in zip(blocks, self.blocks, self.hidden_units, strict=True):
+            units = itertools.pairwise((unit, *own, fine))
+            for conv, layer, pair in zip(block.body[::2], layers, units, strict=True):
+                layer.quantise(conv, *pair)
+        self.last.quantise(last, unit, correction_units())
+
+
+def input_units() -> Tensor:
+    """Return what 1 of each input of g_s is worth to the float network."""
+    return torch.tensor([GREY] * 192 + [Q_UNIT / Q_SPREAD])
+
+
+def correction_units() -> Tensor:
+    """Return what 1 of each output of g_s is worth to the float network."""
+    return torch.full((192,), GREY * 2.0**-GREY_SHIFT)
+
+
+def exact_product(v: Tensor, weight: Tensor) -> Tensor:
+    """Multiply v (n, k), whole numbers in fp64, by weight (k, m) int8; clamped to ±EXACT, fp32."""
+    if v.device.type != "cpu":
+        return (v @ weight.double()).clamp_(-EXACT, EXACT).float()
+    sums = v.float() @ weight.float()
+    # Seldom are a cell's numbers so large that fp32 could round their sum.
+    large = (v.abs().sum(1) * LINEAR_MAX > EXACT).nonzero()[:, 0]
+    if len(large):
+        sums[large] = (v[large] @ weight.double()).clamp_(-EXACT, EXACT).float()
+    return sums
+
+
+def stored(a: Tensor, kind: torch.dtype) -> Tensor:
+    """Return activations that can be negative as layers take them, in `carrier`'s type."""
+    return (a - LEAST if kind == torch.uint8 else a).to(kind)
+
+
+def carrier(device: str) -> torch.dtype:
+    """Return the fastest type in which convolutions are exact on a kind of device."""
+    if device != "cpu":
+        return torch.float64  # a GPU's fp32 convolutions may use TF32 or Winograd's algorithm
+    kinds = (torch.uint8, torch.float32, torch.float64)
+    return next(kind for kind in kinds if _is_exact(kind, torch.backends.mkldnn.enabled))
+
+
+@functools.cache
+def _is_exact(kind: torch.dtype, onednn: bool) -> bool:
+    """Return whether convolutions in this type keep every sum on this machine."""
+    if kind == torch.uint8 and not (onednn and torch.cpu._is_vnni_supported()):
+        return False  # without VNNI sums saturate at 16 bits, or int8 is slow
+    for layer, a in extremes(WEIGHT_MAX):
+        try:
+            found = layer(stored(a, kind) if layer.signed else a.to(kind))
+        except (AttributeError, RuntimeError):  # a build of torch without this kernel
+            return False
+        if not torch.equal(found.double(), layer(a.double())):
+            return False
+    return True
+
+
+def extremes(largest: int) -> Iterator[tuple[IntegerLayer, Tensor]]:
+    """Yield layers of each kind with weights up to ±largest, and inputs that make large sums."""
+    g = torch.Generator().manual_seed(0)
+    for i, o, side, signed, wide in (
+        (193, 96, 3, True, True),
+        (96, 48, 1, True, False),
+        (48, 48, 3, False, False),
+        (48, 96, 1, False, True),
+    ):
+        layer = IntegerLayer(nn.Conv2d(i, o, side), signed, wide)
+        weight = torch.randint(-largest, largest + 1, layer.weight.shape, generator=g)
+        weight[::2] = largest
+        share = SUM_MAX / (1.5 * LARGEST * largest * weight[0].numel())
+        weight *= torch.rand(weight.shape, generator=g) < share
+        room = int(SUM_MAX - LARGEST * weight.abs().sum((1, 2, 3)).max())
+        layer.weight.copy_(weight)
+        layer.bias.copy_(torch.randint(-room, room, (o,), generator=g))
+        layer.shift.copy_(torch.randint(6, 15, (o,), generator=g))
+        layer.check()
+        low, high = (LEAST, MOST) if signed else (0, LARGEST)
+        a = torch.randint(low, high + 1, (1, i, 9, 7), generator=g).float()
+        a = torch.where(torch.rand(a.shape, generator=g) < 0.5, high, a)
+        yield layer, a.contiguous(memory_format=torch.channels_last)
