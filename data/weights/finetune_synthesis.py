@@ -65,7 +65,7 @@ def finetune(model: RoiVbr, p: Parameters, data: RoiDataset, steps: int) -> Iter
     """Train g_s, yield the loss of each step, and make the integers at the end."""
     integer = model.synthesis_integer
     integer.measure(model, calibration(p, data))
-    integer.quantise(model)
+    model.rounded = True
     model.requires_grad_(False)
     model.g_s.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.g_s.parameters(), weight_decay=0, betas=(0.9, 0.99))
@@ -77,7 +77,7 @@ def finetune(model: RoiVbr, p: Parameters, data: RoiDataset, steps: int) -> Iter
             x, q, lmbda = settings(p, step, batch)
             with torch.no_grad():
                 y_hat, _ = model.quantised(x, q)
-            loss = distortion(integer.trained(model.g_s, y_hat, q), x, lmbda)
+            loss = distortion(model.synthesis(y_hat * model.gain_s(q), q), x, lmbda)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.g_s.parameters(), CLIP_NORM)

@@ -131,6 +131,8 @@ def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> 
     codec = build_model(p).to(fabric.device, memory_format=torch.channels_last)
     if p.model_load_file is not None:
         load_weights(p.start_file, codec, p)
+    if isinstance(codec, RoiVbr):
+        codec.synthesis_integer.forget_units()
     noise = QuantisationNoise(codec, p.seed)
     quantiles = {name: v for name, v in codec.named_parameters() if name.endswith(".quantiles")}
     # Not exchanged between processes: the quantiles, whose loss is the same on all of them, and

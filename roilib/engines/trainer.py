@@ -31,6 +31,7 @@ from roilib.roi import Q_MAX
 
 CALIBRATION_BATCHES = 4  # on which the ranges of integer networks are measured
 MILESTONE_EPOCHS = 50  # between checkpoints that are kept
+ROUNDED_SHARE = 0.2  # of a roi_vbr's training steps, the last ones, know what decoders round
 SPEED_STEPS = 20  # between reports of speed and memory
 LOADER_ERRORS = ("shared memory", "shm", "DataLoader worker")  # of torch's loader processes
 
@@ -88,6 +89,8 @@ class Trainer:
     def training_step(self, batch: dict) -> None:
         """One update; its loss terms go to the epoch's means and to TensorBoard."""
         session = self.session
+        if session.p.which == "roi_vbr":
+            self.round_when_due()
         places, size = self.train_loader.batch_sampler.places(session.position)
         terms, roi_mask, finite = train_step(session, batch, places, size)
         terms, pictures, roi_share = over_processes(session.fabric, terms, len(places), roi_mask)
@@ -99,6 +102,19 @@ class Trainer:
         self.log("batch", terms | {"lr": session.scheduler.get_last_lr()[0]})
         if self.writer and session.step % SPEED_STEPS == 0:
             self.log("speed", self.speed.report() | {"skipped_steps": session.health.skipped})
+
+    def round_when_due(self) -> None:
+        """In the last ROUNDED_SHARE of the steps, make a roi_vbr round g_s as decoders do."""
+        session, begin = self.session, math.ceil((1 - ROUNDED_SHARE) * self.session.total_steps)
+        if session.codec.rounded or session.step < begin:
+            return
+        integer = session.codec.synthesis_integer
+        if session.step == begin or not integer.measured:
+            data = self.train_loader.dataset.data
+            session.codec.eval()
+            integer.measure(session.codec, calibration(session.p, data, session.fabric.device))
+            session.model.train()
+        session.codec.rounded = session.trained.rounded = True
 
     @torch.no_grad()
     def val_loop(self) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """One codec for every rate and every ROI strength: quality indices scale the latent cell by cell.
 
 A linear transform starts as the 16x16 DCT of luma and two chroma axes. A parallel convolutional
-transform learns what the linear one cannot do. All networks that decide probabilities run on
-integers (roilib.models.integer.coding), so a stream decodes to the same symbols on every machine.
+transform learns what the linear one cannot do. Everything that a decoder computes runs on integers
+(roilib.models.integer), so a stream decodes to the same picture on every machine.
 """
 
 import itertools
@@ -65,11 +65,12 @@ class RoiVbr(CompressionModel):
     y (B, M, H/16, W/16) is cut into slices of falling scale. The probabilities of a slice depend on
     the slices before it. In the first two slices they also depend on neighbouring cells, which
     earlier passes over the slice have coded (roilib.models.context): e[k] holds a network a pass.
-    h_s and e run on integers when bits are written or read. g_s corrects the linear synthesis at an
-    eighth of the picture's size.
+    g_s corrects the linear synthesis at an eighth of the picture's size. h_s and e run on integers
+    when bits are written or read, the synthesis when a picture is decoded.
 
-    `e` holds the entropy parameters, `e_integer` their integer twins. Weights files contain these
-    names, and the model id of a stream depends on them.
+    `e` holds the entropy parameters, `e_integer` their integer twins; `synthesis_integer` is the
+    twin of gain_s, s_lin and g_s. Weights files contain these names, and the model id of a stream
+    depends on them.
 
     Args:
         N: channels of the convolutional transforms at 1/8, and of the hyper networks.
@@ -80,7 +81,8 @@ class RoiVbr(CompressionModel):
     """
 
     variable_rate = True  # lmbda and alpha are knobs of an encoder
-    portable = True  # integers decide probabilities: transforms may run in bf16, anywhere
+    portable = True  # decoders compute integers only: an encoder's transforms may run in bf16
+    rounded = False  # whether `synthesis` rounds g_s as decoders do
     # Marks the stages of coding for a profiler; benchmarks give their own.
     stage: Callable[[str], AbstractContextManager] = record_function
 
@@ -189,8 +191,11 @@ class RoiVbr(CompressionModel):
         # Outside training in fp32, as near as floats come to the integers of `picture`.
         with torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device)):
             x = self.s_lin(v).float()
-        fine = F.interpolate(condition(q), scale_factor=2, mode="nearest")
-        learned = self.g_s(cat_channels([pixel_unshuffle(x, 8), fine]))
+        if self.rounded:
+            learned = self.synthesis_integer.trained(self.g_s, x, q)
+        else:
+            fine = F.interpolate(condition(q), scale_factor=2, mode="nearest")
+            learned = self.g_s(cat_channels([pixel_unshuffle(x, 8), fine]))
         return learned.float().add_(x).add_(0.5)
 
     def hyper(self, y: Tensor, q: Tensor) -> Tensor:
@@ -269,11 +274,13 @@ class RoiVbr(CompressionModel):
     def quantise(self, pictures: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Make the integer networks and the tables of z, which real coding needs.
 
-        pictures: some (x, q) of `forward`, from which the ranges of activations are measured.
+        pictures: some (x, q) of `forward`, from which the ranges of activations are measured, of
+        g_s unless a rounded training has done that.
         """
         pictures = list(pictures)
         coding.make_integer_networks(self, pictures)
-        self.synthesis_integer.measure(self, pictures)
+        if not self.synthesis_integer.measured:
+            self.synthesis_integer.measure(self, pictures)
         self.synthesis_integer.quantise(self)
         self.entropy_bottleneck.update(force=True)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import REPOSITORY, street, write_tiny_kitti
+from conftest import REPOSITORY, VBR, street, write_tiny_kitti
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,7 +23,8 @@ from roilib.engines.runs import all_runs, open_run
 from roilib.engines.step import start, train_step
 from roilib.evaluation import tables
 from roilib.evaluation.evaluate import refuse_training_pictures
-from roilib.models.weights import picture_hash, read_weights
+from roilib.models.roi_vbr import RoiVbr
+from roilib.models.weights import build_model, picture_hash, read_weights
 from roilib.parameters import Parameters
 
 FILES = (("image_2", "png"), ("label_2", "txt"))
@@ -460,6 +461,24 @@ def test_aux_loss_moves_the_quantiles_and_nothing_else(tiny_parameters):
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
     assert all(not torch.equal(before[name], v) for name, v in quantiles.items())
+
+
+def test_the_last_steps_of_a_roi_vbr_round_as_decoders_do(tiny_parameters, monkeypatch):
+    p, rounded, synthesis = tiny_parameters(**VBR, max_steps=10, max_epochs=9), [], RoiVbr.synthesis
+
+    def watched(self, *args):
+        if self.training:
+            rounded.append((self.rounded, self.synthesis_integer.measured))
+        return synthesis(self, *args)
+
+    monkeypatch.setattr(RoiVbr, "synthesis", watched)
+    run, _ = train.run(p)
+    assert rounded == 8 * [(False, False)] + 2 * [(True, True)]
+    model = build_model(p)
+    model.load_state_dict(read_weights(run.weights)[0])
+    written = model.synthesis_integer.last.weight.clone()
+    model.synthesis_integer.quantise(model)  # with the units of the training
+    assert torch.equal(model.synthesis_integer.last.weight, written)
 
 
 def test_gradients_are_clipped(tiny_parameters):

@@ -19,8 +19,8 @@ No sum exceeds 2^24, so fp32 rounds none, in any order, and all factors are powe
 rounds once, to the nearest even, as IEEE 754 defines it. Convolutions run as oneDNN's int8 kernel
 where that keeps every bit, else in fp32, or in fp64 where fp32's algorithm is not exact.
 
-`IntegerSynthesis.trained` computes the same in training: equal numbers, with gradients to the
-weights of the float network that pass through the rounding (straight-through; Bengio et al. 2013).
+`IntegerSynthesis.trained` rounds g_s in the same way in training. Gradients to the weights of the
+float network pass through the rounding (straight-through; Bengio et al. 2013).
 """
 
 import functools
@@ -44,10 +44,9 @@ LEAST, MOST, LARGEST = -128, 127, 255  # of an activation that can be negative; 
 WEIGHT_MAX, SUM_MAX = 127, 2**23
 LINEAR_MAX, EXACT = 127, 2**24  # weights of the linear synthesis; fp32 adds exactly up to EXACT
 LINEAR_SHIFT, STREAM_SHIFT, GREY_SHIFT = 13, 4, 6
-GAIN_STEP, GAIN_SHIFT = 8, 16
-GAIN_MAX = 2**27
+GAIN_STEP, GAIN_SHIFT, GAIN_MAX = 8, 16, 2**27
 GREY = 1 / 255  # a grey level, as float networks see it
-FINEST = 0.6  # of the largest value seen: the largest that the stream can hold when layers read it
+STREAM_SHARE = 0.6  # of the largest value seen: the largest that layers read of the stream
 LEAST_UNIT = 0.01  # of a hidden channel, relative to the largest of its layer
 CHUNK_CELLS = 2048  # of the linear synthesis at a time: a street frame is one chunk
 
@@ -66,8 +65,16 @@ class IntegerLayer(nn.Module):
         self.register_buffer("weight", torch.zeros(conv.weight.shape, dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(conv.out_channels, dtype=torch.int32))
         self.register_buffer("shift", torch.zeros(conv.out_channels, dtype=torch.int32))
+        self._forget()
+        self.register_load_state_dict_post_hook(IntegerLayer._forget)
+
+    def _forget(self, *_) -> None:
+        """Forget what has been made of the integers for faster sums."""
         self._plain: tuple[Tensor, Tensor] | None = None
         self._packed: tuple[Tensor, ...] | None = None
+
+    def __getstate__(self) -> dict:  # oneDNN's packed weights cannot be copied
+        return self.__dict__ | {"_plain": None, "_packed": None}
 
     def forward(self, a: Tensor) -> Tensor:
         """Return (B, out, H, W) of a (B, in, H, W), channels last.
@@ -77,7 +84,8 @@ class IntegerLayer(nn.Module):
         """
         if a.dtype == torch.uint8:
             return self._fused(a)
-        if self._plain is None or self._plain[0].dtype != a.dtype:
+        weight = self._plain[0] if self._plain else None
+        if weight is None or (weight.dtype, weight.device) != (a.dtype, a.device):
             scale = torch.exp2(-self.shift.to(a.dtype))  # changes no digit of weight and bias
             weight = self.weight * scale[:, None, None, None]
             weight = weight.contiguous(memory_format=torch.channels_last)
@@ -86,23 +94,20 @@ class IntegerLayer(nn.Module):
         return sums if self.wide else sums.clamp_(0, LARGEST)
 
     def _fused(self, a: Tensor) -> Tensor:
-        """One call of oneDNN."""
-        if self.signed and self.edge:
-            a = F.pad(a, [self.edge] * 4, value=-LEAST).contiguous(
-                memory_format=torch.channels_last
-            )
+        """Return the same of uint8, by one call of oneDNN."""
         edges = [0 if self.signed else self.edge] * 2
+        if self.signed and self.edge:
+            a = F.pad(a, [self.edge] * 4, value=-LEAST)
+            a = a.contiguous(memory_format=torch.channels_last)
         if self._packed is None:
-            scale, zero = torch.exp2(-self.shift.float()), torch.zeros(len(self.shift)).long()
-            offset = -LEAST * self.weight.sum((1, 2, 3), dtype=torch.int32) if self.signed else 0
-            pack = torch.ops.onednn.qconv_prepack
-            weight = pack(
-                self.weight.contiguous(), scale, 1.0, 0, [1, 1], edges, [1, 1], 1, list(a.shape)
-            )
-            self._packed = weight, scale, zero, (self.bias - offset) * scale
+            scale, zero = torch.exp2(-self.shift.float()), torch.zeros_like(self.shift).long()
+            more = -LEAST * self.weight.sum((1, 2, 3), dtype=torch.int32) if self.signed else 0
+            of_shape = 1.0, 0, [1, 1], edges, [1, 1], 1, list(a.shape)
+            packed = torch.ops.onednn.qconv_prepack(self.weight.contiguous(), scale, *of_shape)
+            self._packed = packed, scale, zero, (self.bias - more) * scale
         kind = (torch.float32, "none") if self.wide else (torch.uint8, "relu")
-        convolve = torch.ops.onednn.qconv_pointwise
-        out = convolve(a, 1.0, 0, *self._packed, [1, 1], edges, [1, 1], 1, 1.0, 0, *kind, [], "")
+        of_shape = [1, 1], edges, [1, 1], 1, 1.0, 0
+        out = torch.ops.onednn.qconv_pointwise(a, 1.0, 0, *self._packed, *of_shape, *kind, [], "")
         return out.round_() if self.wide else out
 
     @torch.no_grad()
@@ -112,7 +117,7 @@ class IntegerLayer(nn.Module):
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         self.shift.copy_(shift)
-        self._plain = self._packed = None
+        self._forget()
         self.check()
 
     def check(self) -> None:
@@ -139,6 +144,7 @@ nearest = _Nearest.apply
 
 def integers(conv: nn.Conv2d, unit_in: Tensor, unit_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return weight, bias and shift of a convolution's `IntegerLayer`, as floats with gradients."""
+    unit_in, unit_out = (unit.to(conv.weight.device) for unit in (unit_in, unit_out))
     weight = conv.weight * (unit_in[:, None, None] / unit_out[:, None, None, None])
     bias = conv.bias / unit_out
     with torch.no_grad():
@@ -187,34 +193,32 @@ class IntegerSynthesis(nn.Module):
         """
         with torch.autocast(y_hat.device.type, enabled=False), nnpack.flags(enabled=False):
             kind = carrier(y_hat.device.type)
-            linear = self._linear(y_hat, q)
-            stream = self.first(stored(self._input(linear, q[None, None]), kind))
+            grey = self._linear(y_hat, q).mul_(2.0**-LINEAR_SHIFT)
+            stream = self.first(stored(self._input(grey, q[None, None]), kind))
             for block in self.blocks:
                 stream += block(stored(self._read(stream), kind))
             correction = self.last(stored(self._read(stream), kind))
             correction = F.pixel_shuffle(correction, 8).float().mul_(2.0**-GREY_SHIFT)
-            picture = correction.add_(linear.mul_(2.0**-LINEAR_SHIFT)).add_(127.5)
-            return picture.round_().clamp_(0, 255).byte()[0]
+            return correction.add_(grey).add_(127.5).round_().clamp_(0, 255).byte()[0]
 
-    def trained(self, g_s: nn.Sequential, y_hat: Tensor, q: Tensor) -> Tensor:
-        """Return x_hat (B, 3, 16 h, 16 w) in [0, 1], not rounded at its end, with gradients to g_s.
+    def trained(self, g_s: nn.Sequential, x: Tensor, q: Tensor) -> Tensor:
+        """Return the correction (B, 3, H, W) of g_s as decoders compute it, with gradients.
 
-        y_hat (B, M, h, w) in quantiser steps; q (B, 1, h, w).
+        x (B, 3, H, W): the linear picture, 0 at middle grey, 1 from black to white; q (B, 1, H/16,
+        W/16). All units must be known (`measure`).
         """
-        with torch.no_grad():
-            y = (y_hat / MEAN_UNIT).round().movedim(1, -1)
-            linear = torch.cat([self._linear(*pair) for pair in zip(y, q[:, 0], strict=True)])
-        first, *blocks, last, _ = g_s
-        unit, fine = self.stream_unit, self.stream_unit * 2.0**-STREAM_SHIFT
-        stream = trained_layer(first, self._input(linear, q), input_units(), fine)
-        for block, (unit_1, unit_2) in zip(blocks, self.hidden_units, strict=True):
-            one, two, three = block.body[::2]
-            a = trained_layer(one, self._read(stream), unit, unit_1).clamp(0, LARGEST)
-            a = trained_layer(two, a, unit_1, unit_2).clamp(0, LARGEST)
-            stream = stream + trained_layer(three, a, unit_2, fine)
-        correction = trained_layer(last, self._read(stream), unit, correction_units())
-        correction = F.pixel_shuffle(correction, 8) * 2.0**-GREY_SHIFT
-        return (correction + linear * 2.0**-LINEAR_SHIFT + 127.5) * GREY
+        with torch.autocast(x.device.type, enabled=False):
+            first, *blocks, last, _ = g_s
+            unit, fine = self.stream_unit, self.stream_unit * 2.0**-STREAM_SHIFT
+            a = self._input(x.float() / GREY, q)
+            stream = trained_layer(first, a, input_units(), fine)
+            for block, (unit_1, unit_2) in zip(blocks, self.hidden_units, strict=True):
+                one, two, three = block.body[::2]
+                a = trained_layer(one, self._read(stream), unit, unit_1).clamp(0, LARGEST)
+                a = trained_layer(two, a, unit_1, unit_2).clamp(0, LARGEST)
+                stream = stream + trained_layer(three, a, unit_2, fine)
+            correction = trained_layer(last, self._read(stream), unit, correction_units())
+            return F.pixel_shuffle(correction, 8) * (GREY * 2.0**-GREY_SHIFT)
 
     def _linear(self, y_hat: Tensor, q: Tensor) -> Tensor:
         """Return L (1, 3, 16 h, 16 w) fp32 of y_hat (h, w, M) and q (h, w)."""
@@ -228,9 +232,9 @@ class IntegerSynthesis(nn.Module):
         return F.pixel_shuffle(sums.view(1, *q.shape, -1).movedim(-1, 1), CELL)
 
     @staticmethod
-    def _input(linear: Tensor, q: Tensor) -> Tensor:
-        """Return the input of g_s from L (B, 3, H, W) and q (B, 1, h, w)."""
-        near = (linear * 2.0**-LINEAR_SHIFT).round_().clamp_(LEAST, MOST)
+    def _input(grey: Tensor, q: Tensor) -> Tensor:
+        """Return the input of g_s from grey levels (B, 3, H, W) and q (B, 1, h, w)."""
+        near = nearest(grey).clamp(LEAST, MOST)
         steps = torch.floor((q.float() - Q_MIDDLE + Q_UNIT // 2) / Q_UNIT)
         fine = steps.repeat_interleave(2, 2).repeat_interleave(2, 3)
         return cat_channels([pixel_unshuffle(near, 8), fine])
@@ -239,6 +243,15 @@ class IntegerSynthesis(nn.Module):
     def _read(stream: Tensor) -> Tensor:
         """Return the stream as layers read it."""
         return nearest(stream * 2.0**-STREAM_SHIFT).clamp(LEAST, MOST)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the units of activations are known."""
+        return bool((self.stream_unit != 1).any())
+
+    def forget_units(self) -> None:
+        """Make `measured` false: the weights will change."""
+        self.stream_unit.fill_(1)
 
     @torch.no_grad()
     def measure(self, model: "RoiVbr", pictures: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -258,7 +271,7 @@ class IntegerSynthesis(nn.Module):
         stream = torch.stack([largest[layer] for layer in whole]).amax(0)
         inside = torch.stack([largest[layer] for layer in hidden])
         inside = inside.maximum(LEAST_UNIT * inside.amax(1, keepdim=True))
-        self.stream_unit.copy_(FINEST * stream.clamp(min=1e-6) / MOST)
+        self.stream_unit.copy_(STREAM_SHARE * stream.clamp(min=1e-6) / MOST)
         self.hidden_units.copy_(inside.clamp(min=1e-6).view_as(self.hidden_units) / LARGEST)
 
     def check(self) -> None:

@@ -113,16 +113,19 @@ def test_the_fastest_exact_way_is_taken():
     assert (carrier("cpu") == torch.uint8) <= torch.cpu._is_vnni_supported()
 
 
-def test_training_computes_what_decoders_compute(model, latent):
+def test_training_rounds_as_decoders_do(model, latent):
+    own, picture = copy.deepcopy(model), model.synthesis_integer(*latent)
+    plain = float_picture(own, *latent).round() - picture
+    own.rounded = True
+    rounded = float_picture(own, *latent).round() - picture
+    # The linear picture stays in floats: some grey levels are rounded to the other side.
+    assert (rounded != 0).float().mean() < 0.5 * (plain != 0).float().mean()
+    assert rounded.abs().max() <= 1
     y_hat, q = latent
-    y = (y_hat * MEAN_UNIT).movedim(-1, 0)[None]
-    own = copy.deepcopy(model)
-    x_hat = own.synthesis_integer.trained(own.g_s, y, q[None, None])
-    picture = x_hat[0].mul(255).round().clamp(0, 255).byte()
-    # x_hat is in [0, 1]: halves of a grey level do not survive the way there and back
-    assert (picture != own.synthesis_integer(y_hat, q)).float().mean() < 1e-3
-    x_hat.square().sum().backward()
-    assert all(weight.grad.abs().sum() > 0 for weight in own.g_s.parameters())
+    own.train().synthesis((y_hat * MEAN_UNIT).movedim(-1, 0)[None], q[None, None]).sum().backward()
+    assert all(
+        weight.grad.abs().sum() > 0 for weight in (*own.g_s.parameters(), own.s_lin[0].weight)
+    )
 
 
 def test_gradients_pass_through_the_rounding():
@@ -153,6 +156,20 @@ def test_no_layer_can_make_a_sum_that_fp32_rounds():
     layer.weight.fill_(WEIGHT_MAX)
     with pytest.raises(ValueError, match="sums are not exact"):
         layer.check()
+
+
+def test_new_weights_are_used_at_once():
+    torch.manual_seed(0)
+    a, layers = torch.randint(LEAST, 127, (1, 4, 5, 5)).float(), []
+    for _ in range(2):
+        conv = nn.Conv2d(4, 3, 3, padding=1)
+        layers.append(IntegerLayer(conv, signed=True, wide=True))
+        layers[-1].quantise(conv, torch.full((4,), 0.02), torch.full((3,), 0.01))
+    one, other = (layer(a) for layer in layers)
+    assert not torch.equal(one, other)
+    layers[0].load_state_dict(layers[1].state_dict())
+    assert torch.equal(layers[0](a), other)
+    assert torch.equal(layers[0](a.double()), other.double())
 
 
 def test_products_beyond_fp32_are_exact_too():
