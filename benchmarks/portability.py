@@ -1,9 +1,9 @@
-"""Do other settings of a machine decode the same symbols, and how far is their picture off?
+"""Do other settings of a machine decode the same symbols and the same picture?
 
     python benchmarks/portability.py --data-root DIR [--weights FILE] [--json FILE]
 
-Every test frame is encoded at three λ, with fp32 and with bf16 transforms, and decoded by a new
-process under each setting below.
+Every test frame is encoded at three λ, its analysis once in fp32 and once in bf16, and decoded by
+a new process under each setting below.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import load_splits
+from roilib.models.integer import synthesis
 from roilib.parameters import Parameters
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin
@@ -29,15 +30,17 @@ SETTINGS = {  # environment variables, and what the process changes before it de
     "as encoded": ({}, ()),
     "1 thread": ({"OMP_NUM_THREADS": "1"}, ()),
     "2 threads": ({"OMP_NUM_THREADS": "2"}, ()),
-    "fp32 transforms": ({}, ("fp32",)),
-    "bf16 transforms": ({}, ("bf16",)),
+    "sums in fp32": ({}, ("fp32",)),
+    "sums in fp64, as on a GPU": ({}, ("fp64",)),
     "NCHW weights": ({}, ("nchw",)),
     "oneDNN off": ({}, ("plain",)),
     "oneDNN limited to SSE4.1": ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, ()),
+    "oneDNN limited to AVX2": ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, ()),
+    "oneDNN limited to AVX512 without VNNI": ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, ()),
     "ATen without vector instructions": ({"ATEN_CPU_CAPABILITY": "default"}, ()),
     "all of these": (
         {"OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
-        ("fp32", "nchw", "plain"),
+        ("fp64", "nchw", "plain"),
     ),
     "CUDA": ({}, ("cuda",)),
 }
@@ -66,10 +69,10 @@ def decode_all(folder: Path, weights: Path, changes: list[str]) -> dict:
     of a picture in grey levels.
     """
     torch.backends.mkldnn.enabled = "plain" not in changes
-    precision = next(
-        (name for change, name in (("fp32", "32"), ("bf16", "bf16")) if change in changes), "auto"
-    )
-    codec = load_codec(weights, "cuda" if "cuda" in changes else "cpu", precision)
+    for name, kind in (("fp32", torch.float32), ("fp64", torch.float64)):
+        if name in changes:
+            synthesis.carrier = lambda _, kind=kind: kind
+    codec = load_codec(weights, "cuda" if "cuda" in changes else "cpu")
     if "nchw" in changes:
         codec.model.to(memory_format=torch.contiguous_format)
     result = {"streams": 0, "mismatches": 0, "largest_difference": 0}

@@ -120,7 +120,7 @@ def main() -> int:
         step = int(about["step"])
         about = {k: v for k, v in about.items() if k not in ("parameters", "step")}
         about["pictures"] = json.dumps(sorted(pictures))
-        about["synthesis_steps"] = str(options.steps)
+        about["synthesis_steps"] = str(int(about.get("synthesis_steps", 0)) + options.steps)
         save_weights(options.out, model, trained, step, half=True, **about)
     except (ValueError, OSError) as error:
         print(f"finetune_synthesis: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ Fixed-point formats:
     L             2^-LINEAR_SHIFT grey levels from middle grey
     input of g_s  -128 … 127: grey levels from middle grey; Q_UNIT steps of quality
     stream        between the blocks of g_s: 2^-STREAM_SHIFT of `stream_unit`. Layers read it in
-                  steps of `stream_unit`, -128 … 127
+                  steps of `stream_unit`, -1024 … 1023: with fewer, high rates lose 0.1 dB
     hidden        inside a block: 0 … 255 in `hidden_units`
     correction    what g_s returns: 2^-GREY_SHIFT grey levels
     weights       -127 … 127, with an integer bias and a shift an output channel
@@ -40,13 +40,13 @@ from roilib.roi import CELL, Q_MAX
 if TYPE_CHECKING:
     from roilib.models.roi_vbr import RoiVbr
 
-LEAST, MOST, LARGEST = -128, 127, 255  # of an activation that can be negative; of one that cannot
-WEIGHT_MAX, SUM_MAX = 127, 2**23
-LINEAR_MAX, EXACT = 127, 2**24  # weights of the linear synthesis; fp32 adds exactly up to EXACT
-LINEAR_SHIFT, STREAM_SHIFT, GREY_SHIFT = 13, 4, 6
+RANGES = {"byte": (0, 255), "signed": (-128, 127), "deep": (-1024, 1023)}  # of activations
+DEEP_SHIFT = 3  # bits of a deep activation beyond a byte
+EXACT = 2**24  # fp32 adds whole numbers exactly up to this
+WEIGHT_MAX, LINEAR_MAX = 127, 127  # of a layer, of the linear synthesis
+LINEAR_SHIFT, STREAM_SHIFT, GREY_SHIFT = 13, 2, 6
 GAIN_STEP, GAIN_SHIFT, GAIN_MAX = 8, 16, 2**27
 GREY = 1 / 255  # a grey level, as float networks see it
-STREAM_SHARE = 0.6  # of the largest value seen: the largest that layers read of the stream
 LEAST_UNIT = 0.01  # of a hidden channel, relative to the largest of its layer
 CHUNK_CELLS = 2048  # of the linear synthesis at a time: a street frame is one chunk
 
@@ -56,12 +56,12 @@ class IntegerLayer(nn.Module):
 
         a ──► Σ weight · a + bias ──► · 2^-shift ──► round ──► clamp to 0 … 255, unless wide
 
-    signed: inputs can be negative.
+    takes: the name of its inputs' RANGES.
     """
 
-    def __init__(self, conv: nn.Conv2d, signed: bool, wide: bool):
+    def __init__(self, conv: nn.Conv2d, takes: str, wide: bool):
         super().__init__()
-        self.signed, self.wide, self.edge = signed, wide, conv.kernel_size[0] // 2
+        self.takes, self.wide, self.edge = takes, wide, conv.kernel_size[0] // 2
         self.register_buffer("weight", torch.zeros(conv.weight.shape, dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(conv.out_channels, dtype=torch.int32))
         self.register_buffer("shift", torch.zeros(conv.out_channels, dtype=torch.int32))
@@ -71,16 +71,16 @@ class IntegerLayer(nn.Module):
     def _forget(self, *_) -> None:
         """Forget what has been made of the integers for faster sums."""
         self._plain: tuple[Tensor, Tensor] | None = None
-        self._packed: tuple[Tensor, ...] | None = None
+        self._packed: dict[bool, tuple[Tensor, ...]] = {}
 
     def __getstate__(self) -> dict:  # oneDNN's packed weights cannot be copied
-        return self.__dict__ | {"_plain": None, "_packed": None}
+        return self.__dict__ | {"_plain": None, "_packed": {}}
 
     def forward(self, a: Tensor) -> Tensor:
-        """Return (B, out, H, W) of a (B, in, H, W), channels last.
+        """Return (B, out, H, W) of a (B, in, H, W), whole numbers, channels last.
 
-        a: whole numbers in fp32 or fp64, or in uint8, where signed ones are stored + 128. The
-        result is of a's type; of a wide layer in fp32 or fp64.
+        a is fp32 or fp64, or uint8 for the int8 kernel, where signed and deep activations are
+        those of `stored`. The result is of a's type; of a wide layer fp32 or fp64.
         """
         if a.dtype == torch.uint8:
             return self._fused(a)
@@ -91,29 +91,43 @@ class IntegerLayer(nn.Module):
             weight = weight.contiguous(memory_format=torch.channels_last)
             self._plain = weight, self.bias * scale
         sums = F.conv2d(a, *self._plain, padding=self.edge).round_()
-        return sums if self.wide else sums.clamp_(0, LARGEST)
+        return sums if self.wide else sums.clamp_(*RANGES["byte"])
 
     def _fused(self, a: Tensor) -> Tensor:
-        """Return the same of uint8, by one call of oneDNN."""
-        edges = [0 if self.signed else self.edge] * 2
-        if self.signed and self.edge:
-            a = F.pad(a, [self.edge] * 4, value=-LEAST)
+        """Return the same of uint8, by oneDNN's int8 kernel."""
+        if self.takes != "deep":
+            out = self._sums(a, self.takes == "signed", 0, self.wide)
+            return out.round_() if self.wide else out
+        high, low = a.chunk(2, 1)
+        out = self._sums(high, True, DEEP_SHIFT, True).add_(self._sums(low, False, 0, True))
+        return out.round_() if self.wide else out.round_().clamp_(*RANGES["byte"]).byte()
+
+    def _sums(self, a: Tensor, signed: bool, left: int, wide: bool) -> Tensor:
+        """Return the scaled sums times 2^left; the bias comes with the signed part, if any."""
+        edges = [0 if signed else self.edge] * 2
+        if signed and self.edge:
+            a = F.pad(a, [self.edge] * 4, value=-RANGES["signed"][0])
             a = a.contiguous(memory_format=torch.channels_last)
-        if self._packed is None:
+        if signed not in self._packed:
             scale, zero = torch.exp2(-self.shift.float()), torch.zeros_like(self.shift).long()
-            more = -LEAST * self.weight.sum((1, 2, 3), dtype=torch.int32) if self.signed else 0
             of_shape = 1.0, 0, [1, 1], edges, [1, 1], 1, list(a.shape)
-            packed = torch.ops.onednn.qconv_prepack(self.weight.contiguous(), scale, *of_shape)
-            self._packed = packed, scale, zero, (self.bias - more) * scale
-        kind = (torch.float32, "none") if self.wide else (torch.uint8, "relu")
+            packed = torch.ops.onednn.qconv_prepack(
+                self.weight.contiguous(), scale * 2**left, *of_shape
+            )
+            bias = self.bias if signed or self.takes == "byte" else torch.zeros_like(self.bias)
+            if signed:
+                offset = RANGES["signed"][0] * self.weight.sum((1, 2, 3), dtype=torch.int32)
+                bias = bias + (offset << left)
+            self._packed[signed] = packed, scale * 2**left, zero, bias * scale
+        kind = (torch.float32, "none") if wide else (torch.uint8, "relu")
         of_shape = [1, 1], edges, [1, 1], 1, 1.0, 0
-        out = torch.ops.onednn.qconv_pointwise(a, 1.0, 0, *self._packed, *of_shape, *kind, [], "")
-        return out.round_() if self.wide else out
+        own = self._packed[signed]
+        return torch.ops.onednn.qconv_pointwise(a, 1.0, 0, *own, *of_shape, *kind, [], "")
 
     @torch.no_grad()
     def quantise(self, conv: nn.Conv2d, unit_in: Tensor, unit_out: Tensor) -> None:
         """Take over a float convolution; units (in,), (out,): what 1 of inputs and outputs is."""
-        weight, bias, shift = integers(conv, unit_in, unit_out)
+        weight, bias, shift = integers(conv, self.takes, unit_in, unit_out)
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         self.shift.copy_(shift)
@@ -122,8 +136,9 @@ class IntegerLayer(nn.Module):
 
     def check(self) -> None:
         """Raise ValueError unless every sum this layer can make is exact."""
-        sums = LARGEST * self.weight.double().abs().sum((1, 2, 3)) + self.bias.double().abs()
-        if sums.max() > SUM_MAX or not ((self.shift >= 0) & (self.shift < 24)).all():
+        sums = largest(self.takes) * self.weight.double().abs().sum((1, 2, 3))
+        sums += self.bias.double().abs()
+        if sums.max() > EXACT or not ((self.shift >= 0) & (self.shift < 24)).all():
             raise ValueError("an integer layer whose sums are not exact")
 
 
@@ -142,15 +157,22 @@ class _Nearest(torch.autograd.Function):
 nearest = _Nearest.apply
 
 
-def integers(conv: nn.Conv2d, unit_in: Tensor, unit_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def largest(takes: str) -> int:
+    """Return the magnitude that bounds an activation; as bytes, signed ones go up to 255."""
+    return max(255, -RANGES[takes][0])
+
+
+def integers(
+    conv: nn.Conv2d, takes: str, unit_in: Tensor, unit_out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return weight, bias and shift of a convolution's `IntegerLayer`, as floats with gradients."""
     unit_in, unit_out = (unit.to(conv.weight.device) for unit in (unit_in, unit_out))
     weight = conv.weight * (unit_in[:, None, None] / unit_out[:, None, None, None])
     bias = conv.bias / unit_out
     with torch.no_grad():
         steps = WEIGHT_MAX / weight.abs().amax((1, 2, 3)).clamp(min=1e-12)
-        total = LARGEST * weight.abs().sum((1, 2, 3)) + bias.abs()
-        room = SUM_MAX - LARGEST * (weight[0].numel() / 2 + 1)  # rounding adds half to each weight
+        total = largest(takes) * weight.abs().sum((1, 2, 3)) + bias.abs()
+        room = EXACT - largest(takes) * (weight[0].numel() / 2 + 1)  # rounding adds half a weight
         steps = torch.minimum(steps, room / total.clamp(min=1e-12))
         shift = steps.log2().floor().clamp(0, 23)
         # An output whose unit is too small for its weights, as of a dead channel, shrinks to fit.
@@ -158,9 +180,11 @@ def integers(conv: nn.Conv2d, unit_in: Tensor, unit_out: Tensor) -> tuple[Tensor
     return nearest(weight * scale[:, None, None, None]), nearest(bias * scale), shift
 
 
-def trained_layer(conv: nn.Conv2d, a: Tensor, unit_in: Tensor, unit_out: Tensor) -> Tensor:
+def trained_layer(
+    conv: nn.Conv2d, takes: str, a: Tensor, unit_in: Tensor, unit_out: Tensor
+) -> Tensor:
     """Return what a wide `IntegerLayer` does after `quantise`, with gradients."""
-    weight, bias, shift = integers(conv, unit_in, unit_out)
+    weight, bias, shift = integers(conv, takes, unit_in, unit_out)
     scale = 2**-shift
     weight = weight * scale[:, None, None, None]
     return nearest(F.conv2d(a, weight, bias * scale, padding=conv.padding))
@@ -177,13 +201,13 @@ class IntegerSynthesis(nn.Module):
         self.register_buffer("gain", torch.zeros(Q_MAX // GAIN_STEP + 2, M, dtype=torch.int32))
         self.register_buffer("stream_unit", torch.ones(N))
         self.register_buffer("hidden_units", torch.ones(len(blocks), 2, N // 2))
-        self.first = IntegerLayer(first, signed=True, wide=True)
+        self.first = IntegerLayer(first, "signed", wide=True)
         self.blocks = nn.ModuleList()
         for block in blocks:
             one, two, three = block.body[::2]
-            layers = (one, True, False), (two, False, False), (three, False, True)
+            layers = (one, "deep", False), (two, "byte", False), (three, "byte", True)
             self.blocks.append(nn.Sequential(*(IntegerLayer(*layer) for layer in layers)))
-        self.last = IntegerLayer(last, signed=True, wide=True)
+        self.last = IntegerLayer(last, "deep", wide=True)
 
     @torch.no_grad()
     def forward(self, y_hat: Tensor, q: Tensor) -> Tensor:
@@ -194,10 +218,10 @@ class IntegerSynthesis(nn.Module):
         with torch.autocast(y_hat.device.type, enabled=False), nnpack.flags(enabled=False):
             kind = carrier(y_hat.device.type)
             grey = self._linear(y_hat, q).mul_(2.0**-LINEAR_SHIFT)
-            stream = self.first(stored(self._input(grey, q[None, None]), kind))
+            stream = self.first(stored(self._input(grey, q[None, None]), "signed", kind))
             for block in self.blocks:
-                stream += block(stored(self._read(stream), kind))
-            correction = self.last(stored(self._read(stream), kind))
+                stream += block(stored(self._read(stream), "deep", kind))
+            correction = self.last(stored(self._read(stream), "deep", kind))
             correction = F.pixel_shuffle(correction, 8).float().mul_(2.0**-GREY_SHIFT)
             return correction.add_(grey).add_(127.5).round_().clamp_(0, 255).byte()[0]
 
@@ -211,14 +235,15 @@ class IntegerSynthesis(nn.Module):
             first, *blocks, last, _ = g_s
             unit, fine = self.stream_unit, self.stream_unit * 2.0**-STREAM_SHIFT
             a = self._input(x.float() / GREY, q)
-            stream = trained_layer(first, a, input_units(), fine)
+            stream = trained_layer(first, "signed", a, input_units(), fine)
             for block, (unit_1, unit_2) in zip(blocks, self.hidden_units, strict=True):
                 one, two, three = block.body[::2]
-                a = trained_layer(one, self._read(stream), unit, unit_1).clamp(0, LARGEST)
-                a = trained_layer(two, a, unit_1, unit_2).clamp(0, LARGEST)
-                stream = stream + trained_layer(three, a, unit_2, fine)
-            correction = trained_layer(last, self._read(stream), unit, correction_units())
-            return F.pixel_shuffle(correction, 8) * (GREY * 2.0**-GREY_SHIFT)
+                a = trained_layer(one, "deep", self._read(stream), unit, unit_1)
+                a = trained_layer(two, "byte", a.clamp(*RANGES["byte"]), unit_1, unit_2)
+                a = trained_layer(three, "byte", a.clamp(*RANGES["byte"]), unit_2, fine)
+                stream = stream + a
+            a = trained_layer(last, "deep", self._read(stream), unit, correction_units())
+            return F.pixel_shuffle(a, 8) * (GREY * 2.0**-GREY_SHIFT)
 
     def _linear(self, y_hat: Tensor, q: Tensor) -> Tensor:
         """Return L (1, 3, 16 h, 16 w) fp32 of y_hat (h, w, M) and q (h, w)."""
@@ -234,7 +259,7 @@ class IntegerSynthesis(nn.Module):
     @staticmethod
     def _input(grey: Tensor, q: Tensor) -> Tensor:
         """Return the input of g_s from grey levels (B, 3, H, W) and q (B, 1, h, w)."""
-        near = nearest(grey).clamp(LEAST, MOST)
+        near = nearest(grey).clamp(*RANGES["signed"])
         steps = torch.floor((q.float() - Q_MIDDLE + Q_UNIT // 2) / Q_UNIT)
         fine = steps.repeat_interleave(2, 2).repeat_interleave(2, 3)
         return cat_channels([pixel_unshuffle(near, 8), fine])
@@ -242,7 +267,7 @@ class IntegerSynthesis(nn.Module):
     @staticmethod
     def _read(stream: Tensor) -> Tensor:
         """Return the stream as layers read it."""
-        return nearest(stream * 2.0**-STREAM_SHIFT).clamp(LEAST, MOST)
+        return nearest(stream * 2.0**-STREAM_SHIFT).clamp(*RANGES["deep"])
 
     @property
     def measured(self) -> bool:
@@ -271,8 +296,10 @@ class IntegerSynthesis(nn.Module):
         stream = torch.stack([largest[layer] for layer in whole]).amax(0)
         inside = torch.stack([largest[layer] for layer in hidden])
         inside = inside.maximum(LEAST_UNIT * inside.amax(1, keepdim=True))
-        self.stream_unit.copy_(STREAM_SHARE * stream.clamp(min=1e-6) / MOST)
-        self.hidden_units.copy_(inside.clamp(min=1e-6).view_as(self.hidden_units) / LARGEST)
+        self.stream_unit.copy_(stream.clamp(min=1e-6) / RANGES["deep"][1])
+        self.hidden_units.copy_(
+            inside.clamp(min=1e-6).view_as(self.hidden_units) / RANGES["byte"][1]
+        )
 
     def check(self) -> None:
         """Raise ValueError unless the linear synthesis is exact."""
@@ -324,9 +351,18 @@ def exact_product(v: Tensor, weight: Tensor) -> Tensor:
     return sums
 
 
-def stored(a: Tensor, kind: torch.dtype) -> Tensor:
-    """Return activations that can be negative as layers take them, in `carrier`'s type."""
-    return (a - LEAST if kind == torch.uint8 else a).to(kind)
+def stored(a: Tensor, takes: str, kind: torch.dtype) -> Tensor:
+    """Return activations as layers take them in `carrier`'s type.
+
+    In uint8, signed ones are stored + 128; deep ones are twice as many channels, the bytes above
+    DEEP_SHIFT and the bits below.
+    """
+    if kind != torch.uint8:
+        return a.to(kind)
+    if takes == "deep":
+        high = torch.floor(a * 2.0**-DEEP_SHIFT)
+        return cat_channels([high - RANGES["signed"][0], a - high * 2**DEEP_SHIFT]).byte()
+    return (a - RANGES[takes][0]).byte()
 
 
 def carrier(device: str) -> torch.dtype:
@@ -344,7 +380,7 @@ def _is_exact(kind: torch.dtype, onednn: bool) -> bool:
         return False  # without VNNI sums saturate at 16 bits, or int8 is slow
     for layer, a in extremes(WEIGHT_MAX):
         try:
-            found = layer(stored(a, kind) if layer.signed else a.to(kind))
+            found = layer(stored(a, layer.takes, kind))
         except (AttributeError, RuntimeError):  # a build of torch without this kernel
             return False
         if not torch.equal(found.double(), layer(a.double())):
@@ -352,26 +388,27 @@ def _is_exact(kind: torch.dtype, onednn: bool) -> bool:
     return True
 
 
-def extremes(largest: int) -> Iterator[tuple[IntegerLayer, Tensor]]:
-    """Yield layers of each kind with weights up to ±largest, and inputs that make large sums."""
+def extremes(weight_max: int) -> Iterator[tuple[IntegerLayer, Tensor]]:
+    """Yield layers of each kind with weights up to ±weight_max, and inputs that make large sums."""
     g = torch.Generator().manual_seed(0)
-    for i, o, side, signed, wide in (
-        (193, 96, 3, True, True),
-        (96, 48, 1, True, False),
-        (48, 48, 3, False, False),
-        (48, 96, 1, False, True),
+    for i, o, side, takes, wide in (
+        (193, 96, 3, "signed", True),
+        (96, 48, 1, "deep", False),
+        (48, 48, 3, "byte", False),
+        (48, 96, 1, "byte", True),
+        (96, 192, 3, "deep", True),
     ):
-        layer = IntegerLayer(nn.Conv2d(i, o, side), signed, wide)
-        weight = torch.randint(-largest, largest + 1, layer.weight.shape, generator=g)
-        weight[::2] = largest
-        share = SUM_MAX / (1.5 * LARGEST * largest * weight[0].numel())
+        layer = IntegerLayer(nn.Conv2d(i, o, side), takes, wide)
+        weight = torch.randint(-weight_max, weight_max + 1, layer.weight.shape, generator=g)
+        weight[::2] = weight_max
+        share = EXACT / (1.5 * largest(takes) * weight_max * weight[0].numel())
         weight *= torch.rand(weight.shape, generator=g) < share
-        room = int(SUM_MAX - LARGEST * weight.abs().sum((1, 2, 3)).max())
+        room = int(EXACT - largest(takes) * weight.abs().sum((1, 2, 3)).max())
         layer.weight.copy_(weight)
         layer.bias.copy_(torch.randint(-room, room, (o,), generator=g))
         layer.shift.copy_(torch.randint(6, 15, (o,), generator=g))
         layer.check()
-        low, high = (LEAST, MOST) if signed else (0, LARGEST)
+        low, high = RANGES[takes]
         a = torch.randint(low, high + 1, (1, i, 9, 7), generator=g).float()
         a = torch.where(torch.rand(a.shape, generator=g) < 0.5, high, a)
         yield layer, a.contiguous(memory_format=torch.channels_last)

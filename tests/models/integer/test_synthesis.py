@@ -11,10 +11,9 @@ from roilib.models.context import MEAN_UNIT
 from roilib.models.integer import synthesis
 from roilib.models.integer.synthesis import (
     EXACT,
-    LARGEST,
-    LEAST,
     LINEAR_MAX,
-    SUM_MAX,
+    LINEAR_SHIFT,
+    RANGES,
     WEIGHT_MAX,
     IntegerLayer,
     carrier,
@@ -89,8 +88,8 @@ def test_every_way_to_compute_a_layer_gives_whole_sums(kind, onednn):
         weight, bias = layer.weight.long().double(), layer.bias.double()
         sums = nn.functional.conv2d(a.double(), weight, bias, padding=weight.shape[-1] // 2)
         wanted = np.rint(sums.numpy() / 2.0 ** layer.shift.numpy()[:, None, None])
-        wanted = wanted if layer.wide else wanted.clip(0, LARGEST)
-        given = stored(a, kind) if layer.signed else a.to(kind)
+        wanted = wanted if layer.wide else wanted.clip(0, 255)
+        given = stored(a, layer.takes, kind)
         with torch.backends.mkldnn.flags(enabled=onednn):
             assert np.array_equal(layer(given).double().numpy(), wanted)
 
@@ -114,44 +113,49 @@ def test_the_fastest_exact_way_is_taken():
 
 
 def test_training_rounds_as_decoders_do(model, latent):
-    own, picture = copy.deepcopy(model), model.synthesis_integer(*latent)
-    plain = float_picture(own, *latent).round() - picture
+    own, (_, q) = copy.deepcopy(model), latent
+    grey = own.synthesis_integer._linear(*latent) * 2.0**-LINEAR_SHIFT
+    x = (grey / 255).requires_grad_()
+    correction = own.synthesis_integer.trained(own.g_s, x, q[None, None])
+    picture = (correction[0] * 255 + grey[0] + 127.5).round().clamp(0, 255).byte()
+    assert (picture == own.synthesis_integer(*latent)).float().mean() > 0.999  # but for halves
+    correction.square().sum().backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in (x, *own.g_s.parameters()))
+
+
+def test_synthesis_rounds_where_told(model, latent):
+    own = copy.deepcopy(model)
+    plain = float_picture(own, *latent)
     own.rounded = True
-    rounded = float_picture(own, *latent).round() - picture
-    # The linear picture stays in floats: some grey levels are rounded to the other side.
-    assert (rounded != 0).float().mean() < 0.5 * (plain != 0).float().mean()
-    assert rounded.abs().max() <= 1
-    y_hat, q = latent
-    own.train().synthesis((y_hat * MEAN_UNIT).movedim(-1, 0)[None], q[None, None]).sum().backward()
-    assert all(
-        weight.grad.abs().sum() > 0 for weight in (*own.g_s.parameters(), own.s_lin[0].weight)
-    )
+    assert 0 < (float_picture(own, *latent) - plain).abs().mean() < 0.5
 
 
 def test_gradients_pass_through_the_rounding():
     torch.manual_seed(0)
-    conv, a = nn.Conv2d(4, 3, 3, padding=1), torch.randint(LEAST, 127, (1, 4, 5, 5)).float()
+    conv, a = nn.Conv2d(4, 3, 3, padding=1), torch.randint(-128, 128, (1, 4, 5, 5)).float()
     units = torch.full((4,), 0.02), torch.full((3,), 0.01)
-    trained_layer(conv, a, *units).sum().backward()
+    trained_layer(conv, "signed", a, *units).sum().backward()
     wanted = torch.autograd.grad(
         (conv(a * 0.02) / 0.01).sum(), (conv.weight, conv.bias), retain_graph=False
     )
     for weight, gradient in zip((conv.weight, conv.bias), wanted, strict=True):
         assert torch.allclose(weight.grad, gradient, rtol=1e-4)
-    layer = IntegerLayer(conv, signed=True, wide=True)
+    layer = IntegerLayer(conv, "signed", wide=True)
     layer.quantise(conv, *units)
-    assert torch.equal(layer(a), trained_layer(conv, a, *units))
+    assert torch.equal(layer(a), trained_layer(conv, "signed", a, *units))
 
 
-def test_no_layer_can_make_a_sum_that_fp32_rounds():
+@pytest.mark.parametrize("takes", RANGES)
+def test_no_layer_can_make_a_sum_that_fp32_rounds(takes):
     torch.manual_seed(0)
     conv = nn.Conv2d(300, 2, 3, padding=1)
     units = torch.full((300,), 0.1), torch.full((2,), 1e-5)
     for unit in (1e-12, 1e-5, 1):
-        weight, bias, shift = integers(conv, units[0], torch.full((2,), unit))
-        assert (LARGEST * weight.abs().sum((1, 2, 3)) + bias.abs()).max() <= SUM_MAX
-        assert shift.max() == (0 if unit < 1 else 13)
-    layer = IntegerLayer(conv, signed=True, wide=True)
+        weight, bias, shift = integers(conv, takes, units[0], torch.full((2,), unit))
+        largest = 1024 if takes == "deep" else 255
+        assert (largest * weight.abs().sum((1, 2, 3)) + bias.abs()).max() <= EXACT
+        assert (shift.max() > 9) == (unit == 1)
+    layer = IntegerLayer(conv, takes, wide=True)
     layer.quantise(conv, *units)
     layer.weight.fill_(WEIGHT_MAX)
     with pytest.raises(ValueError, match="sums are not exact"):
@@ -160,10 +164,10 @@ def test_no_layer_can_make_a_sum_that_fp32_rounds():
 
 def test_new_weights_are_used_at_once():
     torch.manual_seed(0)
-    a, layers = torch.randint(LEAST, 127, (1, 4, 5, 5)).float(), []
+    a, layers = torch.randint(-128, 128, (1, 4, 5, 5)).float(), []
     for _ in range(2):
         conv = nn.Conv2d(4, 3, 3, padding=1)
-        layers.append(IntegerLayer(conv, signed=True, wide=True))
+        layers.append(IntegerLayer(conv, "signed", wide=True))
         layers[-1].quantise(conv, torch.full((4,), 0.02), torch.full((3,), 0.01))
     one, other = (layer(a) for layer in layers)
     assert not torch.equal(one, other)
