@@ -4,9 +4,9 @@
            [--unlabelled DIR,DIR] [--steps 2000]
 
 A decoder rounds the weights and the activations of g_s (roilib.models.integer.synthesis). Training
-with this rounding takes back most of what it costs. All other networks stay as they are, so streams
-keep their sizes. The loss is the distortion of the training of roi_vbr, AdamW's learning rate falls
-to zero along a cosine.
+with this rounding takes back most of what it costs. All other networks stay as they are. The loss
+is the distortion of the training of roi_vbr; AdamW's learning rate falls to zero along a cosine.
+OUT has another model id than WEIGHTS, so it does not decode the streams of WEIGHTS.
 
 WEIGHTS: a roi_vbr file, also one of before the integer synthesis existed.
 """
@@ -87,7 +87,7 @@ def finetune(model: RoiVbr, p: Parameters, data: RoiDataset, steps: int) -> Iter
             step += 1
             yield float(loss.detach())
         loader.batch_sampler.epoch += 1
-    for weight in model.g_s.parameters():
+    for weight in model.parameters():
         weight.data.copy_(weight.half())  # as they are saved
     integer.quantise(model)
 
@@ -104,10 +104,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2000)
     options = parser.parse_args()
     try:
+        if options.out.suffix != ".safetensors" or not options.out.parent.is_dir():
+            raise ValueError(f"{options.out}: not a .safetensors file in a folder that exists")
         model, trained = load(options.weights)
         given = {"data_root": options.data_root, "unlabelled": options.unlabelled}
         p = trained.model_copy(update=given | {"num_workers": 0})
         data, _ = load_splits(p)
+        if not len(data):
+            raise ValueError(f"{options.data_root}: no training pictures")
         losses = finetune(model, p, data, options.steps)
         mean = None
         for loss in (bar := tqdm(losses, total=options.steps)):

@@ -132,11 +132,13 @@ def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> 
     if p.model_load_file is not None:
         load_weights(p.start_file, codec, p)
     if isinstance(codec, RoiVbr):
-        codec.synthesis_integer.forget_units()
+        if p.what == "train":
+            codec.synthesis_integer.forget_units()
+        codec.rounded = codec.synthesis_integer.measured
     noise = QuantisationNoise(codec, p.seed)
     quantiles = {name: v for name, v in codec.named_parameters() if name.endswith(".quantiles")}
     # Not exchanged between processes: the quantiles, whose loss is the same on all of them, and
-    # the integer networks, which stay on the CPU and are empty until training has ended.
+    # the integers, of which process 0 sends what training needs.
     ignored = [*quantiles, *(name for name, _ in codec.named_buffers() if "_integer." in name)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(codec, ignored)
     weights = {name: v for name, v in codec.named_parameters() if name not in quantiles}

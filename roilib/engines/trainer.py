@@ -31,7 +31,7 @@ from roilib.roi import Q_MAX
 
 CALIBRATION_BATCHES = 4  # on which the ranges of integer networks are measured
 MILESTONE_EPOCHS = 50  # between checkpoints that are kept
-ROUNDED_SHARE = 0.2  # of a roi_vbr's training steps, the last ones, know what decoders round
+ROUNDED_SHARE = 0.2  # of a roi_vbr's steps, at the end, that round g_s as decoders do
 SPEED_STEPS = 20  # between reports of speed and memory
 LOADER_ERRORS = ("shared memory", "shm", "DataLoader worker")  # of torch's loader processes
 
@@ -106,15 +106,25 @@ class Trainer:
     def round_when_due(self) -> None:
         """In the last ROUNDED_SHARE of the steps, make a roi_vbr round g_s as decoders do."""
         session, begin = self.session, math.ceil((1 - ROUNDED_SHARE) * self.session.total_steps)
-        if session.codec.rounded or session.step < begin:
-            return
-        integer = session.codec.synthesis_integer
-        if session.step == begin or not integer.measured:
-            data = self.train_loader.dataset.data
-            session.codec.eval()
-            integer.measure(session.codec, calibration(session.p, data, session.fabric.device))
-            session.model.train()
-        session.codec.rounded = session.trained.rounded = True
+        codec, integer = session.codec, session.codec.synthesis_integer
+        if session.step < begin:
+            integer.forget_units()  # of a shorter run that this one goes on from
+        elif not codec.rounded:
+            if session.step == begin or not integer.measured:
+                self.measure_units()
+            codec.rounded = session.trained.rounded = True
+
+    def measure_units(self) -> None:
+        """Measure a roi_vbr's units of rounding in process 0, for all processes."""
+        session, integer = self.session, self.session.codec.synthesis_integer
+        pictures = calibration(session.p, self.train_loader.dataset.data, session.fabric.device)
+        session.codec.eval()
+        integer.measure(session.codec, pictures)
+        session.model.train()
+        for name in ("stream_unit", "hidden_units"):
+            unit = getattr(integer, name)
+            unit.copy_(session.fabric.broadcast(unit))
+            getattr(session.trained.synthesis_integer, name).copy_(unit)
 
     @torch.no_grad()
     def val_loop(self) -> dict[str, float]:

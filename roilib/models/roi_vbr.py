@@ -187,16 +187,24 @@ class RoiVbr(CompressionModel):
 
     def synthesis(self, v: Tensor, q: Tensor) -> Tensor:
         """Transform y_hat after its gain (B, M, h, w) to x_hat (B, 3, 16 h, 16 w)."""
+        x = self.linear(v)
+        if self.rounded:
+            learned = self.synthesis_integer.rounded(self.g_s, x, q)
+        else:
+            learned = self.g_s(self.correction_input(x, q))
+        return learned.float().add_(x).add_(0.5)
+
+    def linear(self, v: Tensor) -> Tensor:
+        """Return the linear picture (B, 3, 16 h, 16 w) of y_hat after its gain: x_hat - 0.5."""
         device = v.device.type
         # Outside training in fp32, as near as floats come to the integers of `picture`.
         with torch.autocast(device, enabled=self.training and torch.is_autocast_enabled(device)):
-            x = self.s_lin(v).float()
-        if self.rounded:
-            learned = self.synthesis_integer.trained(self.g_s, x, q)
-        else:
-            fine = F.interpolate(condition(q), scale_factor=2, mode="nearest")
-            learned = self.g_s(cat_channels([pixel_unshuffle(x, 8), fine]))
-        return learned.float().add_(x).add_(0.5)
+            return self.s_lin(v).float()
+
+    def correction_input(self, x: Tensor, q: Tensor) -> Tensor:
+        """Return the input (B, 193, H/8, W/8) of g_s from the linear picture."""
+        fine = F.interpolate(condition(q), scale_factor=2, mode="nearest")
+        return cat_channels([pixel_unshuffle(x, 8), fine])
 
     def hyper(self, y: Tensor, q: Tensor) -> Tensor:
         """Return z (B, N/2, h/4, w/4) of y after its gain."""
@@ -332,7 +340,7 @@ class RoiVbr(CompressionModel):
         y_hat (H/16, W/16, M): int32 in units of MEAN_UNIT.
         """
         with self.stage("synthesis"):
-            return self.synthesis_integer(y_hat.to(q.device), q[0, 0])
+            return self.synthesis_integer(y_hat, q[0, 0])
 
     def decompress(self, strings: list[list[bytes]], shape: tuple[int, int], q: Tensor) -> dict:
         """Return `x_hat` (1, 3, H, W) in [0, 1] from what `compress` returned and the same q."""

@@ -19,13 +19,16 @@ from torch import Tensor
 from roilib.entropy_models.gaussian import TOTAL, TailedGaussian
 from roilib.entropy_models.range_coder import CDF_TOTAL
 from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures, update_tables
+from roilib.models.integer.layers import ByteConv
 from roilib.models.integer.networks import IntegerConv
-from roilib.models.integer.synthesis import IntegerLayer, IntegerSynthesis
+from roilib.models.integer.synthesis import IntegerSynthesis
 from roilib.models.roi_vbr import RoiVbr
 from roilib.parameters import BASELINES, EXTENSIONS, Parameters
 from roilib.utils.files import replacing
 
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # made by update_tables
+CONSTANTS = ("bound", "y_counts")  # bounds in fp16 were 0, which costs infinite bits
+SYNTHESIS = "synthesis_integer."
 PICKLED = (".pt", ".pth", ".ckpt", ".tar")
 QUIET = 0.05  # factor of the initial weights of new channels of y, which have no fitting scale yet
 STRUCTURE = ("which", "N", "M", *EXTENSIONS)  # parameters that weights must match
@@ -151,6 +154,12 @@ def load_state(
     Raises ValueError if they belong to another model, are not finite, or are integers whose sums
     would not be exact.
     """
+    missing = model.state_dict().keys() - state.keys()
+    if missing and all(name.startswith(SYNTHESIS) for name in missing):
+        raise ValueError(
+            f"{path}: weights of an earlier version, without the integers of its synthesis; "
+            "data/weights/finetune_synthesis.py adds them"
+        )
     try:
         model.load_state_dict(state)
     except (RuntimeError, KeyError, AttributeError) as error:
@@ -163,7 +172,7 @@ def load_state(
             raise ValueError(f"{path}: {name} has values that are not finite")
     try:
         for module in model.modules():
-            if isinstance(module, IntegerConv | IntegerLayer | IntegerSynthesis):
+            if isinstance(module, IntegerConv | ByteConv | IntegerSynthesis):
                 module.check()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -219,10 +228,10 @@ def load_weights(path: str | Path, model: CompressionModel, p: Parameters) -> No
         load_state(path, baseline, state, trained["which"])
         start_from_baseline(model, baseline.state_dict())
     else:
-        if (
-            p.what == "train"
-        ):  # earlier files hold bounds in fp16, where 1e-9 is 0 and costs inf bits
-            state |= {k: v for k, v in model.state_dict().items() if k.endswith("bound")}
+        if p.what == "train":  # earlier files have other constants, and no integer synthesis
+            own = model.state_dict().items()
+            state |= {k: v for k, v in own if k.endswith(CONSTANTS)}
+            state = {k: v for k, v in own if k.startswith(SYNTHESIS)} | state
         load_state(path, model, state, p.which)
     if not isinstance(model, RoiVbr):  # roi_vbr's tables are in the file
         update_tables(model)
