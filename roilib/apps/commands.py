@@ -61,7 +61,7 @@ def encode(
         max_bytes: largest size of a stream; the largest lmbda that fits is used
         weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
         device: torch device, such as cpu or cuda; default cpu
-        precision: of the transforms; auto: bf16 where the processor supports it
+        precision: of the analysis; auto: bf16 where the processor supports it
         depth: bits that 16-bit grey pictures really use, such as 12
         preview: also write the decoded picture to this file
         json: print one JSON object per picture

@@ -105,7 +105,8 @@ class Trainer:
 
     def round_when_due(self) -> None:
         """In the last ROUNDED_SHARE of the steps, make a roi_vbr round g_s as decoders do."""
-        session, begin = self.session, math.ceil((1 - ROUNDED_SHARE) * self.session.total_steps)
+        session, total = self.session, self.session.total_steps
+        begin = total - max(1, round(ROUNDED_SHARE * total))
         codec, integer = session.codec, session.codec.synthesis_integer
         if session.step < begin:
             integer.forget_units()  # of a shorter run that this one goes on from

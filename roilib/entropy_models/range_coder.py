@@ -85,7 +85,7 @@ def _groups(indices: np.ndarray) -> tuple[np.ndarray, list[tuple[int, slice]]]:
 
 
 def add_to_checksum(checksum: int, symbols: np.ndarray) -> int:
-    """Return the CRC-32 after some symbols more, all within tables, which are short."""
+    """Extend a CRC-32 by symbols; all of them fit 16 bits."""
     return zlib.crc32(symbols.astype("<i2"), checksum)
 
 

@@ -316,10 +316,11 @@ def test_raised_max_steps_go_on_from_the_finished_run(tiny_parameters):
 
 
 @pytest.mark.slow
-def test_raised_max_steps_are_interrupted_and_resumed_exactly(tiny_parameters, tmp_path):
+@pytest.mark.parametrize("options", [ENGINES[0], VBR])
+def test_raised_max_steps_are_interrupted_and_resumed_exactly(tiny_parameters, tmp_path, options):
     histories = []
     for name in ("whole", "halves"):
-        p = tiny_parameters(max_steps=2, max_epochs=9, logdir=str(tmp_path / name))
+        p = tiny_parameters(max_steps=2, max_epochs=9, logdir=str(tmp_path / name), **options)
         trained(p)
         p = p.model_copy(update={"max_steps": 6, "checkpoint_seconds": 0})
         run, (train_data, test_data) = open_run(p), load_splits(p)
@@ -413,7 +414,7 @@ def test_a_checkpoint_every_fifty_epochs(tiny_parameters):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [ENGINES[0], ENGINES[2]])
+@pytest.mark.parametrize("options", [ENGINES[0], ENGINES[2], VBR | {"ema": 0.5}])
 def test_testing_the_weights_gives_the_trainings_last_test(tiny_parameters, options):
     run, metrics = trained(tiny_parameters(**options))
     p = tiny_parameters(what="test", model_load_file=str(run.weights), **options)
@@ -479,6 +480,25 @@ def test_the_last_steps_of_a_roi_vbr_round_as_decoders_do(tiny_parameters, monke
     written = model.synthesis_integer.last.weight.clone()
     model.synthesis_integer.quantise(model)  # with the units of the training
     assert torch.equal(model.synthesis_integer.last.weight, written)
+
+
+@pytest.mark.slow
+def test_a_run_interrupted_while_it_rounds_goes_on_exactly(tiny_parameters, tmp_path):
+    states = []
+    for name, left in (("whole", None), ("halves", 33)):
+        p = tiny_parameters(
+            **VBR, ema=0.5, max_steps=15, checkpoint_seconds=0, logdir=str(tmp_path / name)
+        )
+        run, (train_data, test_data) = open_run(p), load_splits(p)
+        if left:
+            dying = Unplugged(train_data.samples)
+            dying.left = left
+            with pytest.raises(KeyboardInterrupt):
+                train.train(run, dying, test_data)
+            assert 12 < run.checkpoints.newest()["step"] < 15
+        train.train(run, train_data, test_data)
+        states.append(read_weights(run.weights)[0])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_gradients_are_clipped(tiny_parameters):
