@@ -21,7 +21,6 @@ from roilib.engines.trainer import make_tables
 from roilib.models.weights import build_model, picture_hash, save_weights
 from roilib.parameters import Parameters
 
-UNITS = ("stream_unit", "hidden_units")  # of integer networks: a training chooses them
 PATHS = ("data_root", "unlabelled", "model_load_file", "logdir", "detector_weights")
 
 
@@ -44,13 +43,8 @@ def export(folder: Path, out: Path, licence: str = "") -> int:
         for name, v in state.get("ema", {}).items()
         if name.startswith("module.")
     }
-    trained = average or state["codec"]
-    made_anew = {
-        name: trained.get(name, value) if name.endswith(UNITS) else value
-        for name, value in model.state_dict().items()
-        if "_integer." in name
-    }
-    model.load_state_dict(trained | made_anew)
+    made_anew = {name: value for name, value in model.state_dict().items() if "_integer." in name}
+    model.load_state_dict((average or state["codec"]) | made_anew)
     for weight in model.parameters():
         weight.copy_(weight.half())  # the integer networks are made of the exported weights
     pictures = load_splits(p)[0]

@@ -131,14 +131,10 @@ def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> 
     codec = build_model(p).to(fabric.device, memory_format=torch.channels_last)
     if p.model_load_file is not None:
         load_weights(p.start_file, codec, p)
-    if isinstance(codec, RoiVbr):
-        if p.what == "train":
-            codec.synthesis_integer.forget_units()
-        codec.rounded = codec.synthesis_integer.measured
     noise = QuantisationNoise(codec, p.seed)
     quantiles = {name: v for name, v in codec.named_parameters() if name.endswith(".quantiles")}
     # Not exchanged between processes: the quantiles, whose loss is the same on all of them, and
-    # the integers, of which process 0 sends what training needs.
+    # the integers, which are empty until training has ended.
     ignored = [*quantiles, *(name for name, _ in codec.named_buffers() if "_integer." in name)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(codec, ignored)
     weights = {name: v for name, v in codec.named_parameters() if name not in quantiles}

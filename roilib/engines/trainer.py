@@ -29,9 +29,7 @@ from roilib.models.hyperprior import update_tables
 from roilib.parameters import Parameters
 from roilib.roi import Q_MAX
 
-CALIBRATION_BATCHES = 4  # on which the ranges of integer networks are measured
 MILESTONE_EPOCHS = 50  # between checkpoints that are kept
-ROUNDED_SHARE = 0.2  # of a roi_vbr's steps, at the end, that round g_s as decoders do
 SPEED_STEPS = 20  # between reports of speed and memory
 LOADER_ERRORS = ("shared memory", "shm", "DataLoader worker")  # of torch's loader processes
 
@@ -89,8 +87,6 @@ class Trainer:
     def training_step(self, batch: dict) -> None:
         """One update; its loss terms go to the epoch's means and to TensorBoard."""
         session = self.session
-        if session.p.which == "roi_vbr":
-            self.round_when_due()
         places, size = self.train_loader.batch_sampler.places(session.position)
         terms, roi_mask, finite = train_step(session, batch, places, size)
         terms, pictures, roi_share = over_processes(session.fabric, terms, len(places), roi_mask)
@@ -102,30 +98,6 @@ class Trainer:
         self.log("batch", terms | {"lr": session.scheduler.get_last_lr()[0]})
         if self.writer and session.step % SPEED_STEPS == 0:
             self.log("speed", self.speed.report() | {"skipped_steps": session.health.skipped})
-
-    def round_when_due(self) -> None:
-        """In the last ROUNDED_SHARE of the steps, make a roi_vbr round g_s as decoders do."""
-        session, total = self.session, self.session.total_steps
-        begin = total - max(1, round(ROUNDED_SHARE * total))
-        codec, integer = session.codec, session.codec.synthesis_integer
-        if session.step < begin:
-            integer.forget_units()  # of a shorter run that this one goes on from
-        elif not codec.rounded:
-            if session.step == begin or not integer.measured:
-                self.measure_units()
-            codec.rounded = session.trained.rounded = True
-
-    def measure_units(self) -> None:
-        """Measure a roi_vbr's units of rounding in process 0, for all processes."""
-        session, integer = self.session, self.session.codec.synthesis_integer
-        pictures = calibration(session.p, self.train_loader.dataset.data, session.fabric.device)
-        session.codec.eval()
-        integer.measure(session.codec, pictures)
-        session.model.train()
-        for name in ("stream_unit", "hidden_units"):
-            unit = getattr(integer, name)
-            unit.copy_(session.fabric.broadcast(unit))
-            getattr(session.trained.synthesis_integer, name).copy_(unit)
 
     @torch.no_grad()
     def val_loop(self) -> dict[str, float]:
@@ -214,7 +186,7 @@ def make_tables(
     p: Parameters,
     train_data: RoiDataset,
     device: torch.device | str = "cpu",
-    batches_seen: int = CALIBRATION_BATCHES,
+    batches_seen: int = 4,
 ) -> None:
     """Make what coding needs beyond the weights: probability tables and integer networks.
 
@@ -224,23 +196,13 @@ def make_tables(
     if p.which != "roi_vbr":
         update_tables(model)
         return
-    model.quantise(calibration(p, train_data, device, batches_seen))
-
-
-def calibration(
-    p: Parameters,
-    train_data: RoiDataset,
-    device: torch.device | str = "cpu",
-    batches_seen: int = CALIBRATION_BATCHES,
-) -> list[tuple[Tensor, Tensor]]:
-    """Crops x and quality indices q to measure the ranges of a roi_vbr's activations on."""
     seen, ends = [], () if p.fixed_rate else (0, Q_MAX)
     loader = batches(train_data, p.model_copy(update={"num_workers": 0}), train=True)
     for step, batch in zip(range(batches_seen), loader, strict=False):
         q, _, _ = knobs(p, batch["boxes"], p.compr_img_size, range(len(batch["x"])), step)
         x, q = batch["x"].to(device).float() / 255, q.to(device)
         seen += [(x, quality) for quality in (q, *(torch.full_like(q, end) for end in ends))]
-    return seen
+    model.quantise(seen)
 
 
 def prefetched(loader: DataLoader) -> Iterator[dict]:

@@ -82,7 +82,6 @@ class RoiVbr(CompressionModel):
 
     variable_rate = True  # lmbda and alpha are knobs of an encoder
     portable = True  # decoders compute integers only: an encoder's transforms may run in bf16
-    rounded = False  # whether `synthesis` rounds g_s as decoders do
     # Marks the stages of coding for a profiler; benchmarks give their own.
     stage: Callable[[str], AbstractContextManager] = record_function
 
@@ -188,11 +187,7 @@ class RoiVbr(CompressionModel):
     def synthesis(self, v: Tensor, q: Tensor) -> Tensor:
         """Transform y_hat after its gain (B, M, h, w) to x_hat (B, 3, 16 h, 16 w)."""
         x = self.linear(v)
-        if self.rounded:
-            learned = self.synthesis_integer.rounded(self.g_s, x, q)
-        else:
-            learned = self.g_s(self.correction_input(x, q))
-        return learned.float().add_(x).add_(0.5)
+        return self.g_s(self.correction_input(x, q)).float().add_(x).add_(0.5)
 
     def linear(self, v: Tensor) -> Tensor:
         """Return the linear picture (B, 3, 16 h, 16 w) of y_hat after its gain: x_hat - 0.5."""
@@ -282,14 +277,11 @@ class RoiVbr(CompressionModel):
     def quantise(self, pictures: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Make the integer networks and the tables of z, which real coding needs.
 
-        pictures: some (x, q) of `forward`, from which the ranges of activations are measured, of
-        g_s unless a rounded training has done that.
+        pictures: some (x, q) of `forward`, from which the ranges of activations are measured.
         """
         pictures = list(pictures)
         coding.make_integer_networks(self, pictures)
-        if not self.synthesis_integer.measured:
-            self.synthesis_integer.measure(self, pictures)
-        self.synthesis_integer.quantise(self)
+        self.synthesis_integer.quantise(self, pictures)
         self.entropy_bottleneck.update(force=True)
 
     def tables(self) -> tuple[Tables, Tables]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from roilib.entropy_models.gaussian import TOTAL, TailedGaussian
 from roilib.entropy_models.range_coder import CDF_TOTAL
 from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures, update_tables
-from roilib.models.integer.layers import ByteConv
+from roilib.models.integer.layers import ExactConv
 from roilib.models.integer.networks import IntegerConv
 from roilib.models.integer.synthesis import IntegerSynthesis
 from roilib.models.roi_vbr import RoiVbr
@@ -157,8 +157,8 @@ def load_state(
     missing = model.state_dict().keys() - state.keys()
     if missing and all(name.startswith(SYNTHESIS) for name in missing):
         raise ValueError(
-            f"{path}: weights of an earlier version, without the integers of its synthesis; "
-            "data/weights/finetune_synthesis.py adds them"
+            f"{path}: weights of an earlier version, without the integers of its synthesis; train "
+            "on from them, or export their run again"
         )
     try:
         model.load_state_dict(state)
@@ -172,7 +172,7 @@ def load_state(
             raise ValueError(f"{path}: {name} has values that are not finite")
     try:
         for module in model.modules():
-            if isinstance(module, IntegerConv | ByteConv | IntegerSynthesis):
+            if isinstance(module, IntegerConv | ExactConv | IntegerSynthesis):
                 module.check()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import REPOSITORY, VBR, street, write_tiny_kitti
+from conftest import REPOSITORY, street, write_tiny_kitti
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,8 +23,7 @@ from roilib.engines.runs import all_runs, open_run
 from roilib.engines.step import start, train_step
 from roilib.evaluation import tables
 from roilib.evaluation.evaluate import refuse_training_pictures
-from roilib.models.roi_vbr import RoiVbr
-from roilib.models.weights import build_model, picture_hash, read_weights
+from roilib.models.weights import picture_hash, read_weights
 from roilib.parameters import Parameters
 
 FILES = (("image_2", "png"), ("label_2", "txt"))
@@ -316,11 +315,10 @@ def test_raised_max_steps_go_on_from_the_finished_run(tiny_parameters):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [ENGINES[0], VBR])
-def test_raised_max_steps_are_interrupted_and_resumed_exactly(tiny_parameters, tmp_path, options):
+def test_raised_max_steps_are_interrupted_and_resumed_exactly(tiny_parameters, tmp_path):
     histories = []
     for name in ("whole", "halves"):
-        p = tiny_parameters(max_steps=2, max_epochs=9, logdir=str(tmp_path / name), **options)
+        p = tiny_parameters(max_steps=2, max_epochs=9, logdir=str(tmp_path / name))
         trained(p)
         p = p.model_copy(update={"max_steps": 6, "checkpoint_seconds": 0})
         run, (train_data, test_data) = open_run(p), load_splits(p)
@@ -414,7 +412,7 @@ def test_a_checkpoint_every_fifty_epochs(tiny_parameters):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [ENGINES[0], ENGINES[2], VBR | {"ema": 0.5}])
+@pytest.mark.parametrize("options", [ENGINES[0], ENGINES[2]])
 def test_testing_the_weights_gives_the_trainings_last_test(tiny_parameters, options):
     run, metrics = trained(tiny_parameters(**options))
     p = tiny_parameters(what="test", model_load_file=str(run.weights), **options)
@@ -462,43 +460,6 @@ def test_aux_loss_moves_the_quantiles_and_nothing_else(tiny_parameters):
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
     assert all(not torch.equal(before[name], v) for name, v in quantiles.items())
-
-
-def test_the_last_steps_of_a_roi_vbr_round_as_decoders_do(tiny_parameters, monkeypatch):
-    p, rounded, synthesis = tiny_parameters(**VBR, max_steps=10, max_epochs=9), [], RoiVbr.synthesis
-
-    def watched(self, *args):
-        if self.training:
-            rounded.append((self.rounded, self.synthesis_integer.measured))
-        return synthesis(self, *args)
-
-    monkeypatch.setattr(RoiVbr, "synthesis", watched)
-    run, _ = train.run(p)
-    assert rounded == 8 * [(False, False)] + 2 * [(True, True)]
-    model = build_model(p)
-    model.load_state_dict(read_weights(run.weights)[0])
-    written = model.synthesis_integer.last.weight.clone()
-    model.synthesis_integer.quantise(model)  # with the units of the training
-    assert torch.equal(model.synthesis_integer.last.weight, written)
-
-
-@pytest.mark.slow
-def test_a_run_interrupted_while_it_rounds_goes_on_exactly(tiny_parameters, tmp_path):
-    states = []
-    for name, left in (("whole", None), ("halves", 33)):
-        p = tiny_parameters(
-            **VBR, ema=0.5, max_steps=15, checkpoint_seconds=0, logdir=str(tmp_path / name)
-        )
-        run, (train_data, test_data) = open_run(p), load_splits(p)
-        if left:
-            dying = Unplugged(train_data.samples)
-            dying.left = left
-            with pytest.raises(KeyboardInterrupt):
-                train.train(run, dying, test_data)
-            assert 12 < run.checkpoints.newest()["step"] < 15
-        train.train(run, train_data, test_data)
-        states.append(read_weights(run.weights)[0])
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_gradients_are_clipped(tiny_parameters):

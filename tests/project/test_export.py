@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export import UNITS, export, main
+from export import export, main
 from safetensors import safe_open
 
 from roilib.codecs.roic import load_codec
@@ -62,8 +62,7 @@ def test_integer_networks_are_made_anew(exported, vbr_run, tmp_path, monkeypatch
     def from_before(self):
         state = newest(self)
         for part in ("codec", "ema") if "ema" in state else ("codec",):
-            names = [k for k in state[part] if "_integer." in k and not k.endswith(UNITS)]
-            state[part] |= dict.fromkeys(names, torch.zeros(1))
+            state[part] |= {name: torch.zeros(1) for name in state[part] if "_integer." in name}
         return state
 
     monkeypatch.setattr(Checkpoints, "newest", from_before)

@@ -8,10 +8,10 @@ Fixed-point formats:
     gain          a row of M at every GAIN_STEP-th quality index, linear in between
     v             whole numbers; the step size differs by channel
     L             2^-LINEAR_SHIFT grey levels from middle grey, up to ±2^24
-    input of g_s  signed: grey levels from middle grey; Q_UNIT steps of quality
-    stream        between the blocks of g_s: 2^-STREAM_SHIFT of `stream_unit`, up to ±2^24. Layers
-                  read it as deep activations in steps of `stream_unit`
-    hidden        inside a block: bytes in `hidden_units`
+    input of g_s  -256 … 255: grey levels from middle grey; Q_UNIT steps of quality
+    stream        between the blocks of g_s: 2^-STREAM_SHIFT of a channel's unit, up to ±2^24;
+                  layers read it in whole units, -1024 … 1023
+    hidden        inside a block: 0 … 1023 in a channel's unit
     correction    what g_s returns: 2^-GREY_SHIFT grey levels
 
 The layers of g_s are those of roilib.models.integer.layers. The linear synthesis has int8 weights;
@@ -32,13 +32,9 @@ from torch.backends import cudnn, nnpack
 from roilib.models.context import MEAN_UNIT, Q_MIDDLE, Q_SPREAD, Q_UNIT
 from roilib.models.integer.layers import (
     EXACT,
-    RANGES,
-    ByteConv,
+    ExactConv,
     exact_dtype,
-    nearest,
-    rounded_conv,
     settings,
-    stored,
 )
 from roilib.models.layers import cat_channels, pixel_unshuffle
 from roilib.roi import CELL, Q_MAX
@@ -46,17 +42,18 @@ from roilib.roi import CELL, Q_MAX
 if TYPE_CHECKING:
     from roilib.models.roi_vbr import RoiVbr
 
-LINEAR_MAX = 127  # of a weight of the linear synthesis
+INPUT_MAX, STREAM_MAX, HIDDEN_MAX = 256, 1024, 1023  # largest magnitudes of activations
+WEIGHT_MAX, LAST_WEIGHT_MAX, LINEAR_MAX = 2047, 127, 127  # of g_s; of its last layer; of s_lin
 V_MAX = 2.0**32  # fp64 adds 768 products of that and a weight exactly
 LINEAR_SHIFT, STREAM_SHIFT, GREY_SHIFT = 13, 2, 6
-GAIN_STEP, GAIN_SHIFT, GAIN_MAX = 8, 16, 2**27
+GAIN_STEP, GAIN_SHIFT, GAIN_MAX = 16, 16, 2**26
 GREY = 1 / 255  # a grey level, as float networks see it
 LEAST_UNIT = 0.01  # of a channel, relative to the largest of its layer
 CHUNK_CELLS = 2048  # of the linear synthesis at a time: a street frame is one chunk
 
 
 class IntegerSynthesis(nn.Module):
-    """The integer twin of roi_vbr's gain_s, s_lin and g_s; set by `measure`, then `quantise`.
+    """The integer twin of roi_vbr's gain_s, s_lin and g_s; set by `quantise`.
 
     It is on the CPU or on CUDA: other devices lack fp64.
     """
@@ -64,18 +61,17 @@ class IntegerSynthesis(nn.Module):
     def __init__(self, M: int, g_s: nn.Sequential):
         super().__init__()
         first, *blocks, last, _ = g_s
-        N = first.out_channels
         self.register_buffer("linear", torch.zeros(3 * CELL**2, M, dtype=torch.int8))
         self.register_buffer("gain", torch.zeros(Q_MAX // GAIN_STEP + 2, M, dtype=torch.int32))
-        self.register_buffer("stream_unit", torch.ones(N))
-        self.register_buffer("hidden_units", torch.ones(len(blocks), 2, N // 2))
-        self.first = ByteConv(first, "signed", wide=True)
+        self.first = ExactConv(first, INPUT_MAX, None, WEIGHT_MAX)
         self.blocks = nn.ModuleList()
         for block in blocks:
-            one, two, three = block.body[::2]
-            layers = (one, "deep", False), (two, "byte", False), (three, "byte", True)
-            self.blocks.append(nn.Sequential(*(ByteConv(*layer) for layer in layers)))
-        self.last = ByteConv(last, "deep", wide=True)
+            ends = (STREAM_MAX, HIDDEN_MAX), (HIDDEN_MAX, HIDDEN_MAX), (HIDDEN_MAX, None)
+            convs = zip(block.body[::2], ends, strict=True)
+            self.blocks.append(
+                nn.Sequential(*(ExactConv(conv, *own, WEIGHT_MAX) for conv, own in convs))
+            )
+        self.last = ExactConv(last, STREAM_MAX, None, LAST_WEIGHT_MAX)
 
     def _apply(self, fn, recurse=True):  # what .to() calls
         super()._apply(fn, recurse)
@@ -98,32 +94,12 @@ class IntegerSynthesis(nn.Module):
         ):
             dtype = exact_dtype(device.type)
             grey = self._linear(y_hat, q).mul_(2.0**-LINEAR_SHIFT)
-            stream = self.first(stored(self._input(grey, q[None, None]), "signed", dtype))
+            stream = self.first(self._input(grey, q[None, None]).to(dtype))
             for block in self.blocks:
-                stream += block(stored(self._read(stream), "deep", dtype))
-            correction = self.last(stored(self._read(stream), "deep", dtype))
-            correction = F.pixel_shuffle(correction, 8).float().mul_(2.0**-GREY_SHIFT)
+                stream += block(self._read(stream))
+            correction = F.pixel_shuffle(self.last(self._read(stream)), 8)
+            correction = correction.float().mul_(2.0**-GREY_SHIFT)
             return correction.add_(grey).add_(127.5).round_().clamp_(0, 255).byte()[0]
-
-    def rounded(self, g_s: nn.Sequential, x: Tensor, q: Tensor) -> Tensor:
-        """Return the correction (B, 3, H, W) of g_s as decoders compute it, with gradients.
-
-        x (B, 3, H, W): the linear picture, 0 at middle grey, 1 from black to white; q (B, 1, H/16,
-        W/16). All units must be known (`measure`).
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            first, *blocks, last, _ = g_s
-            unit, fine = self.stream_unit, self.stream_unit * 2.0**-STREAM_SHIFT
-            a = self._input(x.float() / GREY, q)
-            stream = rounded_conv(first, "signed", a, input_units(), fine)
-            for block, (unit_1, unit_2) in zip(blocks, self.hidden_units, strict=True):
-                one, two, three = block.body[::2]
-                a = rounded_conv(one, "deep", self._read(stream), unit, unit_1)
-                a = rounded_conv(two, "byte", a.clamp(*RANGES["byte"]), unit_1, unit_2)
-                a = rounded_conv(three, "byte", a.clamp(*RANGES["byte"]), unit_2, fine)
-                stream = stream + a
-            a = rounded_conv(last, "deep", self._read(stream), unit, correction_units())
-            return F.pixel_shuffle(a, 8) * (GREY * 2.0**-GREY_SHIFT)
 
     def _linear(self, y_hat: Tensor, q: Tensor) -> Tensor:
         """Return L (1, 3, 16 h, 16 w) fp32 of y_hat (h, w, M) and q (h, w)."""
@@ -138,7 +114,7 @@ class IntegerSynthesis(nn.Module):
     @staticmethod
     def _input(grey: Tensor, q: Tensor) -> Tensor:
         """Return the input of g_s from grey levels (B, 3, H, W) and q (B, 1, h, w)."""
-        near = nearest(grey).clamp(*RANGES["signed"])
+        near = grey.round().clamp_(-INPUT_MAX, INPUT_MAX - 1)
         steps = torch.floor((q.float() - Q_MIDDLE + Q_UNIT // 2) / Q_UNIT)
         fine = steps.repeat_interleave(2, 2).repeat_interleave(2, 3)
         return cat_channels([pixel_unshuffle(near, 8), fine])
@@ -146,41 +122,7 @@ class IntegerSynthesis(nn.Module):
     @staticmethod
     def _read(stream: Tensor) -> Tensor:
         """Return the stream as layers read it."""
-        return nearest(stream * 2.0**-STREAM_SHIFT).clamp(*RANGES["deep"])
-
-    @property
-    def measured(self) -> bool:
-        """Whether the units of activations are known."""
-        return bool((self.stream_unit != 1).any())
-
-    def forget_units(self) -> None:
-        """Make `measured` false: the weights will change."""
-        self.stream_unit.fill_(1)
-
-    @torch.no_grad()
-    def measure(self, model: "RoiVbr", pictures: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Set the units of activations from their ranges over pictures, (x, q) of `forward`."""
-        first, *blocks, _, _ = model.g_s
-        stream_max = torch.zeros_like(self.stream_unit)
-        hidden_max = torch.zeros_like(self.hidden_units)
-        for x, q in pictures:
-            y_hat, _ = model.quantised(x, q)
-            a = first(model.correction_input(model.linear(y_hat * model.gain_s(q)), q))
-            stream_max = stream_max.maximum(a.abs().amax((0, 2, 3)))
-            for block, seen in zip(blocks, hidden_max, strict=True):
-                one, two, three = block.body[::2]
-                inside_1 = one(a).relu()
-                inside_2 = two(inside_1).relu()
-                for own, inside in zip(seen, (inside_1, inside_2), strict=True):
-                    own.copy_(own.maximum(inside.amax((0, 2, 3))))
-                a = a + three(inside_2)
-                stream_max = stream_max.maximum(a.abs().amax((0, 2, 3)))
-        for unit, most, steps in (
-            (self.stream_unit, stream_max, RANGES["deep"][1]),
-            (self.hidden_units, hidden_max, RANGES["byte"][1]),
-        ):
-            least = LEAST_UNIT * most.amax(-1, keepdim=True)
-            unit.copy_(most.maximum(least).clamp(min=1e-6) / steps)
+        return (stream * 2.0**-STREAM_SHIFT).round_().clamp_(-STREAM_MAX, STREAM_MAX - 1)
 
     def check(self) -> None:
         """Raise ValueError unless the linear synthesis is exact."""
@@ -191,8 +133,11 @@ class IntegerSynthesis(nn.Module):
             raise ValueError("an integer synthesis whose sums are not exact")
 
     @torch.no_grad()
-    def quantise(self, model: "RoiVbr") -> None:
-        """Take over the float networks, with the units that `measure` has found."""
+    def quantise(self, model: "RoiVbr", pictures: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take over the float networks.
+
+        pictures: some (x, q) of `forward`, from which the ranges of activations are measured.
+        """
         weight = model.s_lin[0].weight[:, :, 0, 0].double()
         largest = weight.abs().amax(0).clamp(min=1e-12) / LINEAR_MAX
         self.linear.copy_((weight / largest).round())
@@ -201,23 +146,42 @@ class IntegerSynthesis(nn.Module):
         gain *= MEAN_UNIT / GREY * 2.0 ** (LINEAR_SHIFT + GAIN_SHIFT)
         self.gain.copy_(gain.round().clamp(max=GAIN_MAX))
         first, *blocks, last, _ = model.g_s
-        unit, fine = self.stream_unit, self.stream_unit * 2.0**-STREAM_SHIFT
-        self.first.quantise(first, input_units(), fine)
-        for block, layers, own in zip(blocks, self.blocks, self.hidden_units, strict=True):
+        stream, hidden = _largest(model, pictures)
+        unit, hidden = _units(stream, STREAM_MAX - 1), _units(hidden, HIDDEN_MAX)
+        fine, device = unit * 2.0**-STREAM_SHIFT, weight.device
+        grey_units = torch.full((192,), GREY, dtype=torch.float64, device=device)
+        quality_unit = grey_units.new_tensor([Q_UNIT / Q_SPREAD])
+        self.first.quantise(first, torch.cat([grey_units, quality_unit]), fine)
+        for block, layers, own in zip(blocks, self.blocks, hidden, strict=True):
             units = itertools.pairwise((unit, *own, fine))
             for conv, layer, pair in zip(block.body[::2], layers, units, strict=True):
                 layer.quantise(conv, *pair)
-        self.last.quantise(last, unit, correction_units())
+        self.last.quantise(last, unit, grey_units * 2.0**-GREY_SHIFT)
 
 
-def input_units() -> Tensor:
-    """Return what 1 of each input of g_s is worth to the float network."""
-    return torch.tensor([GREY] * 192 + [Q_UNIT / Q_SPREAD])
+def _largest(model: "RoiVbr", pictures: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the largest magnitudes of the stream (N,) and of hidden activations (4, 2, N/2)."""
+    first, *blocks, _, _ = model.g_s
+    streams, insides = [], []
+    for x, q in pictures:
+        y_hat, _ = model.quantised(x, q)
+        a = first(model.correction_input(model.linear(y_hat * model.gain_s(q)), q))
+        streams.append(a.abs().amax((0, 2, 3)))
+        for block in blocks:
+            one, two, three = block.body[::2]
+            inside = one(a).relu()
+            insides.append(inside.amax((0, 2, 3)))
+            inside = two(inside).relu()
+            insides.append(inside.amax((0, 2, 3)))
+            a = a + three(inside)
+            streams.append(a.abs().amax((0, 2, 3)))
+    hidden = torch.stack(insides).unflatten(0, (-1, len(blocks), 2)).amax(0)
+    return torch.stack(streams).amax(0).double(), hidden.double()
 
 
-def correction_units() -> Tensor:
-    """Return what 1 of each output of g_s is worth to the float network."""
-    return torch.full((192,), GREY * 2.0**-GREY_SHIFT)
+def _units(largest: Tensor, steps: int) -> Tensor:
+    """Return the units of channels (…, n) whose largest values take so many steps."""
+    return largest.maximum(LEAST_UNIT * largest.amax(-1, keepdim=True)).clamp(min=1e-6) / steps
 
 
 def exact_product(v: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from torch import nn
 
 from roilib.models.context import MEAN_UNIT
 from roilib.models.integer import synthesis
-from roilib.models.integer.synthesis import EXACT, LINEAR_MAX, LINEAR_SHIFT, exact_product
+from roilib.models.integer.layers import EXACT
+from roilib.models.integer.synthesis import LINEAR_MAX, exact_product
 from roilib.models.roi_vbr import RoiVbr
 from roilib.roi import Q_MAX
 
@@ -32,8 +33,7 @@ def model():
     model = RoiVbr(16, 768).eval()
     for weight in model.g_s.parameters():
         weight.data.mul_(1.5)
-    model.synthesis_integer.measure(model, crops())
-    model.synthesis_integer.quantise(model)
+    model.synthesis_integer.quantise(model, crops())
     return model
 
 
@@ -67,7 +67,7 @@ def test_the_picture_is_near_that_of_the_float_networks(model, latent):
     assert picture.shape == (3, 128, 64)
     assert wanted.std() > 20
     error = picture - wanted
-    assert error.square().mean() < 1  # rounding to whole grey levels alone is 0.08
+    assert error.square().mean() < 0.2  # rounding to whole grey levels alone is 0.08
     zero = copy.deepcopy(model)
     for weight in zero.g_s[-2].parameters():
         weight.data.zero_()
@@ -90,37 +90,15 @@ def test_pictures_do_not_depend_on_the_way_to_compute(model, latent, large, monk
     assert all(torch.equal(picture, pictures[0]) for picture in pictures)
 
 
-def test_training_rounds_as_decoders_do(model, latent):
-    own, (_, q) = copy.deepcopy(model), latent
-    grey = own.synthesis_integer._linear(*latent) * 2.0**-LINEAR_SHIFT
-    x = (grey / 255).requires_grad_()
-    correction = own.synthesis_integer.rounded(own.g_s, x, q[None, None])
-    picture = (correction[0] * 255 + grey[0] + 127.5).round().clamp(0, 255).byte()
-    assert (picture == own.synthesis_integer(*latent)).float().mean() > 0.999  # but for halves
-    correction.square().sum().backward()
-    assert all(weight.grad.abs().sum() > 0 for weight in (x, *own.g_s.parameters()))
-
-
-def test_synthesis_rounds_where_told(model, latent):
-    own = copy.deepcopy(model)
-    plain = float_picture(own, *latent)
-    own.rounded = True
-    assert 0 < (float_picture(own, *latent) - plain).abs().mean() < 0.5
-
-
-def test_units_are_measured_once_and_again_when_forgotten(model):
-    own = copy.deepcopy(model).synthesis_integer
-    units = own.stream_unit.clone(), own.hidden_units.clone()
-    assert own.measured
-    own.forget_units()
-    assert not own.measured
+def test_compiled_networks_are_quantised_alike(model):
     compiled = copy.deepcopy(model)
     compiled.g_s.compile(backend="eager")
     with torch.no_grad():
         compiled(*crops()[0])
-    own.measure(compiled, crops())
-    again = own.stream_unit, own.hidden_units
-    assert all(torch.equal(*pair) for pair in zip(units, again, strict=True))
+    compiled.synthesis_integer.quantise(compiled, crops())
+    state = compiled.synthesis_integer.state_dict()
+    for name, value in model.synthesis_integer.state_dict().items():
+        assert torch.equal(state[name], value), name
 
 
 def test_products_beyond_fp32_are_exact_too():
