@@ -149,6 +149,21 @@ HOSTILE = {
         lambda s, m: (filled(s, "e_integer.0.0.layers.0.shift", -1), m),
         "sums are not exact",
     ),
+    "a synthesis that is not exact": (
+        "vbr",
+        lambda s, m: (filled(s, "synthesis_integer.first.bias", 2**30), m),
+        "sums are not exact",
+    ),
+    "a linear synthesis that is not exact": (
+        "vbr",
+        lambda s, m: (filled(s, "synthesis_integer.linear", -128), m),
+        "sums are not exact",
+    ),
+    "no integers of the synthesis": (
+        "vbr",
+        lambda s, m: ({k: v for k, v in s.items() if "synthesis_integer" not in k}, m),
+        "earlier version",
+    ),
 }
 
 
