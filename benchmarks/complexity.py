@@ -1,12 +1,13 @@
-"""Arithmetic of encoding and decoding, and parameters: roi_vbr beside the paper's models.
+"""Arithmetic of encoding and decoding, and parameters: roi_vbr beside other learned codecs.
 
     python benchmarks/complexity.py [--json FILE]
 
 torch's FlopCounterMode counts what convolutions and matrix products really compute for a frame of
 FRAME; two of its operations are one multiply-accumulate (MAC). Entropy coding and colour conversion
 are not counted. The paper's models encode with g_a, h_a and h_s, and decode with h_s and g_s;
-the encoder of the one with object features needs the detector too. They have random weights, on
-which their arithmetic does not depend, and tensors without storage.
+the encoder of the one with object features needs the detector too. CompressAI's other models have
+the size that its published curves have at high rates. All but ours have random weights, on which
+their arithmetic does not depend.
 """
 
 import argparse
@@ -15,6 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from compressai.models import (
+    Cheng2020Attention,
+    CompressionModel,
+    Elic2022Official,
+    JointAutoregressiveHierarchicalPriors,
+    MeanScaleHyperprior,
+)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,6 +34,12 @@ from roilib.utils.files import write_json
 from roilib.utils.provenance import origin
 
 FRAME = (384, 1280)  # a KITTI frame, padded to multiples of 64
+PUBLISHED = {
+    "mbt2018-mean": lambda: MeanScaleHyperprior(192, 320),
+    "mbt2018": lambda: JointAutoregressiveHierarchicalPriors(192, 320),
+    "cheng2020-attn": lambda: Cheng2020Attention(192),
+    "ELIC": Elic2022Official,
+}
 BOXES = ((300, 150, 420, 250),)
 
 
@@ -61,6 +75,19 @@ def papers(name: str, model: Hyperprior | HyperpriorWithObjFeatures, *features) 
     return _row(name, model, encode + entropy, entropy + decode)
 
 
+def published(name: str, model: CompressionModel) -> dict:
+    """Count one of CompressAI's models: encoders do without g_s, decoders without g_a and h_a."""
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, *FRAME))
+    counts = {
+        part.removeprefix(f"{type(model).__name__}."): sum(flops.values()) / 2e3 / np.prod(FRAME)
+        for part, flops in counter.get_flop_counts().items()
+    }
+    h_a = next(kmac for part, kmac in counts.items() if part.split(".")[-1] == "h_a")
+    whole = counts["Global"]
+    return _row(name, model, whole - counts["g_s"], whole - counts["g_a"] - h_a)
+
+
 def _row(codec: str, model: nn.Module, encode: float, decode: float | None) -> dict:
     return {"codec": codec, "parameters": parameters(model), "encode": encode, "decode": decode}
 
@@ -76,6 +103,7 @@ def rows() -> list[dict]:
     extended = HyperpriorWithObjFeatures().to("meta")
     found.append(papers("bmshj2018-hyperprior", Hyperprior().to("meta")))
     found.append(papers("with object features", extended, features))
+    found += [published(name, model()) for name, model in PUBLISHED.items()]
     return [*found, _row("YOLOv8n, the detector", detector, look, None)]
 
 

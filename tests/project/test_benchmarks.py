@@ -5,9 +5,11 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from compressai.models import ScaleHyperprior
 from conftest import REPOSITORY, street
 
 from roilib.codecs.roic import load_codec
+from roilib.models.hyperprior import Hyperprior
 from roilib.utils.pretrained import PRETRAINED_BASELINE, pretrained
 
 
@@ -94,6 +96,12 @@ def test_a_convolution_has_a_mac_for_each_weight_and_pixel():
         lambda: layer(torch.empty(1, 3, *complexity.FRAME, device="meta"))
     )
     assert (found, out.shape[1]) == (3 * 5 * 9 / 1000, 5)
+
+
+def test_published_models_are_counted_as_the_papers_are():
+    complexity = script("complexity")
+    theirs = complexity.published("same", ScaleHyperprior(8, 12))
+    assert theirs == complexity.papers("same", Hyperprior(8, 12).to("meta"))
 
 
 @pytest.mark.slow
