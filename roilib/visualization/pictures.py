@@ -14,7 +14,7 @@ from torch import Tensor
 
 from roilib.codecs.registry import curve_label
 from roilib.datasets.dataset import RoiDataset
-from roilib.visualization.side_by_side import Panel, Scene
+from roilib.visualization.side_by_side import Panel, Scene, is_one_rate
 
 ROI_COLOUR = "#f0c000"
 CROP_ASPECT = 4 / 3  # width by height of what is enlarged
@@ -216,8 +216,7 @@ def crop_window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int
 def _panel_title(panel: Panel) -> str:
     if panel.strength is None:
         return panel.codec
-    several = not panel.codec.startswith("hyperprior")
-    return curve_label(panel.codec, panel.strength, several)
+    return curve_label(panel.codec, panel.strength, not is_one_rate(panel.codec))
 
 
 def _panel_caption(panel: Panel) -> str:

@@ -26,12 +26,14 @@ from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import LMBDA_MIN, roi_mask
 
 SAME = ("dataset", "data_root", "N", "M", "metric")  # parameters of runs that `arms` compares
+ZERO_HOOKS = "hyperprior_with_obj_features (zero_hooks)"
+PLAIN = "zero hooks, plain loss"  # such a model with α 0.5 stands where the baseline stands
 GOAL_BPP = 0.2  # where no run of one rate sets the bytes; more if a codec's ROI mode starts higher
 SHOWN = (  # in this order; of several codecs in a group the first that was measured
     ("roi_vbr",),
     ("x265 slow", "x265 medium", "x264 slow", "x264 medium"),
-    ("hyperprior_eval_with_objs", "hyperprior"),
-    ("hyperprior_with_obj_features (zero_hooks)",),
+    ("hyperprior_eval_with_objs", "hyperprior", PLAIN),
+    (ZERO_HOOKS,),
     ("hyperprior_with_obj_features",),
     ("hyperprior_with_obj_features (mask_hooks, decoder_roi)",),
 )
@@ -118,17 +120,17 @@ def _scene(
     image, boxes, _ = data[i]
     original, boxes, name = image.permute(1, 2, 0).numpy(), boxes.numpy(), data.samples[i].id
     by_codec = _shown([r for r in records if r["image"] == name])
-    one_rate = {c: rs for c, rs in by_codec.items() if c in CODEC_NAMES and c != "roi_vbr"}
-    fixed = closest_in_bytes(list(one_rate.values()))
+    one_rate = {c: rs for c, rs in by_codec.items() if is_one_rate(c)}
+    fixed = dict(zip(one_rate, closest_in_bytes(list(one_rate.values())), strict=True))
     pixels = original.shape[0] * original.shape[1]
     lowest = [min(c.bpp[0, 0] for c in _roi_curves(rs)) for rs in by_codec.values()]
     goal = max([GOAL_BPP, *lowest]) * pixels / 8
     if fixed:
-        goal = float(np.median([r["bytes"] for r in fixed]))
+        goal = float(np.median([r["bytes"] for r in fixed.values()]))
     panels, mask = [Panel("original", None, original)], roi_mask(boxes, *original.shape[:2])
     for codec_name, choices in by_codec.items():
-        codec = _codec(runs, choices[0])
-        record = next((r for r in fixed if r["codec"] == codec_name), None)
+        record = fixed.get(codec_name)
+        codec = _codec(runs, record or choices[0])
         if record:
             setting = {knob: record["setting"][knob] for knob in ("lmbda", "alpha")}
             strength, stream = setting["alpha"], codec.encode(original, boxes, **setting)
@@ -142,13 +144,27 @@ def _scene(
     return Scene(name, box, boxes, panels)
 
 
+def is_one_rate(codec: str) -> bool:
+    """Return whether a codec of a panel has one rate and one ROI strength a run."""
+    return codec == PLAIN or (codec in CODEC_NAMES and codec != "roi_vbr")
+
+
 def _shown(records: list[dict]) -> dict[str, list[dict]]:
-    """Records of one picture by the codecs of SHOWN; of several roi_vbr those of the first."""
+    """Records of one picture by the codecs of SHOWN; of several roi_vbr those of the first.
+
+    Of models of one rate only those trained for the ROI are shown, but for the baseline's place.
+    """
     by_codec: dict[str, list[dict]] = {}
     for record in records:
-        mine = by_codec.setdefault(record["codec"], [])
-        if record["codec"] != "roi_vbr" or not mine or run_name(record) == run_name(mine[0]):
+        name, alpha = record["codec"], record["setting"].get("alpha")
+        if name == ZERO_HOOKS and alpha == uniform_strength(name):
+            name = PLAIN
+        mine = by_codec.setdefault(name, [])
+        if name != "roi_vbr" or not mine or run_name(record) == run_name(mine[0]):
             mine.append(record)
+    for name, mine in by_codec.items():
+        if is_one_rate(name):
+            by_codec[name] = [r for r in mine if r["setting"]["alpha"] != 0.5] or mine
     names = (next((c for c in group if c in by_codec), None) for group in SHOWN)
     return {name: by_codec[name] for name in names if name}
 

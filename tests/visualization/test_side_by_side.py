@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import trained_run
 
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.roic import load_codec
@@ -10,10 +11,14 @@ from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
 from roilib.evaluation.evaluate import conventional_settings, evaluate, trained_settings
+from roilib.parameters import Parameters
 from roilib.roi import roi_mask
 from roilib.visualization import pictures
 from roilib.visualization.side_by_side import (
+    PLAIN,
+    ZERO_HOOKS,
     allocations,
+    arms,
     choose_boxes,
     closest_in_bytes,
     compare,
@@ -113,6 +118,29 @@ def test_panels_are_what_their_streams_decode_to_at_about_equal_bytes(vbr_run, r
     window = original.picture[int(y) :, int(x) :][: int(mark.get_height()), : int(mark.get_width())]
     assert np.array_equal(enlarged.get_images()[0].get_array(), window)
     assert pictures.bit_allocation(scene, bits) is not None
+
+
+def test_arms_are_decoded_by_their_own_runs_and_the_plain_loss_stands_apart(
+    tiny_kitti, tmp_path, data
+):
+    base = {"which": "hyperprior_with_obj_features", "N": 4, "M": 6, "device": "cpu"}
+    base |= {"dataset": "kitti", "data_root": str(tiny_kitti), "logdir": str(tmp_path)}
+    base |= {"batch_size": 4, "num_workers": 0, "compr_img_size": 64, "max_epochs": 1}
+    mask = {"mask_hooks": True, "decoder_roi": True}
+    arm = ({"zero_hooks": True}, 0.5), ({"zero_hooks": True}, 0.9), (mask, 0.5), (mask, 0.9)
+    runs = {
+        (*hooks, alpha): trained_run(Parameters.parse(base | hooks | {"alpha": alpha}))
+        for hooks, alpha in arm
+    }
+    scene = arms(runs["zero_hooks", 0.5], data, 1, data.samples[1].boxes[0])
+    both = "hyperprior_with_obj_features (mask_hooks, decoder_roi)"
+    assert [panel.codec for panel in scene.panels] == ["original", PLAIN, ZERO_HOOKS, both]
+    assert [panel.strength for panel in scene.panels[1:]] == [0.5, 0.9, 0.9]
+    for panel, name in zip(scene.panels[1:], list(runs)[:2] + list(runs)[3:], strict=True):
+        own = load_codec(runs[name].weights)
+        assert np.array_equal(own.decode(panel.stream), panel.picture)
+    titles = [ax.get_title() for ax in pictures.comparison([scene]).axes[1:]]
+    assert titles == ["original", PLAIN, "zero hooks", "mask on both sides"]
 
 
 def test_what_nothing_was_measured_of_has_no_figure(data):
