@@ -4,7 +4,7 @@
 
 RUNS: the logdir of trained arms (params/paper_small.yaml). RESULTS: the folder to which notebook 05
 wrote their records. Writes RESULTS/arms.json, a row a run, and RESULTS/swaps.json, the swap test
-(swaps.py) of each arm's first seed at the λ that most arms have.
+(swaps.py) of each arm's first seed at each λ, that of the most arms first.
 """
 
 import argparse
@@ -83,11 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(options.results / "arms.json", {"rows": rows} | origin(vars(options)))
         if options.arms_only:
             return 0
-        (main_rate, _), *_ = Counter(row["lmbda"] for row in rows).most_common(1)
-        swapped: dict[str, Run] = {}
-        for run in sorted(runs, key=lambda run: run.parameters.seed):
-            if run.parameters.lmbda == main_rate:
-                swapped.setdefault(arm_name(run.parameters), run)
+        rates = [rate for rate, _ in Counter(row["lmbda"] for row in rows).most_common()]
+        swapped: dict[tuple, Run] = {}
+        for run in sorted(
+            runs, key=lambda run: (rates.index(run.parameters.lmbda), run.parameters.seed)
+        ):
+            swapped.setdefault((run.parameters.lmbda, arm_name(run.parameters)), run)
         swaps = (swap_rows(run, options.data_root, options.pictures) for run in swapped.values())
         table = {"rows": list(itertools.chain(*swaps))}
         write_json(options.results / "swaps.json", table | origin(vars(options)))

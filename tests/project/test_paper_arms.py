@@ -15,6 +15,7 @@ ARMS = {  # name: what differs
     "plain": {"zero_hooks": True, "alpha": 0.5},
     "roi-mask-both": {"mask_hooks": True, "decoder_roi": True, "alpha": 0.9},
     "roi-mask-both-again": {"mask_hooks": True, "decoder_roi": True, "alpha": 0.9, "seed": 1},
+    "plain-lower": {"zero_hooks": True, "alpha": 0.5, "lmbda": 0.001},
 }
 
 
@@ -53,7 +54,9 @@ def test_rows_are_those_of_the_records_and_only_first_seeds_swap(
     assert paper_arms.main(words) == 0
     arms, swaps = (strictly(folder / f"{name}.json") for name in ("arms", "swaps"))
     assert arms["environment"]["commit"]
-    rows = {(row["arm"], row["seed"]): row for row in arms["rows"]}
+    lower = [row for row in arms["rows"] if row["lmbda"] == 0.001]
+    assert [row["arm"] for row in lower] == ["plain"]
+    rows = {(row["arm"], row["seed"]): row for row in arms["rows"] if row not in lower}
     assert rows.keys() == {("plain", 0), ("roi-mask-both", 0), ("roi-mask-both", 1)}
     own = [r for r in records if r["run"] == runs["roi-mask-both-again"].folder.name]
     assert len(own) == 2
@@ -61,9 +64,10 @@ def test_rows_are_those_of_the_records_and_only_first_seeds_swap(
     assert (row["steps"], row["alpha"]) == (3, 0.9)
     assert row["roi_psnr"] == pooled_psnr(own, "roi_")
     assert row["bpp"] == sum(r["bpp"] for r in own) / 2
-    assert [(row["arm"], row["hooks"]) for row in swaps["rows"]] == [
-        (arm, hooks)
-        for arm in (row["arm"] for row in arms["rows"] if row["seed"] == 0)
+    first = [arm for arm, seed in rows if seed == 0]
+    assert [(row["arm"], row["lmbda"] == 0.001, row["hooks"]) for row in swaps["rows"]] == [
+        (*arm, hooks)
+        for arm in [*((arm, False) for arm in first), ("plain", True)]
         for hooks in ("own", "zeros", "ones", "inverted", "another")
     ]
     assert {row["pictures"] for row in swaps["rows"]} == {1}
