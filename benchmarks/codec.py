@@ -54,6 +54,7 @@ CONVENTIONAL = (
 CRF = 34
 SVT_AV1_CRF = 31  # about as many bytes
 QOFFSET = -0.2
+MAX_BYTES = 12_500  # a frame's share of 1 Mbit/s at 10 frames a second
 STAGES = {  # roi_vbr's name of a stage → the part that it counts for
     "tables": "tables",
     "analysis": "transforms",
@@ -63,6 +64,7 @@ STAGES = {  # roi_vbr's name of a stage → the part that it counts for
     "entropy networks": "entropy networks",
     "entropy coding": "entropy coding",
 }
+CAPPED = f"roi_vbr, cap of {MAX_BYTES:,} bytes"
 TRAINED = "bmshj2018-hyperprior N=64 (trained)"
 RANDOM = "bmshj2018-hyperprior N=128 (random weights)"
 # codec, device, operation, stage → seconds of each frame
@@ -98,7 +100,7 @@ def stage_times(model: RoiVbr) -> Iterator[dict[str, float]]:
 def ours(
     times: Times, codec: Codec, detector: HookedDetector, frame: np.ndarray, knobs: dict[str, float]
 ) -> None:
-    """Time roi_vbr for one frame, with given boxes by stage, and with the detector.
+    """Time roi_vbr for one frame: with given boxes by stage, with the detector, with a byte cap.
 
     The container is what no stage takes: checks, header, checksums, colours, copies.
     """
@@ -118,6 +120,9 @@ def ours(
     with_boxes, _ = seconds(lambda: codec.encode(frame, found, **knobs))
     times["roi_vbr", device, "encode", "detector"].append(look)
     times["roi_vbr + detector", device, "encode", "total"].append(look + with_boxes)
+    alpha = knobs["alpha"]
+    within, _ = seconds(lambda: codec.encode_within(frame, BOXES, MAX_BYTES, alpha=alpha))
+    times[CAPPED, device, "encode", "total"].append(within)
 
 
 def baselines() -> dict[str, ScaleHyperprior]:

@@ -1,4 +1,4 @@
-"""The cost of integer entropy networks: real bytes against the float networks' likelihoods.
+"""The cost of integers: real bytes and pictures against those of the float networks.
 
     python benchmarks/integer_networks.py --data-root DIR [--weights FILE] [--json FILE]
 

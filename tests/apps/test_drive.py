@@ -189,6 +189,8 @@ def test_verdicts_say_who_is_ahead_at_each_rate_in_a_line(sent):
     assert "dropped" not in lines[0]
     table["dropped"] = 2
     assert "(2 of 6 frames dropped)" in report.verdicts(table)[0]
+    table["dropped"] = table["frames"]
+    assert report.verdicts(table)[0] == f"1 Mbit/s, {other['label']}: no frame fits"
     assert report.text(records, records.assign(encode_ms=1, decode_ms=1), "labels").startswith(
         "ROI: the labels\n"
     )

@@ -59,6 +59,7 @@ def test_stages_add_up_and_every_codec_is_timed(benchmark, vbr_run, monkeypatch)
     assert {row["codec"] for row in rows} == {
         "roi_vbr",
         "roi_vbr + detector",
+        benchmark.CAPPED,
         benchmark.TRAINED,
         benchmark.RANDOM,
         *benchmark.CONVENTIONAL,

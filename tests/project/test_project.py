@@ -58,6 +58,11 @@ HEADLINE = {"x265 slow": "x265 slow", "x265 medium": "x265 medium", "x264 slow":
     "avif": "AVIF",
     "jpeg": "JPEG",
 }
+SPEEDS = (  # codecs of README's table
+    "bmshj2018-hyperprior N=128 (random weights)",
+    *("roi_vbr", "roi_vbr + detector", "roi_vbr, cap of 12,500 bytes"),
+    *("x265 medium", "x265 ultrafast", "x264 medium"),
+)
 
 
 def page(name: str) -> str:
@@ -579,9 +584,10 @@ def test_the_readmes_tables_are_the_reference_results():
     headline = tables.headline_table(ratios, rates, HEADLINE)
     speed = tables.speed_in_short(json.loads((folder / "speed.json").read_text()))
     speed = tables.speed_table(speed)
+    shown = speed[speed["codec"].isin(SPEEDS)]
     for row in headline.to_numpy().tolist():
         assert f"| {' | '.join(row)} |" in page("README.md")
-    assert tables.markdown(speed, tables.SPEED_COLUMNS) in page("README.md")
+    assert tables.markdown(shown, tables.SPEED_COLUMNS) in page("README.md")
     ours = speed.set_index("codec").loc["roi_vbr"]
     assert f"encode {ours['encode']:.0f} ms and decode {ours['decode']:.0f} ms" in page("README.md")
 

@@ -111,6 +111,9 @@ def verdicts(table: pd.DataFrame) -> list[str]:
             group.to_dict("records") for _, group in rows.groupby("network", sort=False)
         )
         for i, other in enumerate(others, 1):
+            if other["dropped"] == other["frames"]:
+                lines.append(f"{other['link']}, {other['label']}: no frame fits")
+                continue
             said = f"{_verdict(whole, other)}: {_differences(whole, other)}"
             with_losses = [f"; packets lost: {_differences(part[0], part[i])}" for part in lossy]
             lines.append(f"{other['link']}, {whole['label']} {said}{''.join(with_losses)}")
