@@ -126,7 +126,7 @@ def test_a_search_ends_when_told_to(coder, request_):
         if len(tries) == 2:
             raise Superseded
 
-    stream = coder.codec.encode(street(0), BOX, lmbda=0.12)
+    stream = coder.codec.encode(street(0), BOX, lmbda=0.03)
     with pytest.raises(Superseded):
         code_within(street(0), BOX, "jpeg", stream, check)
 

@@ -472,9 +472,7 @@ def test_no_measured_number_is_typed_by_hand(full, full_text, tmp_path):
     )
     same = {number for number, other in zip(before, after, strict=True) if number == other}
     settings = {f"{0.001 * 2**i:.4f}" for i in range(7)} | {
-        "0.0067",
-        "0.012",
-        "0.0120",
+        *("0.0025", "0.0067", "0.012", "0.0120"),  # λ
         "0.90",
         "0.8",
         "0.95",
