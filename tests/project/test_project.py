@@ -458,6 +458,10 @@ def test_the_papers_arms_in_the_docs_are_their_records():
     assert {run["steps"] for run in runs} == {profile("paper_small")["parameters"]["max_steps"]}
     arms = json.loads((folder / "arms.json").read_text())["rows"]
     assert len(runs) == len(arms) == costs["seeds"].sum()
+    swaps = json.loads((folder / "swaps.json").read_text())["rows"]
+    told = [r for r in swaps if (r["arm"], r["hooks"]) == ("roi-mask-both", "zeros")]
+    loses = [f"{-r['roi']:.2f}" for r in sorted(told, key=lambda r: r["lmbda"])]
+    assert f"loses {', '.join(loses[:-1])} and {loses[-1]} dB" in page("docs/results.md")
 
 
 def test_the_drive_in_the_docs_is_its_records():
