@@ -164,7 +164,8 @@ def _shown(records: list[dict]) -> dict[str, list[dict]]:
             mine.append(record)
     for name, mine in by_codec.items():
         if is_one_rate(name):
-            by_codec[name] = [r for r in mine if r["setting"]["alpha"] != 0.5] or mine
+            uniform = uniform_strength(ZERO_HOOKS)
+            by_codec[name] = [r for r in mine if r["setting"]["alpha"] != uniform] or mine
     names = (next((c for c in group if c in by_codec), None) for group in SHOWN)
     return {name: by_codec[name] for name in names if name}
 
