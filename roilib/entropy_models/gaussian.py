@@ -21,6 +21,7 @@ SCALE_COUNT = 80  # scales up to 94
 SCALES_PER_OCTAVE = 8
 SCALES = tuple(SCALE_MIN * 2 ** (i / SCALES_PER_OCTAVE) for i in range(SCALE_COUNT))
 SKIPPED = 4  # largest scale index whose symbols are no part of a stream: they are 0
+SKIPPED_BELOW = SCALE_MIN * 2 ** ((SKIPPED + 0.5) / SCALES_PER_OCTAVE)  # the scales of these
 TOTAL = 1 << 24  # sum of the frequencies of a table
 # A network's scale is a guess: (weight, octaves from it) of the scales that a symbol may have. Of
 # the spreads and offsets tried, these take the fewest bits on KITTI's train split and photographs.
@@ -93,13 +94,14 @@ class TailedGaussian(KeyedGaussian):
     def of_symbols(self, y: Tensor, y_hat: Tensor, scales: Tensor, means: Tensor) -> Tensor:
         """Return the likelihoods of y_hat, the quantised y.
 
-        In training the scales learn from y_hat; y and the means learn from y with noise.
+        In training the scales learn from y_hat; y and the means learn from y with noise. Else
+        skipped symbols have likelihood 1: they cost nothing.
         """
         exact = self.likelihood_lower_bound(
             self._likelihood(y_hat.detach(), scales, means.detach())
         )
         if not self.training:
-            return exact
+            return torch.where(scales < SKIPPED_BELOW, 1, exact)
         noisy = self(y, scales.detach(), means)[1]
         return exact * (noisy / noisy.detach())
 

@@ -16,6 +16,8 @@ from roilib.entropy_models.gaussian import (
     frequencies,
     rdoq,
     reach,
+    scale_index_of,
+    scale_of,
     thresholds,
 )
 
@@ -97,3 +99,10 @@ def test_symbols_that_are_no_part_of_a_stream_are_0():
     distance = torch.linspace(-9, 9, 100)
     assert not rdoq(distance, torch.full((100,), SKIPPED)).any()
     assert rdoq(distance, torch.full((100,), SKIPPED + 1)).abs().max() == 9
+
+
+def test_symbols_that_are_no_part_of_a_stream_cost_nothing():
+    octaves = torch.linspace(0, 2, 101)
+    y, model = torch.zeros(101), TailedGaussian(None, scale_bound=SCALE_MIN).eval()
+    likelihoods = model.of_symbols(y, y, scale_of(octaves), y)
+    assert torch.equal(likelihoods == 1, scale_index_of(octaves) <= SKIPPED)
