@@ -1,6 +1,6 @@
 """Rate-distortion curves of records: of all their pictures, and of bootstrap resamples of them.
 
-    records ──► one curve a codec and ROI strength: bpp and pooled PSNRs, (1 + COUNT, points) each
+    records ──► one curve a codec and ROI strength: bpp and qualities, (1 + COUNT, points) each
 
 Row 0 is of all pictures, the others of resamples. A resample draws as many pictures as there are,
 with replacement, and the same ones for every curve, so that differences of curves are paired.
@@ -21,6 +21,10 @@ LEVEL = 0.95  # of an interval
 MAX_UNDEFINED = 0.05  # share of resamples without a number that an interval may ignore
 PARTS = ("", "roi_", "bg_")  # whole picture, ROI, background: pooled PSNRs
 MEAN = "mean"  # the mean of each picture's PSNR
+# Other qualities, by their names in records: means over the pictures that have one. Those from 0 to
+# 1 become dB, -10 log10(1 - mean), so that a curve near 1 keeps its shape.
+UP_TO_1 = ("ms_ssim", "haarpsi", "roi_haarpsi")
+MEASURES = ("yuv_psnr", "roi_yuv_psnr", *UP_TO_1)
 STRENGTHS = {"alpha": 0.5, "qoffset": 0.0}  # ROI knobs of a setting → the uniform value
 TRAININGS = ("seed", "loss_form", "metric")  # parameters whose changes make another curve
 
@@ -54,8 +58,8 @@ def with_interval(name: str, rows: np.ndarray, low: str = "", high: str = "") ->
 class Curve:
     """A codec's points at one ROI strength, by rising rate.
 
-    bpp: (1 + B, P). knobs: λ or quality of each point. psnr: part → (1 + B, P) in dB; the parts are
-    PARTS and MEAN.
+    bpp: (1 + B, P). knobs: λ or quality of each point. quality: name → (1 + B, P) in dB; the names
+    are PARTS (pooled PSNRs), MEAN and those MEASURES that all records have.
     """
 
     codec: str
@@ -65,7 +69,7 @@ class Curve:
     trained: bool
     knobs: tuple[float, ...]
     bpp: np.ndarray
-    psnr: dict[str, np.ndarray]
+    quality: dict[str, np.ndarray]
     pictures: int
 
     @property
@@ -73,15 +77,15 @@ class Curve:
         """Return the codec's name in figures."""
         return CODEC_NAMES.get(self.codec, self.codec)
 
-    def with_psnr(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return bpp and PSNR of the points that have a PSNR."""
-        kept = np.isfinite(self.psnr[part][0])
-        return self.bpp[:, kept], self.psnr[part][:, kept]
+    def known(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return bpp and the named quality of the points that have one."""
+        kept = np.isfinite(self.quality[name][0])
+        return self.bpp[:, kept], self.quality[name][:, kept]
 
-    def rising(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return bpp and PSNR of the points that are better than every cheaper one."""
-        kept = rising(self.psnr[part][0])
-        return self.bpp[:, kept], self.psnr[part][:, kept]
+    def rising(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return bpp and the named quality of the points that are better than all cheaper ones."""
+        kept = rising(self.quality[name][0])
+        return self.bpp[:, kept], self.quality[name][:, kept]
 
 
 def identity(record: dict) -> tuple[str, str, float, bool, bool]:
@@ -150,21 +154,34 @@ def curves(records: list[dict], count: int = COUNT, seed: int = SEED) -> list[Cu
 
 def _curve(who: tuple, points: dict[tuple, list[dict]], weights: np.ndarray) -> Curve:
     cheapest_first = sorted(points, key=lambda point: sum(r["bpp"] for r in points[point]))
+    every = [r for records in points.values() for r in records]
+    measures = [name for name in MEASURES if all(name in r for r in every)]
     table = {
         name: np.array([[r[name] for r in points[point]] for point in cheapest_first], float)
-        for name in _columns()
+        for name in ("bpp", "psnr", *measures, *_sums())
     }
-    psnr = {}
+    quality = {}
     with np.errstate(invalid="ignore"):  # no PSNR without ROI pixels, nor without an error
         for part in PARTS:
             errors = weights @ table[f"{part}sse"].T
             values = weights @ table[f"{part}count"].T
-            psnr[part] = 10 * np.log10(255**2 * values / np.where(errors > 0, errors, np.nan))
-    bpp, psnr[MEAN] = (
+            quality[part] = 10 * np.log10(255**2 * values / np.where(errors > 0, errors, np.nan))
+    bpp, quality[MEAN] = (
         weights @ table[name].T / weights.sum(1, keepdims=True) for name in ("bpp", "psnr")
     )
-    return Curve(*who, tuple(point[0] for point in cheapest_first), bpp, psnr, weights.shape[1])
+    for name in measures:
+        mean = _mean(weights, table[name])
+        quality[name] = -10 * np.log10(1 - mean) if name in UP_TO_1 else mean
+    knobs = tuple(point[0] for point in cheapest_first)
+    return Curve(*who, knobs, bpp, quality, weights.shape[1])
 
 
-def _columns() -> list[str]:
-    return ["bpp", "psnr", *(f"{part}{name}" for part in PARTS for name in ("sse", "count"))]
+def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(1 + B, P) weighted means of values (P, pictures), over the pictures that have one."""
+    there = np.isfinite(values)
+    with np.errstate(invalid="ignore"):  # NaN where a resample has none
+        return weights @ np.where(there, values, 0).T / (weights @ there.T)
+
+
+def _sums() -> list[str]:
+    return [f"{part}{name}" for part in PARTS for name in ("sse", "count")]

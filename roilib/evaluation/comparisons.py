@@ -32,6 +32,7 @@ from roilib.evaluation.bd_rate import (
 from roilib.evaluation.bootstrap import (
     COUNT,
     MEAN,
+    MEASURES,
     PARTS,
     Curve,
     curves,
@@ -63,7 +64,10 @@ class Difference:
 
 
 def rate_difference(anchor: Curve, test: Curve, part: str) -> Difference:
-    """BD-rate of two curves, over the points of each that are better than all cheaper ones."""
+    """BD-rate of two curves, over the points of each that are better than all cheaper ones.
+
+    part: one of PARTS or MEASURES, here and below.
+    """
     (rate_a, psnr_a), (rate_t, psnr_t) = anchor.rising(part), test.rising(part)
     value, overlap = bd_rate(_pairs(rate_a, psnr_a), _pairs(rate_t, psnr_t))
     rows = np.full(len(anchor.bpp), np.nan)
@@ -74,8 +78,8 @@ def rate_difference(anchor: Curve, test: Curve, part: str) -> Difference:
 
 
 def psnr_difference(anchor: Curve, test: Curve, part: str) -> Difference:
-    """BD-PSNR of two curves, over the points that have a PSNR."""
-    (rate_a, psnr_a), (rate_t, psnr_t) = anchor.with_psnr(part), test.with_psnr(part)
+    """BD-PSNR of two curves, over the points that have this quality."""
+    (rate_a, psnr_a), (rate_t, psnr_t) = anchor.known(part), test.known(part)
     value, overlap = bd_psnr(_pairs(rate_a, psnr_a), _pairs(rate_t, psnr_t))
     rows = np.full(len(anchor.bpp), np.nan)
     if value is not None:
@@ -249,14 +253,16 @@ def equal_background_table(codecs: list[Family], losses: Sequence[float] = LOSSE
 def bd_table(codecs: list[Family], losses: Sequence[float] = LOSSES) -> pd.DataFrame:
     """BD-rate and BD-PSNR of `pairs`: both uniform, and both at equal background loss.
 
+    The same by the other MEASURES, where all records have them: "BD-PSNR" is then in their dB.
     Trained codecs of which one has no uniform mode are compared at equal α.
     """
     rows = []
     for anchor, test in pairs(codecs):
         if anchor.uniform and test.uniform:
-            rows += [_bd_row(anchor.uniform, test.uniform, part) for part in PARTS]
+            parts = [*PARTS, *_measures(anchor.uniform, test.uniform)]
+            rows += [_bd_row(anchor.uniform, test.uniform, part) for part in parts]
             if anchor.has_roi and test.has_roi:
-                for part in ("roi_", "bg_"):
+                for part in [p for p in parts if p.startswith(("roi_", "bg_"))]:
                     rows += _equal_background_rows(anchor, test, part, losses)
         else:
             same = [
@@ -267,6 +273,11 @@ def bd_table(codecs: list[Family], losses: Sequence[float] = LOSSES) -> pd.DataF
             ]
             rows += [_bd_row(a, t, part) for a, t in same for part in PARTS]
     return pd.DataFrame(rows)
+
+
+def _measures(*found: Curve) -> list[str]:
+    """Return those of MEASURES that all these curves have."""
+    return [name for name in MEASURES if all(name in curve.quality for curve in found)]
 
 
 def _equal_background_rows(
@@ -326,7 +337,10 @@ def _published_rows(codecs: list[Family], path: Path) -> list[dict]:
     rows = []
     for test in (codec.uniform for codec in codecs if codec.uniform and codec.uniform.trained):
         shape = (len(test.bpp), len(bpp))
-        curve = {"bpp": np.broadcast_to(bpp, shape), "psnr": {MEAN: np.broadcast_to(psnr, shape)}}
+        curve = {
+            "bpp": np.broadcast_to(bpp, shape),
+            "quality": {MEAN: np.broadcast_to(psnr, shape)},
+        }
         anchor = Curve(
             name, "published", 0.0, True, False, tuple(bpp), **curve, pictures=test.pictures
         )
@@ -337,6 +351,13 @@ def _published_rows(codecs: list[Family], path: Path) -> list[dict]:
 def _bd_row(anchor: Curve, test: Curve, part: str) -> dict:
     rate, psnr = rate_difference(anchor, test, part), psnr_difference(anchor, test, part)
     return _row(_who(anchor), _who(test), None, part, rate, psnr, anchor.pictures)
+
+
+def metric_name(part: str) -> str:
+    """Return what tables call one of PARTS, MEAN or MEASURES."""
+    if part in MEASURES:
+        return f"{part}_mean" if part.endswith("psnr") else part
+    return "psnr_mean" if part == MEAN else f"{part}psnr"
 
 
 def _row(
@@ -357,7 +378,7 @@ def _row(
     notes = dict.fromkeys(note for note in (rate.note, psnr.note) if note)
     return (
         row
-        | {"bg_loss": loss, "metric": "psnr_mean" if part == MEAN else f"{part}psnr"}
+        | {"bg_loss": loss, "metric": metric_name(part)}
         | with_interval("bd_rate", rate.rows, "low", "high")
         | with_interval("bd_psnr", psnr.rows)
         | {"overlap": rate.overlap, "rate_overlap": psnr.overlap, "points": rate.points}
@@ -482,7 +503,7 @@ def hull(codec: Family, bpp: tuple[float, float]) -> list[tuple[int, int]]:
 def _points(codec: Family, places: list[tuple[int, int]], name: str) -> np.ndarray:
     """(1 + B, len(places)) bpp or PSNR of points."""
     columns = [
-        codec.members[i].bpp if name == "bpp" else codec.members[i].psnr[name] for i, _ in places
+        codec.members[i].bpp if name == "bpp" else codec.members[i].quality[name] for i, _ in places
     ]
     return np.stack([column[:, k] for column, (_, k) in zip(columns, places, strict=True)], 1)
 

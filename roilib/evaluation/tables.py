@@ -277,6 +277,38 @@ def headline_table(
     return pd.DataFrame(found)
 
 
+MEASURE_COLUMNS = {  # metrics of `comparisons.bd_table` → headings: all pixels alike, then ROI
+    "psnr": "PSNR",
+    "yuv_psnr_mean": "YUV-PSNR",
+    "ms_ssim": "MS-SSIM",
+    "haarpsi": "HaarPSI",
+    "roi_yuv_psnr_mean": "ROI YUV-PSNR",
+    "roi_haarpsi": "ROI HaarPSI",
+}
+
+
+def measure_table(bd_rates: pd.DataFrame) -> pd.DataFrame:
+    """Compare roi_vbr with other codecs by every measure of quality: BD-rates (%) in cells.
+
+    bd_rates: of `comparisons.bd_table`. With all pixels alike; the columns of the ROI are of the
+    ROI modes where both lose HEADLINE_BG_LOSS of background. The strongest codec first.
+    """
+    if bd_rates.empty:
+        return pd.DataFrame()
+    rates = bd_rates[bd_rates["test"] == "roi_vbr"]
+    uniform, equal = rates[rates["bg_loss"].isna()], rates[rates["bg_loss"] == HEADLINE_BG_LOSS]
+    known = uniform[uniform["metric"] == "psnr"].dropna(subset="bd_rate")
+    found = []
+    for row in known.sort_values("bd_rate", ascending=False).to_dict("records"):
+        cells = {"`roi_vbr` against": row["anchor_label"]}
+        for metric, heading in MEASURE_COLUMNS.items():
+            table = equal if metric.startswith("roi_") else uniform
+            of_metric = _first(table, anchor=row["anchor"], metric=metric)
+            cells[heading] = _interval(of_metric, "bd_rate", "+.1f")
+        found.append(cells)
+    return pd.DataFrame(found)
+
+
 def _first(table: pd.DataFrame, **where: str) -> dict:
     """Return the first row with these values, or an empty one."""
     for name, value in where.items():

@@ -24,6 +24,7 @@ from roilib.evaluation.comparisons import (
     rate_difference,
     trade_table,
 )
+from roilib.evaluation.tables import measure_table
 from roilib.losses import RoiRateDistortionLoss
 from roilib.metrics import psnr_from_mse
 
@@ -92,12 +93,12 @@ def test_curves_are_pooled_over_pictures():
     first = [r for r in records if r["setting"]["quality"] == 50]
     assert curve.bpp.shape == (21, POINTS)
     assert curve.bpp[0, 0] == pytest.approx(np.mean([r["bpp"] for r in first]))
-    assert curve.psnr["roi_"][0, 0] == pytest.approx(
+    assert curve.quality["roi_"][0, 0] == pytest.approx(
         psnr_from_mse(sum(r["roi_sse"] for r in first) / sum(r["roi_count"] for r in first), 255)
     )
     weights = resamples(PICTURES, 20)[7]
     drawn = [r for r, w in zip(first, weights, strict=True) for _ in range(int(w))]
-    assert curve.psnr[""][7, 0] == pytest.approx(
+    assert curve.quality[""][7, 0] == pytest.approx(
         psnr_from_mse(sum(r["sse"] for r in drawn) / sum(r["count"] for r in drawn), 255)
     )
 
@@ -119,7 +120,7 @@ def test_resampled_differences_are_bjontegaards():
     anchor, test = curves(codec("x264 medium") + codec("x265 medium", noise=0.1, rate=0.9), 15)
     rate, psnr = rate_difference(anchor, test, "roi_"), psnr_difference(anchor, test, "roi_")
     for row in range(16):
-        pair = [list(zip(c.bpp[row], c.psnr["roi_"][row], strict=True)) for c in (anchor, test)]
+        pair = [list(zip(c.bpp[row], c.quality["roi_"][row], strict=True)) for c in (anchor, test)]
         assert rate.rows[row] == pytest.approx(bd_rate(*pair)[0], abs=1e-8)
         assert psnr.rows[row] == pytest.approx(bd_psnr(*pair)[0], abs=1e-8)
     assert np.ptp(rate.rows) > 0.5
@@ -184,7 +185,7 @@ def test_values_are_read_at_exactly_the_loss():
     assert trade["bg_loss"].is_monotonic_increasing
     assert trade["roi_bd_rate"].is_monotonic_decreasing
     uniform, roi = (next(c for c in family.members if c.strength == s) for s in (0.0, -0.2))
-    pair = [list(zip(c.bpp[0], c.psnr["roi_"][0], strict=True)) for c in (uniform, roi)]
+    pair = [list(zip(c.bpp[0], c.quality["roi_"][0], strict=True)) for c in (uniform, roi)]
     assert trade["roi_bd_rate"][1] == pytest.approx(bd_rate(*pair)[0])
     measured, between = trade["bg_loss"][1], (trade["bg_loss"][0] + trade["bg_loss"][1]) / 2
     table = equal_background_table([family], (measured, between, trade["bg_loss"][2] + 0.01))
@@ -362,7 +363,7 @@ def test_a_published_curve_is_compared_by_means_of_the_pictures(tmp_path):
             {
                 "codec": "theirs",
                 "bpp": list(ours.bpp[0] / 1.1)[::-1],
-                "psnr": list(ours.psnr["mean"][0])[::-1],
+                "psnr": list(ours.quality["mean"][0])[::-1],
             }
         )
     )
@@ -377,7 +378,7 @@ def test_a_published_curve_is_compared_by_means_of_the_pictures(tmp_path):
     assert row["low"] < 10 < row["high"]
     assert len(published_table(families(records), tmp_path)) == 1  # of a folder, every curve
     cheap = [r for r in records if r["setting"].get("lmbda") == 1]
-    assert ours.psnr["mean"][0, 0] == pytest.approx(np.mean([r["psnr"] for r in cheap]))
+    assert ours.quality["mean"][0, 0] == pytest.approx(np.mean([r["psnr"] for r in cheap]))
     for content in ("[", '{"codec": "x", "bpp": [1]}', '{"codec": "x", "bpp": [1], "psnr": []}'):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"curve\.json: not a published curve"):
@@ -410,6 +411,54 @@ def test_a_point_without_error_is_left_out_and_the_others_compared_as_ever():
     row = bd_table(families(nowhere)).set_index("metric").loc["bg_psnr"]
     assert np.isnan([row["bd_rate"], row["bd_psnr"]]).all()
     assert (row["points"], row["note"]) == (0, "fewer than 6 points")
+
+
+def with_measures(records, shift=0.0):
+    """The records with qualities that follow their PSNR; shift: dB more."""
+    for r in records:
+        db, roi = (
+            psnr_from_mse(r[f"{part}sse"] / r[f"{part}count"], 255) + shift for part in ("", "roi_")
+        )
+        r |= {"yuv_psnr": db, "roi_yuv_psnr": roi, "ms_ssim": 1 - 10 ** (-db / 20)}
+        r |= {"haarpsi": 1 - 10 ** (-db / 40), "roi_haarpsi": 1 - 10 ** (-roi / 40)}
+    return records
+
+
+def test_measures_beside_psnr_are_compared_in_their_own_dB():
+    strengths = (0.0, 0.1, 0.2, 0.3)
+    theirs = with_measures(codec("x265 medium", strengths=strengths, noise=0.02))
+    ours = with_measures(
+        codec("roi_vbr", trained=True, strengths=strengths, rate=0.8, noise=0.02, seed=1), shift=1
+    )
+    (anchor,) = [c for c in curves(theirs, 20) if c.uniform]
+    cheapest = [r["ms_ssim"] for r in theirs if r["setting"] == {"quality": 50, "qoffset": 0}]
+    assert anchor.quality["ms_ssim"][0, 0] == pytest.approx(-10 * np.log10(1 - np.mean(cheapest)))
+    table = bd_table(families(theirs + ours, 50))
+    uniform = table[table["bg_loss"].isna()].set_index("metric")["bd_rate"]
+    # 5 dB double the rate, so that 1 dB more takes 13 % fewer bytes.
+    assert uniform["psnr"] == pytest.approx(-20, abs=1.5)
+    for name in ("yuv_psnr_mean", "ms_ssim", "haarpsi"):
+        assert uniform[name] == pytest.approx(-100 * (1 - 0.8 / 2**0.2), abs=1.5)
+    shown = measure_table(table)
+    assert shown["`roi_vbr` against"].tolist() == ["x265 medium"]
+    assert not shown.isin(["–"]).any().any()
+    for r in theirs:
+        del r["haarpsi"]
+    fewer = bd_table(families(theirs + ours, 50))
+    assert set(table["metric"]) - set(fewer["metric"]) == {"haarpsi"}
+    assert measure_table(fewer)["HaarPSI"].tolist() == ["–"]
+
+
+def test_a_picture_without_a_measure_is_left_out_of_its_mean():
+    records = with_measures(codec("jpeg"))
+    for r in records:
+        r["roi_haarpsi"] = None if r["image"] == "000000" else r["roi_haarpsi"]
+    (curve,) = curves(records, 20)
+    known = [
+        r["roi_haarpsi"] for r in records if r["setting"]["quality"] == 50 and r["roi_haarpsi"]
+    ]
+    assert len(known) == PICTURES - 1
+    assert curve.quality["roi_haarpsi"][0, 0] == pytest.approx(-10 * np.log10(1 - np.mean(known)))
 
 
 def test_pictures_without_a_roi_give_numbers_for_the_rest():
