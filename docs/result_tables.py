@@ -1,0 +1,230 @@
+"""Rewrite the result tables of README and docs/results.md from the records that are committed.
+
+    python docs/result_tables.py            rewrite them
+    python docs/result_tables.py --check    only say which are not those of the records
+
+A table stands below a comment that names it: `<!-- table: speed -->`. TABLES says how each is made
+from the files in report/results/reference.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from roilib.apps.drive import report
+from roilib.evaluation import tables
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "report" / "results" / "reference"
+PAGES = ("README.md", "docs/results.md")
+MARKED = re.compile(r"(<!-- table: (?P<name>[^\n]+) -->\n)(?P<table>(?:[|-] ?[^\n]*\n)*)")
+
+EQUAL_BACKGROUND_COLUMNS = {
+    "label": "codec",
+    "bg_loss": "background loss dB",
+    "strength": "at α or qoffset",
+    "roi_bd_rate": "ROI BD-rate %",
+    **tables.BOUNDS,
+}
+PAIRED_COLUMNS = {
+    "anchor_label": "against",
+    "bg_loss": "background loss dB",
+    "bd_rate": "ROI BD-rate %",
+    **tables.BOUNDS,
+}
+BYTE_RATIO_COLUMNS = {
+    "theirs_label": "against",
+    "ratio": "bytes, ours/theirs",
+    **tables.BOUNDS,
+    "reached": "points reached",
+    "hull": "of",
+}
+DETECTION_AT_LOSS_COLUMNS = {
+    "label": "codec",
+    "bg_loss": "background loss dB",
+    "strength": "α or qoffset",
+    "agnostic_ap50_loss": "loss %",
+    "agnostic_ap50_loss_low": "95 % from",
+    "agnostic_ap50_loss_high": "to",
+}
+HEADLINE = {  # codecs of README's first table → labels
+    "x265 slow": "x265 slow",
+    "x265 medium": "x265 medium",
+    "x264 slow": "x264 slow",
+    "avif": "AVIF",
+    "jpeg": "JPEG",
+}
+SPEEDS = (  # codecs of README's table of times
+    "bmshj2018-hyperprior N=128 (random weights)",
+    *("roi_vbr", "roi_vbr + detector", "roi_vbr, cap of 12,500 bytes"),
+    *("x265 medium", "x265 ultrafast", "x264 medium"),
+)
+WITH_ROI = ("x264 medium", "x265 medium", "x265 slow", "roi_vbr")  # in the tables of ROI modes
+DOMAINS = {  # pictures → folder of the records
+    "KITTI, 24 frames": "shipped",
+    "KITTI, the detector's boxes": "detected_boxes",
+    "PandaSet, 16 frames": "pandaset",
+    "Kodak, 24 photographs": "kodak",
+    "rendered streets, 8 frames": "streets",
+}
+
+
+def read(name: str) -> pd.DataFrame:
+    """Return a CSV of the reference results, named by folder and file without its ending."""
+    folder, _, table = name.partition("/")
+    return tables.read_table(REFERENCE / folder, table)
+
+
+def as_they_are(table: pd.DataFrame) -> str:
+    """Return a table of texts as Markdown."""
+    return tables.markdown(table, {name: name for name in table})
+
+
+def headline() -> str:
+    """Our codec against others on KITTI, in short."""
+    return as_they_are(
+        tables.headline_table(read("shipped/byte_ratios"), read("shipped/bd_rates"), HEADLINE)
+    )
+
+
+def domains() -> str:
+    """The headline of every set of pictures against x265, without the column of ROI BD-rates."""
+    found = []
+    for pictures, folder in DOMAINS.items():
+        peers = {codec: codec for codec in ("x265 medium", "x265 slow")}
+        rows = tables.headline_table(
+            read(f"{folder}/byte_ratios"), read(f"{folder}/bd_rates"), peers
+        ).drop(columns="ROI BD-rate")
+        rows.insert(0, "pictures", pictures)
+        found.append(rows[rows.iloc[:, 2:].ne("–").any(axis=1)])
+    return as_they_are(pd.concat(found))
+
+
+def uniform() -> str:
+    """BD-rates of all pixels alike."""
+    rates = read("shipped/bd_rates")
+    rates = rates[rates["bg_loss"].isna() & (rates["metric"] == "psnr")]
+    return tables.markdown(rates, tables.BD_COLUMNS)
+
+
+def byte_ratios(folder: str) -> str:
+    """Bytes at equal ROI and background."""
+    return tables.markdown(read(f"{folder}/byte_ratios"), BYTE_RATIO_COLUMNS)
+
+
+def equal_background() -> str:
+    """Each ROI mode against its codec's own uniform mode."""
+    table = read("shipped/equal_background")
+    return tables.markdown(table[table["label"].isin(WITH_ROI)], EQUAL_BACKGROUND_COLUMNS)
+
+
+def paired() -> str:
+    """Our ROI mode against the others' at equal background loss."""
+    rates = read("shipped/bd_rates")
+    rates = rates[rates["bg_loss"].notna() & (rates["metric"] == "roi_psnr")]
+    return tables.markdown(rates[rates["anchor"].isin(WITH_ROI)], PAIRED_COLUMNS)
+
+
+def detection() -> str:
+    """AP50 that the pretrained detector loses at equal background loss."""
+    seen = read("shipped/detection_at_loss")
+    seen = seen[(seen["detector"] == "yolov8n_kitti") & seen["label"].isin(WITH_ROI[1:])]
+    return tables.markdown(seen, DETECTION_AT_LOSS_COLUMNS)
+
+
+def published() -> str:
+    """Our codec against published curves on Kodak."""
+    return tables.markdown(read("kodak/published"), tables.BD_COLUMNS)
+
+
+def arms() -> str:
+    """The paper's arms, best first for each loss."""
+    costs = read("paper/costs").sort_values(["alpha", "cost"], ascending=[False, True])
+    return tables.markdown(costs, tables.COST_COLUMNS)
+
+
+def speed(short: bool = False) -> str:
+    """Times of encoding and decoding; short: those of README."""
+    measured = read_json("shipped/speed.json")
+    if not short:
+        return tables.markdown(tables.speed_table(measured), tables.SPEED_COLUMNS)
+    table = tables.speed_table(tables.speed_in_short(measured))
+    return tables.markdown(table[table["codec"].isin(SPEEDS)], tables.SPEED_COLUMNS)
+
+
+def complexity() -> str:
+    """Arithmetic and parameters of the models."""
+    table = tables.table_of(read_json("shipped/complexity.json")["rows"])
+    return tables.markdown(table, tables.COMPLEXITY_COLUMNS)
+
+
+def drive(folder: str, network: str) -> str:
+    """A drive over a thin link, without losses ("whole") or with them ("lossy")."""
+    table = report.summary(read(f"{folder}/drive_frames"))
+    columns = {"whole": report.COLUMNS, "lossy": report.LOSS_COLUMNS}[network]
+    return tables.markdown(table[table["network"] == network], columns)
+
+
+def verdicts() -> str:
+    """A line a codec and rate on the real drive."""
+    lines = report.verdicts(report.summary(read("drive_kitti/drive_frames")))
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def read_json(name: str) -> dict:
+    """Return a JSON file of the reference results."""
+    return json.loads((REFERENCE / name).read_text(encoding="utf-8"))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "speed in short": lambda: speed(short=True),
+    "pictures": domains,
+    "all pixels alike": uniform,
+    "bytes on KITTI": lambda: byte_ratios("shipped"),
+    "bytes on PandaSet": lambda: byte_ratios("pandaset"),
+    "bytes on rendered streets": lambda: byte_ratios("streets"),
+    "bytes with detected boxes": lambda: byte_ratios("detected_boxes"),
+    "ROI modes": equal_background,
+    "ROI modes compared": paired,
+    "detection": detection,
+    "published": published,
+    "speed": speed,
+    "complexity": complexity,
+    "verdicts": verdicts,
+    "real drive": lambda: drive("drive_kitti", "whole"),
+    "real drive with losses": lambda: drive("drive_kitti", "lossy"),
+    "rendered drive": lambda: drive("drive", "whole"),
+    "arms": arms,
+}
+
+
+def refreshed(text: str) -> str:
+    """Return a page with the tables of the records. Raises KeyError for an unknown table."""
+    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found['name']]()}\n", text)
+
+
+def main() -> int:
+    """Rewrite the pages, or check them; return the number of pages that differ, if they may not."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    check, differ = parser.parse_args().check, 0
+    for name in PAGES:
+        path = ROOT / name
+        before = path.read_text(encoding="utf-8")
+        after = refreshed(before)
+        if after != before:
+            differ += 1
+            print(f"{name}: {'not the records' if check else 'rewritten'}")
+            if not check:
+                path.write_text(after, encoding="utf-8")
+    return differ if check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
