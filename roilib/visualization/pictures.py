@@ -3,6 +3,8 @@
 Every function returns the matplotlib Figure.
 """
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from roilib.visualization.side_by_side import Panel, Scene, is_one_rate
 
 ROI_COLOUR = "#f0c000"
 CROP_ASPECT = 4 / 3  # width by height of what is enlarged
-COLUMNS = 4  # of `comparison`
+COLUMNS = 4, 5, 3  # that `comparison` may have, the best first
 PSNR_NAMES = {
     "roi_psnr": "pooled ROI-PSNR (dB)",
     "bg_psnr": "pooled background PSNR (dB)",
@@ -184,10 +186,12 @@ def comparison(scenes: list[Scene]) -> Figure | None:
     """
     if all(len(scene.panels) == 1 for scene in scenes):
         return None
-    rows = [-(-(len(scene.panels) + 2) // COLUMNS) for scene in scenes]
-    size = (9.2, sum(rows) * (9.2 / COLUMNS / CROP_ASPECT + 0.55))
+    places = [len(scene.panels) + 2 for scene in scenes]
+    columns = min(COLUMNS, key=lambda n: sum(-place % n for place in places))  # fewest empty places
+    rows = [math.ceil(place / columns) for place in places]
+    size = (9.2, sum(rows) * (9.2 / columns / CROP_ASPECT + 0.55))
     figure = plt.figure(figsize=size, layout="constrained")
-    grid, top = figure.add_gridspec(sum(rows), COLUMNS), 0
+    grid, top = figure.add_gridspec(sum(rows), columns), 0
     for scene, high in zip(scenes, rows, strict=True):
         original = scene.panels[0].picture
         x0, y0, x1, y1 = crop_window(scene.box, *original.shape[:2])
@@ -195,7 +199,7 @@ def comparison(scenes: list[Scene]) -> Figure | None:
         show_picture(whole, original, scene.image)
         draw_boxes(whole, np.array([[x0, y0, x1, y1]]))
         for place, panel in enumerate(scene.panels, 2):
-            ax = figure.add_subplot(grid[top + place // COLUMNS, place % COLUMNS])
+            ax = figure.add_subplot(grid[top + place // columns, place % columns])
             ax.imshow(panel.picture[y0:y1, x0:x1], interpolation="nearest")
             ax.set(xticks=[], yticks=[], title=_panel_title(panel))
             ax.set_xlabel(_panel_caption(panel), fontsize=7)

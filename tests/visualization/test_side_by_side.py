@@ -113,6 +113,7 @@ def test_panels_are_what_their_streams_decode_to_at_about_equal_bytes(vbr_run, r
     uniform, sharp = (cells[:6, :10] for cells in bits.values())
     assert sharp[inside].sum() / sharp.sum() > uniform[inside].sum() / uniform.sum()
     whole, enlarged, *_ = pictures.comparison([scene]).axes
+    assert whole.get_gridspec().get_geometry() == (1, 5)  # the whole takes two of five places
     (x, y), mark = whole.patches[0].get_xy(), whole.patches[0]
     assert enlarged.get_images()[0].get_array().shape[:2] == (mark.get_height(), mark.get_width())
     window = original.picture[int(y) :, int(x) :][: int(mark.get_height()), : int(mark.get_width())]
