@@ -96,9 +96,9 @@ def domains() -> str:
     """The headline of every set of pictures against x265, without the column of ROI BD-rates."""
     found = []
     for pictures, folder in DOMAINS.items():
-        peers = {codec: codec for codec in ("x265 medium", "x265 slow")}
+        others = {codec: codec for codec in ("x265 medium", "x265 slow")}
         rows = tables.headline_table(
-            read(f"{folder}/byte_ratios"), read(f"{folder}/bd_rates"), peers
+            read(f"{folder}/byte_ratios"), read(f"{folder}/bd_rates"), others
         ).drop(columns="ROI BD-rate")
         rows.insert(0, "pictures", pictures)
         found.append(rows[rows.iloc[:, 2:].ne("–").any(axis=1)])

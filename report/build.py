@@ -58,7 +58,7 @@ def build(results: str | Path, folder: str | Path, out: str | Path = OUT) -> lis
     Raises ValueError with Typst's error, or naming a missing file.
     """
     results, folder, out = (Path(path).resolve() for path in (results, folder, out))
-    _check(results)
+    check(results)
     beside = {name: results.parent / name for name in BESIDE if name != results.name}
     root = Path(os.path.commonpath([ROOT, results, folder]))
     inputs = {"results": f"/{results.relative_to(root)}", "figures": f"/{folder.relative_to(root)}"}
@@ -88,7 +88,8 @@ def _test_set(results: Path) -> dict[str, float]:
     return {"streams": len(records), "pictures": len(pictures)} | shares
 
 
-def _check(results: Path) -> None:
+def check(results: Path) -> None:
+    """Raise ValueError naming a table that a report needs and RESULTS lacks."""
     for name in ("records.json", "rates.csv"):
         if not (results / name).is_file():
             raise ValueError(f"{results / name}: no such file; run notebook 05 first")
@@ -108,7 +109,7 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.figures or ROOT / "report" / "figures" / options.results.resolve().name
     try:
-        _check(options.results)
+        check(options.results)
         if not options.compile_only:
             draw(options.results, folder)
         for warning in build(options.results, folder, options.out):

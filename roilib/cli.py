@@ -1,6 +1,7 @@
 """The `roilib` command; `python -m roilib …` is the same.
 
-Exit code 0, or 2 with one line on stderr that says which command failed, on which file, and why.
+Exit code 0, or 2 with one line on stderr that says which command failed, on which file, and why;
+1 when a notebook fails while it runs, 130 after Ctrl-C.
 Each command imports heavy modules itself, so that `roilib info` and `--help` stay fast.
 """
 
@@ -273,7 +274,7 @@ def report(
 ) -> int:
     """Draw the figures of a results folder and compile the report, in a clone of the repository.
 
-    Example: `roilib report report/results/reference/kitti --out report.pdf`
+    Example: `roilib report report/results/reference/shipped --out report.pdf`
 
     Args:
         results: a folder with notebook 05's tables
@@ -291,6 +292,7 @@ def report(
     figures = figures or script.parent / "figures" / results.resolve().name
     out = out or builder.OUT
     io.protect([out], results.glob("*"), force)
+    builder.check(results)
     if not compile_only:
         builder.draw(results, figures)
     for warning in builder.build(results, figures, out):

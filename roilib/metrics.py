@@ -67,6 +67,7 @@ def picture_metrics(
 ) -> dict[str, float | None]:
     """Measure a decoded picture, all of it and inside and outside the ROI.
 
+    image, decoded: uint8 (H, W, 3); mask: the ROI, bool (H, W).
     Returns psnr, roi_psnr, bg_psnr (dB), their squared errors and counts, the three yuv_psnr (dB),
     ms_ssim, haarpsi and roi_haarpsi. ms_ssim is None below 161 pixels a side, haarpsi below 16.
     classes: masks of object classes by name; each adds `name_psnr`, `name_sse` and `name_count`.

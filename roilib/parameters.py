@@ -62,7 +62,11 @@ FilePaths = Annotated[Text, AfterValidator(_paths)]
 
 
 class Parameters(BaseModel):
-    """What a run is asked for. Defaults are the paper's, except `train_size_p1`'s."""
+    """What a run is asked for.
+
+    Defaults are the paper's, except those of `device`, `loss_form` and `train_size_p1`, and of
+    parameters that the paper's code lacks.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()

@@ -362,9 +362,11 @@ def test_evaluate_measures_a_folder(pictures, weights, tmp_path, capsys):
     assert set(roi) == {3 * 48 * 30}
     assert main(words) == 0  # its own files are written again
     (out / "provenance.json").unlink()
-    refused(capsys, words, "records.json: exists, and roilib did not make it")
+    refused(capsys, words, "records.json: exists, and does not say that roilib made it")
     refused(capsys, ["evaluate", tmp_path / "none", *words[2:], "--force"], "none: ")
     refused(capsys, [*words, "--force", "--boxes", tmp_path / "no"], "no: no ")
+    (tmp_path / "codecs.yaml").write_text("264: {quality: [30]}\n")
+    refused(capsys, [*words, "--force"], "codecs.yaml: not codecs with their qualities")
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "3", '{"cells": null}'])
@@ -379,14 +381,26 @@ def test_a_notebook_is_never_overwritten(tmp_path, capsys):
     for path in (mine, other):
         path.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
     refused(capsys, ["notebook", mine, mine, "--force"], "mine.ipynb: is an input")
-    refused(capsys, ["notebook", mine, other], "other.ipynb: exists, and roilib did not make it")
+    refused(
+        capsys,
+        ["notebook", mine, other],
+        "other.ipynb: exists, and does not say that roilib made it",
+    )
 
 
 def test_a_report_overwrites_only_reports(tmp_path, capsys):
     (tmp_path / "thesis.pdf").write_bytes(b"%PDF-1.7 mine")
     results = REPOSITORY / "report" / "results" / "reference" / "drive"
     words = ["report", results, "--out", tmp_path / "thesis.pdf"]
-    refused(capsys, words, "thesis.pdf: exists, and roilib did not make it")
+    refused(capsys, words, "thesis.pdf: exists, and does not say that roilib made it")
+
+
+def test_a_report_of_nothing_leaves_the_figures_of_the_same_name(tmp_path, capsys):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "rate_psnr.png").write_bytes(b"drawn before")
+    words = ["report", tmp_path / "none", "--figures", tmp_path / "figures"]
+    refused(capsys, words, "none/records.json: no such file")
+    assert (tmp_path / "figures" / "rate_psnr.png").exists()
 
 
 def test_the_home_folder_is_found_behind_an_equals_sign(picture, weights, tmp_path, monkeypatch):
@@ -430,6 +444,17 @@ def test_settings_without_effect_are_said(picture, weights, tmp_path, capsys, op
     options = [option.format(tmp=tmp_path) for option in options]
     assert main(["encode", str(picture), str(tmp_path / "a.roic"), *options, *weights]) == 0
     assert said in capsys.readouterr().err
+
+
+def test_compare_says_too_what_has_no_effect(picture, weights, tmp_path, capsys):
+    (tmp_path / "boxes.json").write_text("[[10, 50, 58, 80]]")
+    words = ["compare", str(picture), "--boxes", str(tmp_path / "boxes.json"), *weights]
+    options = ["--confidence", "0.5", "--classes", "Car", "--lmbda", "0.02", "--max-bytes", "1500"]
+    assert main([*words, *options]) == 0
+    said = capsys.readouterr().err
+    for name, when in (("confidence", "boxes"), ("classes", "boxes"), ("lmbda", "max-bytes")):
+        assert f"roilib compare: --{name} has no effect with --{when}\n" in said
+    assert "--box-format" not in said
 
 
 @pytest.mark.parametrize(

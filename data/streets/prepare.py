@@ -4,7 +4,7 @@ python data/streets/prepare.py data/sample
     20 scenes, bus.jpg and zidane.jpg, with splits
 python data/streets/prepare.py data/drive --drive 100 --seed 7
     100 frames of a drive through one street, ten a second
-python data/streets/prepare.py data/streets --streets 40
+python data/streets/prepare.py data/more_streets --streets 40
     a frame of each of 40 streets, to train on
 """
 

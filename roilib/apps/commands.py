@@ -81,15 +81,11 @@ def encode(
     inputs = [job.source for job in jobs] + [p for p in (boxes, weights, detector) if p]
     io.protect([job.out for job in jobs] + ([preview] if preview else []), inputs, force)
     seen = bool(boxes or detect or detector)
-    if alpha is not None and not seen:
-        note("encode", "--alpha has no effect without --boxes or --detect")
-    if lmbda is not None and max_bytes is not None:
-        note("encode", "--lmbda has no effect with --max-bytes")
-    if box_format and not boxes:
-        note("encode", "--box-format has no effect without --boxes")
-    for name, value in (("confidence", confidence), ("classes", classes)):
-        if value is not None and not (detect or detector):
-            note("encode", f"--{name} has no effect without --detect")
+    detects = {"confidence": confidence, "classes": classes}
+    note_ignored("encode", seen, "without --boxes or --detect", alpha=alpha)
+    note_ignored("encode", max_bytes is None, "with --max-bytes", lmbda=lmbda)
+    note_ignored("encode", bool(boxes), "without --boxes", box_format=box_format)
+    note_ignored("encode", bool(detect or detector), "without --detect", **detects)
 
     from roilib.apps import transcode
     from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, load_codec
@@ -193,7 +189,7 @@ def compare(
     detector: Path | None = None,
     confidence: float | None = None,
     classes: str | None = None,
-    lmbda: float = 0.012,
+    lmbda: float | None = None,
     alpha: float = 0.9,
     max_bytes: int | None = None,
     weights: Path | None = None,
@@ -229,15 +225,20 @@ def compare(
     if out:
         io.check_picture_name(out)
     io.protect([out] if out else [], [p for p in (picture, boxes, weights, detector) if p], force)
+    detects = {"detector": detector, "confidence": confidence, "classes": classes}
+    note_ignored("compare", not boxes, "with --boxes", **detects)
+    note_ignored("compare", bool(boxes), "without --boxes", box_format=box_format)
+    note_ignored("compare", max_bytes is None, "with --max-bytes", lmbda=lmbda)
 
     from roilib.apps import compare as comparison
     from roilib.apps import transcode
     from roilib.apps.playground.coding import Coder
-    from roilib.codecs.roic import load_codec
+    from roilib.codecs.roic import DEFAULT_LMBDA, load_codec
 
     options = (boxes, box_format, not boxes, detector, confidence, classes)
     regions = transcode.regions_of([picture], *options)
-    coder, knobs = Coder(load_codec(weights, device)), {"lmbda": lmbda, "alpha": alpha}
+    coder = Coder(load_codec(weights, device))
+    knobs = {"lmbda": DEFAULT_LMBDA if lmbda is None else lmbda, "alpha": alpha}
     coded, rows = comparison.compare(picture, regions, coder, **knobs, max_bytes=max_bytes)
     if out:
         io.write_bytes(out, transcode.picture_bytes(out, rows))
@@ -246,6 +247,13 @@ def compare(
     if not json:
         show(comparison.table(coded))
     return 0
+
+
+def note_ignored(command: str, used: bool, when: str, **options: object) -> None:
+    """Say of each option that was given that it has no effect `when`, unless options are used."""
+    for name, value in options.items():
+        if value is not None and not used:
+            note(command, f"--{name.replace('_', '-')} has no effect {when}")
 
 
 def paths(words: Sequence[Path], command: Callable) -> list[Path]:

@@ -105,7 +105,9 @@ def protect(outputs: Iterable[Path], inputs: Iterable[Path], force: bool = False
         if out.is_dir():
             raise ValueError(f"{out}: cannot be written (Is a directory)")
         if out.is_file() and not force and not made_here(out):
-            raise ValueError(f"{out}: exists, and roilib did not make it; --force overwrites it")
+            raise ValueError(
+                f"{out}: exists, and does not say that roilib made it; --force overwrites it"
+            )
 
 
 def check_picture_name(path: Path) -> None:

@@ -46,7 +46,7 @@ def read_grids(path: Path | None) -> dict:
         grids = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(grids, dict):
+    if not isinstance(grids, dict) or not all(isinstance(name, str) for name in grids):
         raise ValueError(f"{path}: not codecs with their qualities, as in params/codecs")
     return grids
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roilib.codecs.registry import CODEC_NAMES
+from roilib.codecs.registry import codec_label
 from roilib.evaluation.bd_rate import rising
 from roilib.parameters import BASELINES, Parameters
 
@@ -74,8 +74,8 @@ class Curve:
 
     @property
     def label(self) -> str:
-        """Return the codec's name in figures."""
-        return CODEC_NAMES.get(self.codec, self.codec)
+        """Return the codec's name in tables."""
+        return codec_label(self.codec)
 
     def known(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return bpp and the named quality of the points that have one."""

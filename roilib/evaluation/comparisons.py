@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from roilib.codecs.registry import CODEC_NAMES
+from roilib.codecs.registry import codec_label
 from roilib.evaluation.bd_rate import (
     MIN_POINTS,
     akima_slopes,
@@ -457,7 +457,7 @@ def cost_table(records: list[dict], count: int = COUNT) -> pd.DataFrame:
         if zeros is not None and codec != ZERO_HOOKS:
             difference = 100 * (cost / zeros - 1)
         table.append(
-            {"codec": codec, "label": CODEC_NAMES.get(codec, codec), "lmbda": lmbda, "alpha": alpha}
+            {"codec": codec, "label": codec_label(codec), "lmbda": lmbda, "alpha": alpha}
             | {"bpp": float(np.mean([r["bpp"] for r in same]))}
             | {f"{part}psnr": pooled_psnr(same, part) for part in ("roi_", "bg_")}
             | with_interval("cost", cost)

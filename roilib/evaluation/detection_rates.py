@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from roilib.codecs.registry import CODEC_NAMES
+from roilib.codecs.registry import codec_label
 from roilib.evaluation.bootstrap import (
     COUNT,
     SEED,
@@ -34,7 +34,7 @@ from roilib.evaluation.evaluate import UNCOMPRESSED
 from roilib.utils.files import replacing
 
 FILE = "detections.json.gz"
-MEASURES = ("agnostic_ap50", "map50", "map50_95")  # APs whose loss is reported
+AP_NAMES = ("agnostic_ap50", "map50", "map50_95")  # APs whose loss is reported
 
 
 def split_detections(records: list[dict]) -> tuple[list[dict], list[dict]]:
@@ -85,10 +85,10 @@ class Point:
     objects: int
 
     def losses(self, original: "Point") -> dict[str, np.ndarray]:
-        """Per cent of the uncompressed AP that is lost, of each of MEASURES; NaN for an AP of 0."""
+        """Per cent of the uncompressed AP that is lost, of each of AP_NAMES; NaN for an AP of 0."""
         whole = {
             name: np.where(original.precisions[name] > 0, original.precisions[name], np.nan)
-            for name in MEASURES
+            for name in AP_NAMES
             if name in self.precisions
         }
         return {name: 100 * (1 - self.precisions[name] / value) for name, value in whole.items()}
@@ -144,7 +144,7 @@ def detection_at_rates(found: Sequence[Point], rates: Sequence[float] = (0.15,))
             here = _at_rate(members, rate)
             if not np.isfinite(here.precisions["agnostic_ap50"][0]):
                 continue
-            row = {"detector": detector, "codec": codec, "label": CODEC_NAMES.get(codec, codec)}
+            row = {"detector": detector, "codec": codec, "label": codec_label(codec)}
             row |= {"run": run, "strength": strength, "at_bpp": rate}
             for name, loss in here.losses(originals[detector]).items():
                 row |= {name: here.precisions[name][0]} | with_interval(f"{name}_loss", loss)
@@ -191,7 +191,7 @@ def _curves(found: Sequence[Point]) -> dict[tuple, list[Point]]:
 
 def _at_rate(members: list[Point], rate: float) -> Point:
     """A point between those of a curve, at a rate; its APs are NaN beyond the curve's ends."""
-    names = [name for name in MEASURES if name in members[0].precisions]
+    names = [name for name in AP_NAMES if name in members[0].precisions]
     return replace(members[0], precisions={name: _at(members, name, rate) for name in names})
 
 
@@ -207,4 +207,4 @@ def _at(members: list[Point], name: str, rate: float) -> np.ndarray:
 
 def _who(record: dict) -> dict:
     codec = record["codec"]
-    return {"codec": codec, "label": CODEC_NAMES.get(codec, codec), "run": run_name(record)}
+    return {"codec": codec, "label": codec_label(codec), "run": run_name(record)}

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
-from roilib.codecs.registry import CODEC_NAMES, DRAWN, LOOKS, uniform_strength
+from roilib.codecs.registry import CODEC_NAMES, DRAWN, LOOKS, codec_label, uniform_strength
 from roilib.engines.runs import Run
 from roilib.evaluation.bootstrap import run_name
 from roilib.evaluation.detection import BENCHMARK
@@ -42,7 +42,7 @@ def rate_table(records: list[dict]) -> pd.DataFrame:
     rows = []
     for (codec, run, _), group in sorted(points.items()):
         parts = ["roi_", "bg_", "", *(c for c in classes if any(r.get(f"{c}count") for r in group))]
-        row = {"codec": codec, "label": CODEC_NAMES.get(codec, codec)} | group[0]["setting"]
+        row = {"codec": codec, "label": codec_label(codec)} | group[0]["setting"]
         for name in ("bpp", "bpp_estimated", "ms_ssim"):
             row[name] = pd.Series([r.get(name) for r in group], dtype=float).mean()
         row |= _later_measures(group)

@@ -20,13 +20,12 @@ from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.engines.runs import Run
 from roilib.evaluation.bootstrap import Curve, curves, identity, run_name
-from roilib.evaluation.comparisons import LOSSES, families, trade_table
+from roilib.evaluation.comparisons import LOSSES, ZERO_HOOKS, families, trade_table
 from roilib.evaluation.evaluate import evaluate, finished_runs, weights_file
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import LMBDA_MIN, roi_mask
 
 SAME = ("dataset", "data_root", "N", "M", "metric")  # parameters of runs that `arms` compares
-ZERO_HOOKS = "hyperprior_with_obj_features (zero_hooks)"
 PLAIN = "zero hooks, plain loss"  # such a model with α 0.5 stands where the baseline stands
 GOAL_BPP = 0.2  # where no run of one rate sets the bytes; more if a codec's ROI mode starts higher
 SHOWN = (  # in this order; of several codecs in a group the first that was measured

@@ -373,7 +373,7 @@ def test_a_drive_overwrites_neither_inputs_nor_files_of_others(tiny_kitti, tmp_p
     assert main([*words, "--trace", str(trace), "--force"]) == 2
     assert "drive.csv: is an input of this command" in capsys.readouterr().err
     assert main(words) == 2
-    assert "drive.csv: exists, and roilib did not make it" in capsys.readouterr().err
+    assert "drive.csv: exists, and does not say that roilib made it" in capsys.readouterr().err
     assert trace.read_text() == "time_s,mbit_s\n0,1\n"
     trace.unlink()
     for _ in range(2):  # the second one finds what the first one made

@@ -104,6 +104,13 @@ def test_a_profiles_mistakes_are_named():
         expand_sweep({"parameters": content["parameters"]})
 
 
+@pytest.mark.parametrize("name", PROFILES)
+def test_no_profile_names_a_folder_of_pictures_twice(name):
+    folders = (profile(name)["parameters"].get("unlabelled") or "").split(",")
+    assert len(set(folders)) == len(folders)
+    assert "data/streets" not in folders  # the scripts' folder
+
+
 @pytest.mark.parametrize(
     "name",
     ["sample", *(pytest.param(p, marks=pytest.mark.slow) for p in PROFILES if p != "sample")],

@@ -216,9 +216,9 @@ class Bucket:
 class Loss:
     """The packets that a link loses, each with `probability`.
 
-    Losses are independent, or come in bursts of `burst` packets on average (Gilbert's model). They
-    depend on seed, frame and packet number alone: senders whose frames have as many packets lose
-    the same ones.
+    Losses are independent, or come in bursts of `burst` packets on average (Gilbert's model). What
+    is drawn depends on seed, frame and packet number alone: without `burst`, senders whose frames
+    have as many packets lose the same ones.
     """
 
     def __init__(self, probability: float, burst: float | None = None, seed: int = 0):

@@ -32,7 +32,8 @@ class Plan:
         burst: mean number of packets lost in a row; default: losses are independent
         seeds: random seeds of the losses; each has a receiver of its own; default 0 1 2
         weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
-        codecs: conventional codecs, such as 'x265 medium intra' or 'x264 veryfast live'
+        codecs: conventional codecs, such as 'x265 medium intra'; default: x264 and x265, medium
+            intra and veryfast live
     """
 
     mbit: Many[float] = (1.0,)
