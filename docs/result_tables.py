@@ -109,12 +109,13 @@ def uniform() -> str:
     """BD-rates of all pixels alike."""
     rates = read("shipped/bd_rates")
     rates = rates[rates["bg_loss"].isna() & (rates["metric"] == "psnr")]
-    return tables.markdown(rates, tables.BD_COLUMNS)
+    return tables.markdown(tables.full_chroma(rates, "anchor"), tables.BD_COLUMNS)
 
 
 def byte_ratios(folder: str) -> str:
     """Bytes at equal ROI and background."""
-    return tables.markdown(read(f"{folder}/byte_ratios"), BYTE_RATIO_COLUMNS)
+    ratios = tables.full_chroma(read(f"{folder}/byte_ratios"), "theirs")
+    return tables.markdown(ratios, BYTE_RATIO_COLUMNS)
 
 
 def equal_background() -> str:

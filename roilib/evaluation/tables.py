@@ -5,6 +5,7 @@ records, runs ──► tables ──► results/NAME.csv ──► tables ─�
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
+from roilib.codecs.conventional import SUBSAMPLED
 from roilib.codecs.registry import CODEC_NAMES, DRAWN, LOOKS, codec_label, uniform_strength
 from roilib.engines.runs import Run
 from roilib.evaluation.bootstrap import run_name
@@ -251,7 +253,8 @@ def headline_table(
     """Compare roi_vbr with other codecs in a short table; a dash where nothing was measured.
 
     ratios: of `comparisons.byte_ratio_tables`; bd_rates: of `comparisons.bd_table`. codecs: name →
-    label; None: every codec that can be compared with all pixels alike, the strongest first.
+    label; None: every codec that can be compared with all pixels alike, the strongest first, but
+    for those at 4:2:0: these are no match by RGB-PSNR (see `measure_table`).
     """
     if bd_rates.empty:
         return pd.DataFrame()
@@ -259,7 +262,8 @@ def headline_table(
     equal = rates[(rates["bg_loss"] == HEADLINE_BG_LOSS) & (rates["metric"] == "roi_psnr")]
     uniform = rates[rates["bg_loss"].isna() & (rates["metric"] == "psnr")]
     if codecs is None:
-        known = uniform.dropna(subset="bd_rate").sort_values("bd_rate", ascending=False)
+        known = full_chroma(uniform, "anchor").dropna(subset="bd_rate")
+        known = known.sort_values("bd_rate", ascending=False)
         codecs = dict(zip(known["anchor"], known["anchor_label"], strict=True))
     found = []
     for codec, label in codecs.items():
@@ -291,22 +295,37 @@ def measure_table(bd_rates: pd.DataFrame) -> pd.DataFrame:
     """Compare roi_vbr with other codecs by every measure of quality: BD-rates (%) in cells.
 
     bd_rates: of `comparisons.bd_table`. With all pixels alike; the columns of the ROI are of the
-    ROI modes where both lose HEADLINE_BG_LOSS of background. The strongest codec first.
+    ROI modes where both lose HEADLINE_BG_LOSS of background. Codecs at 4:2:0, whose RGB-PSNR the
+    format limits, have none. The strongest by YUV-PSNR first, then those that lack it.
     """
     if bd_rates.empty:
         return pd.DataFrame()
     rates = bd_rates[bd_rates["test"] == "roi_vbr"]
+    rates = rates[(rates["metric"] != "psnr") | ~_subsampled(rates["anchor"])]
     uniform, equal = rates[rates["bg_loss"].isna()], rates[rates["bg_loss"] == HEADLINE_BG_LOSS]
-    known = uniform[uniform["metric"] == "psnr"].dropna(subset="bd_rate")
     found = []
-    for row in known.sort_values("bd_rate", ascending=False).to_dict("records"):
-        cells = {"`roi_vbr` against": row["anchor_label"]}
-        for metric, heading in MEASURE_COLUMNS.items():
-            table = equal if metric.startswith("roi_") else uniform
-            of_metric = _first(table, anchor=row["anchor"], metric=metric)
-            cells[heading] = _interval(of_metric, "bd_rate", "+.1f")
-        found.append(cells)
-    return pd.DataFrame(found)
+    for anchor, label in dict(zip(rates["anchor"], rates["anchor_label"], strict=True)).items():
+        rows = {
+            metric: _first(
+                equal if metric.startswith("roi_") else uniform, anchor=anchor, metric=metric
+            )
+            for metric in MEASURE_COLUMNS
+        }
+        cells = [_interval(row, "bd_rate", "+.1f") for row in rows.values()]
+        strength = rows["yuv_psnr_mean"].get("bd_rate", math.nan)
+        found.append((strength, label, *cells))
+    found.sort(key=lambda row: math.inf if math.isnan(row[0]) else -row[0])
+    headings = ["strength", "`roi_vbr` against", *MEASURE_COLUMNS.values()]
+    return pd.DataFrame(found, columns=headings).drop(columns="strength")
+
+
+def full_chroma(table: pd.DataFrame, column: str = "codec") -> pd.DataFrame:
+    """Leave out the rows of codecs at 4:2:0, which RGB-PSNR does not do justice to."""
+    return table[~_subsampled(table[column])] if len(table) else table
+
+
+def _subsampled(codecs: pd.Series) -> pd.Series:
+    return codecs.str.endswith(SUBSAMPLED)
 
 
 def _first(table: pd.DataFrame, **where: str) -> dict:

@@ -11,6 +11,7 @@ from roilib.evaluation.tables import (
     drawn,
     headline_table,
     markdown,
+    measure_table,
     ranked,
     rate_table,
     read_table,
@@ -57,6 +58,30 @@ def test_the_headline_has_the_strongest_first_and_dashes_for_what_is_missing():
     ]
     assert headline_table(pd.DataFrame(), rates, {"avif": "AVIF"}).iloc[0, 3] == "–"
     assert headline_table(pd.DataFrame(), pd.DataFrame()).empty
+
+
+def test_codecs_at_420_are_compared_by_yuv_psnr_alone():
+    common = {"test": "roi_vbr", "low": None, "high": None, "bg_loss": None}
+    rates = table_of(
+        [
+            common | {"anchor": name, "anchor_label": name, "metric": metric, "bd_rate": rate}
+            for name, metric, rate in (
+                ("jpeg", "psnr", -60.0),
+                ("x265 slow", "psnr", 2.0),
+                ("x265 slow", "yuv_psnr_mean", 3.0),
+                ("svtav1 6 4:2:0", "psnr", -40.0),
+                ("svtav1 6 4:2:0", "yuv_psnr_mean", 5.0),
+            )
+        ]
+    )
+    assert headline_table(pd.DataFrame(), rates).iloc[:, 0].tolist() == ["x265 slow", "jpeg"]
+    table = measure_table(rates)
+    assert table.iloc[:, :3].to_numpy().tolist() == [
+        ["svtav1 6 4:2:0", "–", "+5.0"],
+        ["x265 slow", "+2.0", "+3.0"],
+        ["jpeg", "−60.0", "–"],
+    ]
+    assert measure_table(pd.DataFrame()).empty
 
 
 def test_curves_come_mildest_first_and_by_rate():
