@@ -25,7 +25,7 @@ from roilib.codecs.registry import (
     uniform_strength,
 )
 from roilib.evaluation.comparisons import LOSSES, at_loss, nearest_strength
-from roilib.evaluation.tables import by_strength, drawn, in_order
+from roilib.evaluation.tables import by_strength, drawn, full_chroma, in_order
 
 AXES = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)"}
 ROUND_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3)  # bpp
@@ -42,8 +42,9 @@ def rate_curves(rates: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
     """Rate against ROI-PSNR, beside rate against background PSNR.
 
     rates, trade: of `tables.rate_table` and `comparisons.trade_table`. Shaded: all
-    ROI strengths of roi_vbr.
+    ROI strengths of roi_vbr. Codecs at 4:2:0, whose RGB-PSNR the format limits, are left out.
     """
+    rates = full_chroma(rates)
     if rates.empty:
         return None
     figure, axes = _two_panels()
