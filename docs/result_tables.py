@@ -112,6 +112,11 @@ def uniform() -> str:
     return tables.markdown(tables.full_chroma(rates, "anchor"), tables.BD_COLUMNS)
 
 
+def measures() -> str:
+    """BD-rates by other measures of quality."""
+    return as_they_are(tables.measure_table(read("shipped/bd_rates")))
+
+
 def byte_ratios(folder: str) -> str:
     """Bytes at equal ROI and background."""
     ratios = tables.full_chroma(read(f"{folder}/byte_ratios"), "theirs")
@@ -187,6 +192,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed in short": lambda: speed(short=True),
     "pictures": domains,
     "all pixels alike": uniform,
+    "other measures": measures,
     "bytes on KITTI": lambda: byte_ratios("shipped"),
     "bytes on PandaSet": lambda: byte_ratios("pandaset"),
     "bytes on rendered streets": lambda: byte_ratios("streets"),
