@@ -449,26 +449,28 @@ def test_the_speeds_in_the_docs_are_measured_ones():
     speed = json.loads((folder / "speed.json").read_text())
     short = tables.speed_table(tables.speed_in_short(speed)).set_index("codec")
     both = short[["encode", "decode"]].sum(axis=1)
-    assert both.filter(like="bmshj2018-hyperprior").max() >= 1.3 * both["roi_vbr"]
-    earlier = json.loads((folder / "speed_version_1_avx512.json").read_text())
-    ours = tables.speed_table(earlier).set_index("codec").loc["roi_vbr"]
-    took = f"took {ours['encode']:.0f} ms to encode and {ours['decode']:.0f} ms to decode"
-    assert took in " ".join(page("docs/results.md").split())
+    assert both.filter(like="bmshj2018-hyperprior").max() >= 5 * both["roi_vbr"]
+    old = tables.speed_in_short(json.loads((folder / "speed_avx2.json").read_text()))
+    old = tables.speed_table(old).set_index("codec")[["encode", "decode"]]
+    ours, theirs = old.loc["roi_vbr"], old.loc["bmshj2018-hyperprior N=128 (random weights)"]
+    said = " ".join(page("docs/results.md").split())
+    assert f"takes {ours['encode']:.0f} ms to encode and {ours['decode']:.0f} ms to decode" in said
+    assert f"takes {theirs['encode']:.0f} and {theirs['decode']:,.0f} ms" in said
 
 
 def test_real_bytes_are_what_training_estimates():
     folder = ROOT / "report" / "results" / "reference"
-    for name, most in (
-        ("shipped", 0.01),
-        ("kodak", 0.017),  # some streams have a thousand bytes
-    ):
-        ours = [
-            r
-            for r in json.loads((folder / name / "records.json").read_text())
-            if r["codec"] == "roi_vbr"
-        ]
+    for name, small in (
+        ("shipped", 0),
+        ("kodak", 3000),
+    ):  # bytes of streams that 30 bytes matter in
+        records = json.loads((folder / name / "records.json").read_text())
+        ours = [r for r in records if r["codec"] == "roi_vbr"]
         assert len(ours) >= 200
-        assert evaluate.worst_estimate(ours) <= most
+        assert evaluate.worst_estimate([r for r in ours if r["bytes"] >= small]) <= 0.01
+        for r in ours:
+            off = abs(r["bytes"] - r["bpp_estimated"] * r["count"] / 3 / 8)
+            assert off <= max(0.01 * r["bytes"], 30)
     networks = json.loads((folder / "shipped" / "integer_networks.json").read_text())
     assert networks["bd_rate"] <= 1
     assert max(loss["most"] for loss in networks["coder_loss"]) < 0.005
