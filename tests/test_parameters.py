@@ -13,7 +13,6 @@ PROFILES = sorted((Path(__file__).parent.parent / "params").glob("*.yaml"))
 
 PAPER = {  # contract 1's table in design.md, and field-notes.md for N and M
     "what": "train",
-    "device": "cuda",
     "batch_size": 256,
     "num_workers": 16,
     "max_lr": 6e-4,

@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY as ROOT
 from conftest import strictly
 
-from roilib.evaluation import comparisons, detection_rates
+from roilib.evaluation import bootstrap, comparisons, detection_rates
 from roilib.utils import notebooks
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -264,7 +264,8 @@ def test_tables_are_those_of_their_files(executed):
     assert set(table["equal_background"]["bg_loss"]) == {0.3, 0.5, 1.0}
     assert len(table["equal_background"]) == 2 * 3
     uniform = table["bd_rates"][table["bd_rates"]["bg_loss"].isna()]
-    assert uniform["metric"].tolist() == ["psnr", "roi_psnr", "bg_psnr"]
+    measured = map(comparisons.metric_name, ("", "roi_", "bg_", *bootstrap.MEASURES))
+    assert uniform["metric"].tolist() == list(measured)
     assert (uniform["low"] <= uniform["bd_rate"]).all()
     assert set(table["detection"]["codec"]) == {
         "uncompressed",
