@@ -266,7 +266,9 @@ def test_tables_are_those_of_their_files(executed):
     uniform = table["bd_rates"][table["bd_rates"]["bg_loss"].isna()]
     measured = map(comparisons.metric_name, ("", "roi_", "bg_", *bootstrap.MEASURES))
     assert uniform["metric"].tolist() == list(measured)
-    assert (uniform["low"] <= uniform["bd_rate"]).all()
+    known = uniform.dropna(subset="low")  # few points give no interval for some measures
+    assert "psnr" in set(known["metric"])
+    assert (known["low"] <= known["bd_rate"]).all()
     assert set(table["detection"]["codec"]) == {
         "uncompressed",
         "roi_vbr",
