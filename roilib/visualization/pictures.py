@@ -20,7 +20,7 @@ from roilib.visualization.side_by_side import Panel, Scene, is_one_rate
 
 ROI_COLOUR = "#f0c000"
 CROP_ASPECT = 4 / 3  # width by height of what is enlarged
-COLUMNS = 4, 5, 3  # that `comparison` may have, the best first
+COLUMNS = 4, 5  # that `comparison` may have, the best first
 PSNR_NAMES = {
     "roi_psnr": "pooled ROI-PSNR (dB)",
     "bg_psnr": "pooled background PSNR (dB)",
