@@ -171,7 +171,8 @@ def _curve(who: tuple, points: dict[tuple, list[dict]], weights: np.ndarray) -> 
     )
     for name in measures:
         mean = _mean(weights, table[name])
-        quality[name] = -10 * np.log10(1 - mean) if name in UP_TO_1 else mean
+        with np.errstate(divide="ignore", invalid="ignore"):  # no finite dB without an error
+            quality[name] = -10 * np.log10(1 - mean) if name in UP_TO_1 else mean
     knobs = tuple(point[0] for point in cheapest_first)
     return Curve(*who, knobs, bpp, quality, weights.shape[1])
 

@@ -461,6 +461,15 @@ def test_a_picture_without_a_measure_is_left_out_of_its_mean():
     assert curve.quality["roi_haarpsi"][0, 0] == pytest.approx(-10 * np.log10(1 - np.mean(known)))
 
 
+def test_a_point_without_error_has_no_finite_measure_and_warns_of_nothing(recwarn):
+    records = with_measures(codec("jpeg"))
+    for r in records[-PICTURES:]:
+        r["ms_ssim"] = 1.0
+    (curve,) = curves(records, 20)
+    assert curve.known("ms_ssim")[0].shape[1] == POINTS - 1
+    assert not recwarn.list
+
+
 def test_pictures_without_a_roi_give_numbers_for_the_rest():
     both = codec("jpeg") + codec("roi_vbr", trained=True)
     records = [
