@@ -17,7 +17,17 @@ from pathlib import Path
 import pandas as pd
 
 from roilib.apps.drive import report
-from roilib.evaluation import tables
+from roilib.evaluation.tables.files import read_table
+from roilib.evaluation.tables.headlines import full_chroma, headline_table, measure_table
+from roilib.evaluation.tables.layout import (
+    BD_COLUMNS,
+    BOUNDS,
+    COMPLEXITY_COLUMNS,
+    COST_COLUMNS,
+    SPEED_COLUMNS,
+    markdown,
+)
+from roilib.evaluation.tables.measured import speed_in_short, speed_table, table_of
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "report" / "results" / "reference"
@@ -29,18 +39,18 @@ EQUAL_BACKGROUND_COLUMNS = {
     "bg_loss": "background loss dB",
     "strength": "at α or qoffset",
     "roi_bd_rate": "ROI BD-rate %",
-    **tables.BOUNDS,
+    **BOUNDS,
 }
 PAIRED_COLUMNS = {
     "anchor_label": "against",
     "bg_loss": "background loss dB",
     "bd_rate": "ROI BD-rate %",
-    **tables.BOUNDS,
+    **BOUNDS,
 }
 BYTE_RATIO_COLUMNS = {
     "theirs_label": "against",
     "ratio": "bytes, ours/theirs",
-    **tables.BOUNDS,
+    **BOUNDS,
     "reached": "points reached",
     "hull": "of",
 }
@@ -77,18 +87,18 @@ DOMAINS = {  # pictures → folder of the records
 def read(name: str) -> pd.DataFrame:
     """Return a CSV of the reference results, named by folder and file without its ending."""
     folder, _, table = name.partition("/")
-    return tables.read_table(REFERENCE / folder, table)
+    return read_table(REFERENCE / folder, table)
 
 
 def as_they_are(table: pd.DataFrame) -> str:
     """Return a table of texts as Markdown."""
-    return tables.markdown(table, {name: name for name in table})
+    return markdown(table, {name: name for name in table})
 
 
 def headline() -> str:
     """Our codec against others on KITTI, in short."""
     return as_they_are(
-        tables.headline_table(read("shipped/byte_ratios"), read("shipped/bd_rates"), HEADLINE)
+        headline_table(read("shipped/byte_ratios"), read("shipped/bd_rates"), HEADLINE)
     )
 
 
@@ -97,7 +107,7 @@ def domains() -> str:
     found = []
     for pictures, folder in DOMAINS.items():
         others = {codec: codec for codec in ("x265 medium", "x265 slow")}
-        rows = tables.headline_table(
+        rows = headline_table(
             read(f"{folder}/byte_ratios"), read(f"{folder}/bd_rates"), others
         ).drop(columns="ROI BD-rate")
         rows.insert(0, "pictures", pictures)
@@ -109,71 +119,72 @@ def uniform() -> str:
     """BD-rates of all pixels alike."""
     rates = read("shipped/bd_rates")
     rates = rates[rates["bg_loss"].isna() & (rates["metric"] == "psnr")]
-    return tables.markdown(tables.full_chroma(rates, "anchor"), tables.BD_COLUMNS)
+    rates = rates[rates["test"] == "roi_vbr"]
+    return markdown(full_chroma(rates, "anchor"), BD_COLUMNS)
 
 
 def measures() -> str:
     """BD-rates by other measures of quality."""
-    return as_they_are(tables.measure_table(read("shipped/bd_rates")))
+    return as_they_are(measure_table(read("shipped/bd_rates")))
 
 
 def byte_ratios(folder: str) -> str:
     """Bytes at equal ROI and background."""
-    ratios = tables.full_chroma(read(f"{folder}/byte_ratios"), "theirs")
-    return tables.markdown(ratios, BYTE_RATIO_COLUMNS)
+    ratios = full_chroma(read(f"{folder}/byte_ratios"), "theirs")
+    return markdown(ratios, BYTE_RATIO_COLUMNS)
 
 
 def equal_background() -> str:
     """Each ROI mode against its codec's own uniform mode."""
     table = read("shipped/equal_background")
-    return tables.markdown(table[table["label"].isin(WITH_ROI)], EQUAL_BACKGROUND_COLUMNS)
+    return markdown(table[table["label"].isin(WITH_ROI)], EQUAL_BACKGROUND_COLUMNS)
 
 
 def paired() -> str:
     """Our ROI mode against the others' at equal background loss."""
     rates = read("shipped/bd_rates")
     rates = rates[rates["bg_loss"].notna() & (rates["metric"] == "roi_psnr")]
-    return tables.markdown(rates[rates["anchor"].isin(WITH_ROI)], PAIRED_COLUMNS)
+    return markdown(rates[rates["anchor"].isin(WITH_ROI)], PAIRED_COLUMNS)
 
 
 def detection() -> str:
     """AP50 that the pretrained detector loses at equal background loss."""
     seen = read("shipped/detection_at_loss")
     seen = seen[(seen["detector"] == "yolov8n_kitti") & seen["label"].isin(WITH_ROI[1:])]
-    return tables.markdown(seen, DETECTION_AT_LOSS_COLUMNS)
+    return markdown(seen, DETECTION_AT_LOSS_COLUMNS)
 
 
 def published() -> str:
     """Our codec against published curves on Kodak."""
-    return tables.markdown(read("kodak/published"), tables.BD_COLUMNS)
+    return markdown(read("kodak/published"), BD_COLUMNS)
 
 
 def arms() -> str:
     """The paper's arms, best first for each loss."""
     costs = read("paper/costs").sort_values(["alpha", "cost"], ascending=[False, True])
-    return tables.markdown(costs, tables.COST_COLUMNS)
+    return markdown(costs, COST_COLUMNS)
 
 
 def speed(short: bool = False) -> str:
     """Times of encoding and decoding; short: those of README."""
     measured = read_json("shipped/speed.json")
     if not short:
-        return tables.markdown(tables.speed_table(measured), tables.SPEED_COLUMNS)
-    table = tables.speed_table(tables.speed_in_short(measured))
-    return tables.markdown(table[table["codec"].isin(SPEEDS)], tables.SPEED_COLUMNS)
+        return markdown(speed_table(measured), SPEED_COLUMNS)
+    table = speed_table(speed_in_short(measured))
+    return markdown(table[table["codec"].isin(SPEEDS)], SPEED_COLUMNS)
 
 
 def complexity() -> str:
     """Arithmetic and parameters of the models."""
-    table = tables.table_of(read_json("shipped/complexity.json")["rows"])
-    return tables.markdown(table, tables.COMPLEXITY_COLUMNS)
+    table = table_of(read_json("shipped/complexity.json")["rows"])
+    return markdown(table, COMPLEXITY_COLUMNS)
 
 
 def drive(folder: str, network: str) -> str:
     """A drive over a thin link, without losses ("whole") or with them ("lossy")."""
     table = report.summary(read(f"{folder}/drive_frames"))
     columns = {"whole": report.COLUMNS, "lossy": report.LOSS_COLUMNS}[network]
-    return tables.markdown(table[table["network"] == network], columns)
+    return markdown(table[table["network"] == network], columns)
 
 
 def verdicts() -> str:

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import typst
 
-from roilib.evaluation.tables import read_table
+from roilib.evaluation.tables.files import read_table
 from roilib.utils.files import read_json, replacing
 from roilib.visualization import rates
 from roilib.visualization.style import save_figure, set_style

@@ -136,7 +136,8 @@ def evaluate(
 
     Args:
         pictures: a folder of pictures and label files, or a KITTI root, whose test split is taken
-        weights: weights.safetensors of trainings; shipped: the pretrained roi_vbr, the default
+        weights: weights.safetensors of trainings; shipped: the pretrained roi_vbr, the default;
+            shipped_yuv: the one tuned for YUV
         lmbda: qualities of roi_vbr, each measured with every alpha; default: that of its training
         alpha: ROI strengths of roi_vbr; default: that of its training
         codecs: YAML file of conventional codecs and their settings, such as params/codecs/all.yaml

@@ -12,6 +12,12 @@ d is 1 - MS-SSIM of the reconstruction, d_part the same with only the ROI's erro
 (alpha > 0.5) or only the background's. For a distortion that is a sum over pixels, as the MSE is,
 this equals the first formula.
 
+metric `yuv` (only of the loss for all rates) replaces the squared error of red, green and blue by
+
+    (3 * Y² + Cb² + Cr²) / 3        errors of BT.709's luma and chroma at 4:2:0
+
+so that a grey error weighs as much in both.
+
 `form="paper"`: lmbda * (alpha * p * D_roi + (1 - alpha) * (1 - p) * D_bg), with both D over
 zero-filled frames and p the ROI's share of each picture. The area counts twice: a small ROI gets
 alpha * p / ((1 - alpha) * (1 - p)) of the background's weight.
@@ -20,10 +26,14 @@ alpha * p / ((1 - alpha) * (1 - p)) of the background's weight.
 import math
 
 import torch
+import torch.nn.functional as F
+from compressai.transforms.functional import rgb2ycbcr
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
 LMBDA_MIDDLE = 0.012  # at which a picture's share in the loss for all rates is 1
+LUMA = 3  # weight of luma's squared error in the metric yuv, relative to Cb's and Cr's
+FINE_CHROMA = 0.05  # of chroma's squared error that 4:2:0 does not see, so that it is not left free
 BALANCE = 0.5  # power of λ that the loss for all rates divides by
 
 
@@ -119,12 +129,18 @@ class VariableRateLoss(nn.Module):
     unbalanced, for lmbda_map = lmbda * weight.
     """
 
-    def __init__(self, balanced: bool = True):
+    def __init__(self, balanced: bool = True, metric: str = "mse"):
         super().__init__()
-        self.balanced = balanced
+        if metric not in ("mse", "yuv"):
+            raise ValueError(f"metric is mse or yuv, not {metric!r}")
+        self.balanced, self.metric = balanced, metric
 
     def forward(self, output: dict, target: Tensor, roi_mask: Tensor) -> dict[str, Tensor]:
-        error = ((output["x_hat"].float() - target) ** 2).mean(1, keepdim=True)
+        x_hat = output["x_hat"].float()
+        if self.metric == "yuv":
+            error = yuv_error(x_hat, target)
+        else:
+            error = ((x_hat - target) ** 2).mean(1, keepdim=True)
         bits = sum(v.log().sum((1, 2, 3)) for v in output["likelihoods"].values())
         bpp = bits / (-math.log(2) * math.prod(target.shape[-2:]))
         lmbda_map = output["lmbda_map"]
@@ -132,6 +148,18 @@ class VariableRateLoss(nn.Module):
         if self.balanced:
             loss = loss * (lmbda_map.mean((1, 2, 3)) / LMBDA_MIDDLE) ** -BALANCE
         return bpp_terms(output, target) | {"loss": loss.mean()} | mse_terms(error, roi_mask)
+
+
+def yuv_error(x_hat: Tensor, target: Tensor) -> Tensor:
+    """Return the squared error (B, 1, H, W) of the metric yuv; pictures (B, 3, H, W), even sides.
+
+    FINE_CHROMA of what chroma differs from its mean over 2x2 pixels counts, too.
+    """
+    error = rgb2ycbcr(x_hat - target)
+    luma, chroma = error[:, :1], error[:, 1:] - 0.5  # differences have no offset
+    coarse = F.interpolate(F.avg_pool2d(chroma, 2), scale_factor=2, mode="nearest")
+    squares = torch.lerp(coarse**2, chroma**2, FINE_CHROMA)
+    return luma**2 + squares.sum(1, keepdim=True) / LUMA
 
 
 def mse_terms(error: Tensor, roi_mask: Tensor) -> dict[str, Tensor]:

@@ -25,9 +25,10 @@ from pydantic import (
 )
 
 from roilib.roi import LMBDA_MAX, LMBDA_MIN
-from roilib.utils.pretrained import PRETRAINED_BASELINE, PRETRAINED_WEIGHTS, pretrained
+from roilib.utils.pretrained import PRETRAINED_BASELINE, PRETRAINED_CODECS, pretrained
 
 SHIPPED = "shipped"  # names our weights and our detector in parameters
+SHIPPED_YUV = "shipped_yuv"  # names our weights that are tuned for YUV
 
 BASELINES = ("hyperprior", "hyperprior_eval_with_objs")  # one model, which knows no ROI
 EXTENSIONS = ("zero_hooks", "mask_hooks", "conditioning", "decoder_roi")  # of the extended model
@@ -164,7 +165,7 @@ class Parameters(BaseModel):
     detector_weights: FilePath | None = Field(
         None, description="a YOLOv8n file; None: the pretrained one"
     )
-    metric: Literal["mse", "ms-ssim"] = Field("mse", description="distortion of the loss")
+    metric: Literal["mse", "yuv", "ms-ssim"] = Field("mse", description="distortion of the loss")
     loss_form: Literal["corrected", "paper"] = Field(
         "corrected", description="one weighted mean, or the paper's area-squared terms"
     )
@@ -208,6 +209,8 @@ class Parameters(BaseModel):
             )
         if self.which == "roi_vbr":
             self._fit_roi_vbr()
+        elif self.metric == "yuv":
+            raise ValueError(f"metric yuv belongs to roi_vbr, not to {self.which}")
         if self.metric == "ms-ssim" and self.compr_img_size <= 160:
             raise ValueError(
                 f"metric ms-ssim needs compr_img_size above 160, not {self.compr_img_size}"
@@ -217,8 +220,8 @@ class Parameters(BaseModel):
         return self
 
     def _fit_roi_vbr(self) -> None:
-        if self.metric != "mse" or self.loss_form != "corrected":
-            raise ValueError("roi_vbr is trained with metric=mse and loss_form=corrected")
+        if self.metric == "ms-ssim" or self.loss_form != "corrected":
+            raise ValueError("roi_vbr is trained with metric mse or yuv and loss_form=corrected")
         if not LMBDA_MIN <= self.lmbda <= LMBDA_MAX:
             raise ValueError(
                 f"roi_vbr's lmbda (at which it is tested) lies in [{LMBDA_MIN}, {LMBDA_MAX}], not "
@@ -288,8 +291,9 @@ class Parameters(BaseModel):
     def start_file(self) -> Path | None:
         """The file of `model_load_file`. Raises ValueError where the pretrained one is missing."""
         if self.model_load_file == SHIPPED:
-            is_vbr = self.which == "roi_vbr"
-            return pretrained(PRETRAINED_WEIGHTS if is_vbr else PRETRAINED_BASELINE)
+            if self.which != "roi_vbr":
+                return pretrained(PRETRAINED_BASELINE)
+            return pretrained(PRETRAINED_CODECS["yuv" if self.metric == "yuv" else "rgb"])
         return self.model_load_file and Path(self.model_load_file)
 
     @property

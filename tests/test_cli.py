@@ -15,7 +15,7 @@ from PIL import Image
 from roilib.cli import main
 from roilib.codecs.roic import load_codec
 from roilib.datasets.images import read_picture
-from roilib.utils.pretrained import PRETRAINED_DETECTOR, PRETRAINED_WEIGHTS, pretrained
+from roilib.utils.pretrained import PRETRAINED_CODECS, PRETRAINED_DETECTOR, pretrained
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def pictures(tmp_path):
 def weights(tmp_path_factory):
     """The pretrained weights, in a file that a command may destroy."""
     copy = tmp_path_factory.mktemp("weights") / "copy.safetensors"
-    copy.write_bytes(pretrained(PRETRAINED_WEIGHTS).read_bytes())
+    copy.write_bytes(pretrained(PRETRAINED_CODECS["rgb"]).read_bytes())
     return ["--weights", str(copy)]
 
 
@@ -166,6 +166,18 @@ def test_what_is_no_picture_on_standard_input(weights, standard, capsys):
     refused(capsys, ["encode", "-", "-", *weights], "standard input: not a readable picture")
     standard(b"none")
     refused(capsys, ["decode", "-", "-", *weights], "standard input: not a .roic stream")
+
+
+def test_streams_of_both_tunes_decode_in_one_command(picture, tmp_path):
+    for tune in ("rgb", "yuv"):
+        out = tmp_path / "streams" / f"{tune}.roic"
+        out.parent.mkdir(exist_ok=True)
+        assert main(["encode", str(picture), str(out), "--tune", tune]) == 0
+    assert main(["decode", str(tmp_path / "streams"), str(tmp_path / "decoded")]) == 0
+    for tune in ("rgb", "yuv"):
+        stream = (tmp_path / "streams" / f"{tune}.roic").read_bytes()
+        with Image.open(tmp_path / "decoded" / f"{tune}.png") as decoded:
+            assert np.array_equal(np.array(decoded), load_codec(tune=tune).decode(stream))
 
 
 def test_a_preview_is_what_decodes(picture, weights, tmp_path):

@@ -2,9 +2,17 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from compressai.losses import RateDistortionLoss
+from compressai.transforms.functional import rgb2ycbcr
 
-from roilib.losses import RoiRateDistortionLoss
+from roilib.losses import (
+    FINE_CHROMA,
+    LUMA,
+    RoiRateDistortionLoss,
+    VariableRateLoss,
+    yuv_error,
+)
 
 
 @pytest.fixture
@@ -92,6 +100,29 @@ def test_roi_terms_are_means_over_the_true_pixels(batch):
     assert terms["bg_mse_loss"].item() == pytest.approx(squares[~inside].mean().item(), rel=1e-5)
 
 
+def test_yuv_error_is_that_of_luma_and_of_chroma_at_half_the_size(batch):
+    output, target, _ = batch
+    x_hat = output["x_hat"].detach()
+    luma, *chroma = (rgb2ycbcr(x_hat) - rgb2ycbcr(target)).split(1, 1)
+    want = (luma**2).mean()
+    for plane in chroma:
+        coarse = (F.avg_pool2d(plane, 2) ** 2).mean()
+        want += ((1 - FINE_CHROMA) * coarse + FINE_CHROMA * (plane**2).mean()) / LUMA
+    assert yuv_error(x_hat, target).mean().item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_a_grey_error_weighs_as_much_in_both_metrics(batch):
+    output, target, mask = batch
+    grey = {"x_hat": target + 0.1 * torch.randn(2, 1, 192, 192), "lmbda_map": 0.01 + mask}
+    rgb, yuv = (
+        VariableRateLoss(metric=metric)(output | grey, target, mask) for metric in ("mse", "yuv")
+    )
+    for name, value in rgb.items():
+        assert yuv[name].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
 def test_refuses_unknown_metric():
     with pytest.raises(ValueError, match="metric"):
         RoiRateDistortionLoss(0.1, metric="psnr")
+    with pytest.raises(ValueError, match="metric"):
+        VariableRateLoss(metric="ms-ssim")

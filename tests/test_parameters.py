@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from roilib.parameters import WITHOUT_EFFECT, Parameters, expand_sweep
-from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
+from roilib.utils.pretrained import PRETRAINED_CODECS, pretrained
 
 PROFILES = sorted((Path(__file__).parent.parent / "params").glob("*.yaml"))
 
@@ -184,6 +184,8 @@ def test_parameters_do_not_change():
             "not for hyperprior_eval_with_objs",
         ),
         ({"metric": "ms-ssim", "compr_img_size": 128}, "compr_img_size"),
+        ({"metric": "ms-ssim", "which": "roi_vbr"}, "metric mse or yuv"),
+        ({"metric": "yuv", "which": "hyperprior"}, "metric yuv belongs to roi_vbr"),
         ({"what": "test"}, "model_load_file"),
     ],
 )
@@ -327,7 +329,7 @@ def test_a_notebooks_parameters_are_its_cell_then_more_then_what_papermill_injec
 
 
 def test_shipped_names_the_pretrained_weights_of_a_model():
-    file = pretrained(PRETRAINED_WEIGHTS)
+    file = pretrained(PRETRAINED_CODECS["rgb"])
     same = {"which": "roi_vbr", "N": 96, "M": 768, "lmbda": 0.012}
     shipped, named = (Parameters(**same, model_load_file=name) for name in ("shipped", str(file)))
     assert shipped.start_file == named.start_file == file

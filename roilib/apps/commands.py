@@ -17,6 +17,7 @@ from roilib.apps.console import each, note, show
 from roilib.apps.files import Job
 from roilib.utils.files import PICTURE_SUFFIXES
 
+Tune = Literal["rgb", "yuv"]
 File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # "-" is standard input or output
 
 
@@ -31,6 +32,7 @@ def encode(
     lmbda: float | None = None,
     alpha: float | None = None,
     max_bytes: int | None = None,
+    tune: Tune = "rgb",
     weights: Path | None = None,
     device: str = "cpu",
     precision: Literal["auto", "32", "bf16"] = "auto",
@@ -59,6 +61,8 @@ def encode(
         alpha: ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
             default 0.9
         max_bytes: largest size of a stream; the largest lmbda that fits is used
+        tune: what the pretrained weights spare most: rgb, the error of red, green and blue; yuv,
+            that of luma, and of chroma at half the size, as video codecs at 4:2:0 do
         weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
         device: torch device, such as cpu or cuda; default cpu
         precision: of the analysis; auto: bf16 where the processor supports it
@@ -95,7 +99,7 @@ def encode(
     regions = transcode.regions_of(
         sources, boxes, box_format, detect, detector, confidence, classes
     )
-    codec = load_codec(weights, device, precision)
+    codec = load_codec(weights, device, precision, tune)
     setting = {
         "lmbda": DEFAULT_LMBDA if lmbda is None else lmbda,
         "alpha": DEFAULT_ALPHA if alpha is None else alpha,
@@ -130,7 +134,7 @@ def decode(
 
     Args:
         files: streams or folders of them, then the output
-        weights: the weights that the streams were made with; default: the pretrained roi_vbr
+        weights: the weights that the streams were made with; default: the pretrained ones
         device: torch device, such as cpu or cuda; default cpu
         json: print one JSON object per picture
         force: overwrite files that roilib did not make
@@ -144,13 +148,13 @@ def decode(
     io.check_picture_name(jobs[0].out)
 
     from roilib.apps import transcode
-    from roilib.codecs.roic import load_codec
+    from roilib.codecs.roic import codec_of, load_codec
 
-    codec = load_codec(weights, device)
+    given = load_codec(weights, device) if weights else None
 
     def work(job: Job) -> dict:
         stream, header = streams.pop(job, None) or io.read_stream(job.source)
-        return transcode.decode(job, stream, header, codec)
+        return transcode.decode(job, stream, header, given or codec_of(header, device))
 
     return each("decode", jobs, work, json)
 
@@ -192,6 +196,7 @@ def compare(
     lmbda: float | None = None,
     alpha: float = 0.9,
     max_bytes: int | None = None,
+    tune: Tune = "rgb",
     weights: Path | None = None,
     device: str = "cpu",
     out: Path | None = None,
@@ -216,6 +221,7 @@ def compare(
         alpha: ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
             default 0.9
         max_bytes: largest size of our stream; the largest lmbda that fits is used
+        tune: as for encode
         weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
         device: torch device, such as cpu or cuda; default cpu
         out: write a picture of the original and of each codec's result, with a box enlarged
@@ -237,7 +243,7 @@ def compare(
 
     options = (boxes, box_format, not boxes, detector, confidence, classes)
     regions = transcode.regions_of([picture], *options)
-    coder = Coder(load_codec(weights, device))
+    coder = Coder(load_codec(weights, device, tune=tune))
     knobs = {"lmbda": DEFAULT_LMBDA if lmbda is None else lmbda, "alpha": alpha}
     coded, rows = comparison.compare(picture, regions, coder, **knobs, max_bytes=max_bytes)
     if out:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from roilib.apps.playground.coding import Coded, Coder, Request, read
 from roilib.apps.transcode import Regions
-from roilib.evaluation.tables import markdown
+from roilib.evaluation.tables.layout import markdown
 
 COLUMNS = {
     "codec": "codec",

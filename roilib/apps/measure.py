@@ -11,9 +11,12 @@ import yaml
 from tqdm import tqdm
 
 from roilib.datasets.dataset import RoiDataset, evaluation_pictures
-from roilib.evaluation import cache, detection_rates, tables
+from roilib.evaluation import cache, detection_rates
 from roilib.evaluation.detection import with_boxes
 from roilib.evaluation.evaluate import provenance, refuse_training_pictures, write_records
+from roilib.evaluation.tables.files import write_tables
+from roilib.evaluation.tables.layout import DETECTION_COLUMNS, KNOB_COLUMNS, RATE_COLUMNS, markdown
+from roilib.evaluation.tables.measured import rate_table
 from roilib.parameters import Parameters
 from roilib.utils.device import resolve_device
 from roilib.utils.files import read_text, write_json
@@ -77,11 +80,11 @@ def measure(
     pairs = tqdm(cache.measure(points, out / "points", workers), total=len(points), mininterval=10)
     measured, times = (list(part) for part in zip(*pairs, strict=True))
     records, found = detection_rates.split_detections(measured)
-    rates = tables.rate_table(records)
+    rates = rate_table(records)
     detection = detection_rates.detection_table(detection_rates.points(found))
     write_records(out, "records", records)
     write_records(out, "times", [seconds for seconds in times if seconds])
-    tables.write_tables(out, {"rates": rates, "detection": detection})
+    write_tables(out, {"rates": rates, "detection": detection})
     asked = {"pictures": str(folder), "lmbda": list(lmbdas), "alpha": list(alphas)}
     asked |= {"weights": list(weights), "codecs": grids, "detectors": list(detectors)}
     asked |= {"boxes": boxes}
@@ -93,10 +96,10 @@ def text(rates: pd.DataFrame, detection: pd.DataFrame) -> str:
     """Return both tables as Markdown, without the columns that hold nothing."""
     parts = []
     for table, columns in (
-        (rates, tables.RATE_COLUMNS | tables.KNOB_COLUMNS),
-        (detection, tables.DETECTION_COLUMNS | tables.KNOB_COLUMNS),
+        (rates, RATE_COLUMNS | KNOB_COLUMNS),
+        (detection, DETECTION_COLUMNS | KNOB_COLUMNS),
     ):
         if len(table):
             held = {n: c for n, c in columns.items() if n in table and table[n].notna().any()}
-            parts.append(tables.markdown(table, held))
+            parts.append(markdown(table, held))
     return "\n\n".join(parts)

@@ -11,11 +11,15 @@ CODEC_NAMES = {  # our codecs in the order of the paper's figures → label
     "hyperprior_with_obj_features": "object features",
     "hyperprior_with_obj_features (sft)": "features by scale and shift",
     "roi_vbr": "roi_vbr",
+    "roi_vbr (yuv)": "roi_vbr, tuned for YUV",
     "roi_vbr (fixed_rate)": "roi_vbr, one rate each",
 }
+TUNED_FOR_YUV = "roi_vbr (yuv)"
+ANY_RATE = ("roi_vbr", TUNED_FOR_YUV)  # one model for every rate and ROI strength
 STILL_LABELS = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}
 LOOKS = {  # codec → colour (Okabe and Ito's colour-blind-safe palette and beyond) and marker
     "roi_vbr": ("#0072B2", "o"),
+    "roi_vbr (yuv)": ("#0B3C5D", "8"),
     "roi_vbr (fixed_rate)": ("#56B4E9", "P"),
     "hyperprior_with_obj_features": ("#009E73", "^"),
     "hyperprior_with_obj_features (sft)": ("#66C2A5", "+"),
@@ -52,6 +56,7 @@ def codec_name(p: Parameters) -> str:
     flags = ("zero_hooks", "mask_hooks", "decoder_roi", "fixed_rate")
     variants = [name for name in flags if getattr(p, name)]
     variants += [p.conditioning] if p.conditioning != "concat" else []
+    variants += [p.metric] if p.metric == "yuv" else []
     return f"{p.which} ({', '.join(variants)})" if variants else p.which
 
 

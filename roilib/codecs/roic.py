@@ -39,7 +39,7 @@ from roilib.models.weights import (
 from roilib.parameters import Parameters
 from roilib.roi import MAX_BOXES
 from roilib.utils.device import out_of_memory, resolve_device, resolve_precision
-from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
+from roilib.utils.pretrained import PRETRAINED_CODECS, pretrained
 from roilib.utils.processes import use_one_thread_after_fork
 
 DEFAULT_LMBDA = 0.012
@@ -292,20 +292,45 @@ class Codec:
 
 
 @functools.cache
-def pretrained_codec() -> Codec:
-    """Return the codec of the pretrained weights, loaded once."""
-    return load_codec()
+def pretrained_codec(tune: str = "rgb", device: str = "cpu") -> Codec:
+    """Return a codec of the pretrained weights, loaded once."""
+    return load_codec(device=device, tune=tune)
+
+
+def codec_of(header: Header, device: str = "cpu") -> Codec:
+    """Return the pretrained codec that made a stream; where none did, the one that says so."""
+    first = pretrained_codec(device=device)
+    if header.model != first.id and header.model in _pretrained_ids():
+        return pretrained_codec(_pretrained_ids()[header.model], device)
+    return first
+
+
+@functools.cache
+def _pretrained_ids() -> dict[bytes, str]:
+    """Return the tune of each pretrained model, by the id that streams carry."""
+    return {
+        model_id(read_weights(pretrained(name))[0]): tune
+        for tune, name in PRETRAINED_CODECS.items()
+    }
 
 
 def load_codec(
-    weights: str | Path | None = None, device: str = "cpu", precision: str = "auto"
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    precision: str = "auto",
+    tune: str = "rgb",
 ) -> Codec:
-    """Return the codec of a weights file that a training wrote; None: the pretrained roi_vbr.
+    """Return the codec of a weights file that a training wrote; None: a pretrained roi_vbr.
 
     precision (auto, 32, bf16): of roi_vbr's analysis, so of what an encoder chooses to write. What
-    a stream decodes to does not depend on it. Raises ValueError naming the file.
+    a stream decodes to does not depend on it. tune: which pretrained weights; those for the squared
+    error of RGB, or of luma and of chroma at 4:2:0 (yuv). Raises ValueError naming the file.
     """
-    path = pretrained(PRETRAINED_WEIGHTS) if weights is None else Path(weights)
+    if tune not in PRETRAINED_CODECS:
+        raise ValueError(f"tune is one of {', '.join(PRETRAINED_CODECS)}, not {tune!r}")
+    if weights is not None and tune != "rgb":
+        raise ValueError(f"{weights}: tune chooses among the pretrained weights, not of a file")
+    path = pretrained(PRETRAINED_CODECS[tune]) if weights is None else Path(weights)
     state, values = read_weights(path)
     try:
         parameters = Parameters.parse(values)
@@ -326,6 +351,7 @@ def encode(
     alpha: float = DEFAULT_ALPHA,
     max_bytes: int | None = None,
     model: Codec | None = None,
+    tune: str = "rgb",
 ) -> bytes:
     """Code a picture as a `.roic` stream.
 
@@ -334,12 +360,12 @@ def encode(
     lmbda in [0.0004, 0.12]: larger is better and bigger. alpha in [0, 1]: 1 gives all quality to
     the boxes, 0.5 treats all pixels alike. Models of one rate keep the λ and α of their training.
     max_bytes: choose the largest λ whose stream is at most that long, whatever `lmbda` says.
-    model: a codec made by `load_codec`; None: the pretrained weights.
+    model: a codec made by `load_codec`; None: the pretrained weights that `tune` names (rgb, yuv).
 
     Raises ValueError with one line for bad input, and DoesNotFit with the smallest possible size
     where max_bytes is less.
     """
-    codec = loaded_codec(model)
+    codec = pretrained_codec(tune) if model is None else checked(model)
     if isinstance(image, Image.Image):
         try:
             image = rgb_pixels(image).permute(1, 2, 0).numpy()
@@ -352,15 +378,17 @@ def encode(
 def decode(data: bytes, *, model: Codec | None = None) -> np.ndarray:
     """Return the picture of a `.roic` stream, uint8 (H, W, 3).
 
-    Of a roi_vbr it is the same on every machine, bit by bit.
+    model: None: the pretrained weights that made the stream. The picture of a roi_vbr is the same
+    on every machine, bit by bit.
 
     Raises ValueError with one line for a stream that is damaged or of other weights.
     """
-    return loaded_codec(model).decode(data)
+    codec = codec_of(Header.unpack(data)[0]) if model is None else checked(model)
+    return codec.decode(data)
 
 
-def loaded_codec(model: Codec | None) -> Codec:
-    """Return a codec, None standing for the pretrained one; ValueError for anything else."""
-    if model is not None and not isinstance(model, Codec):
+def checked(model: Codec) -> Codec:
+    """Return a codec; ValueError for anything else."""
+    if not isinstance(model, Codec):
         raise ValueError(f"model is a codec, made by load_codec(FILE), not {reprlib.repr(model)}")
-    return model or pretrained_codec()
+    return model

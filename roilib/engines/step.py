@@ -169,7 +169,7 @@ def start(p: Parameters, steps_per_epoch: int, fabric: Fabric | None = None) -> 
 def make_loss(p: Parameters) -> RoiRateDistortionLoss | VariableRateLoss:
     """The loss of an engine; the baselines' is the plain one, whatever alpha says."""
     if p.which == "roi_vbr":
-        return VariableRateLoss()
+        return VariableRateLoss(metric=p.metric)
     if p.which == "hyperprior_with_obj_features":
         return RoiRateDistortionLoss(p.lmbda, p.alpha, p.metric, p.loss_form)
     return RoiRateDistortionLoss(p.lmbda, metric=p.metric)

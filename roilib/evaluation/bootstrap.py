@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roilib.codecs.registry import codec_label
+from roilib.codecs.registry import ANY_RATE, codec_label
 from roilib.evaluation.bd_rate import rising
 from roilib.parameters import BASELINES, Parameters
 
@@ -24,7 +24,8 @@ MEAN = "mean"  # the mean of each picture's PSNR
 # Other qualities, by their names in records: means over the pictures that have one. Those from 0 to
 # 1 become dB, -10 log10(1 - mean), so that a curve near 1 keeps its shape.
 UP_TO_1 = ("ms_ssim", "haarpsi", "roi_haarpsi")
-MEASURES = ("yuv_psnr", "roi_yuv_psnr", *UP_TO_1)
+YUV = "yuv_psnr"
+MEASURES = (YUV, f"roi_{YUV}", f"bg_{YUV}", *UP_TO_1)
 STRENGTHS = {"alpha": 0.5, "qoffset": 0.0}  # ROI knobs of a setting → the uniform value
 TRAININGS = ("seed", "loss_form", "metric")  # parameters whose changes make another curve
 
@@ -102,7 +103,7 @@ def identity(record: dict) -> tuple[str, str, float, bool, bool]:
     changed = {k: v for k, v in setting.items() if k in defaults and v != defaults[k]}
     training = ", ".join(f"{k}={v}" for k, v in sorted(changed.items()))
     uniform = strength == STRENGTHS["alpha" if trained else "qoffset"]
-    run = run_name(record) if codec == "roi_vbr" else training
+    run = run_name(record) if codec in ANY_RATE else training
     return codec, run, float(strength), uniform, trained
 
 

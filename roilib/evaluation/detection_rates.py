@@ -28,7 +28,7 @@ from roilib.evaluation.bootstrap import (
     run_name,
     with_interval,
 )
-from roilib.evaluation.comparisons import LOSSES, Family
+from roilib.evaluation.comparisons.families import LOSSES, Family
 from roilib.evaluation.detection import average_precisions
 from roilib.evaluation.evaluate import UNCOMPRESSED
 from roilib.utils.files import replacing
@@ -160,7 +160,7 @@ def detection_at_losses(
 ) -> pd.DataFrame:
     """The AP that ROI modes lose at given bpp and equal background loss, with intervals.
 
-    codecs: those of `comparisons.families`, for the same pictures and as many resamples. Values are
+    codecs: those of `families`, for the same pictures and as many resamples. Values are
     interpolated along a codec's strengths, like ROI gains.
     """
     originals, curves, rows = _originals(found), _curves(found), []

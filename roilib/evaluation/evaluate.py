@@ -33,10 +33,10 @@ from roilib.evaluation import detection
 from roilib.metrics import picture_metrics
 from roilib.models.detector import HookedDetector
 from roilib.models.weights import picture_hash, trained_on, training_of
-from roilib.parameters import SHIPPED, Parameters
+from roilib.parameters import SHIPPED, SHIPPED_YUV, Parameters
 from roilib.roi import roi_mask
 from roilib.utils.files import read_json, write_json
-from roilib.utils.pretrained import PRETRAINED_WEIGHTS, pretrained
+from roilib.utils.pretrained import PRETRAINED_CODECS, pretrained
 from roilib.utils.provenance import origin, sha256
 
 UNCOMPRESSED = "uncompressed"  # the codec of a record of a picture as it is
@@ -207,8 +207,9 @@ def read_records(folder: Path, name: str = "records") -> list[dict]:
 
 
 def weights_file(name: str) -> Path:
-    """Return the path of a weights file, "shipped" being ours."""
-    return pretrained(PRETRAINED_WEIGHTS) if name == SHIPPED else Path(name)
+    """Return the path of a weights file; "shipped" and "shipped_yuv" are ours."""
+    tune = {SHIPPED: "rgb", SHIPPED_YUV: "yuv"}.get(name)
+    return pretrained(PRETRAINED_CODECS[tune]) if tune else Path(name)
 
 
 def finished_runs(

@@ -4,7 +4,10 @@ import functools
 import hashlib
 from pathlib import Path
 
-PRETRAINED_WEIGHTS = "roi_vbr.safetensors"  # the codec
+PRETRAINED_CODECS = {  # by what their training counted as an error: tune → file
+    "rgb": "roi_vbr.safetensors",  # red, green and blue alike
+    "yuv": "roi_vbr_yuv.safetensors",  # luma more than chroma, at 4:2:0
+}
 PRETRAINED_BASELINE = "hyperprior_small.safetensors"  # where the sample profile's models start
 PRETRAINED_DETECTOR = "yolov8n_kitti.pt"
 PACKAGE = Path(__file__).parent.parent

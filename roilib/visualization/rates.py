@@ -24,8 +24,10 @@ from roilib.codecs.registry import (
     strength_label,
     uniform_strength,
 )
-from roilib.evaluation.comparisons import LOSSES, at_loss, nearest_strength
-from roilib.evaluation.tables import by_strength, drawn, full_chroma, in_order
+from roilib.evaluation.comparisons.families import LOSSES, at_loss
+from roilib.evaluation.comparisons.roi_modes import nearest_strength
+from roilib.evaluation.tables.files import by_strength, drawn, in_order
+from roilib.evaluation.tables.headlines import full_chroma
 
 AXES = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)"}
 ROUND_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3)  # bpp
@@ -41,7 +43,7 @@ Strengths = dict[float, pd.DataFrame]  # ROI strength → points by rising rate
 def rate_curves(rates: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
     """Rate against ROI-PSNR, beside rate against background PSNR.
 
-    rates, trade: of `tables.rate_table` and `comparisons.trade_table`. Shaded: all
+    rates, trade: of `rate_table` and `trade_table`. Shaded: all
     ROI strengths of roi_vbr. Codecs at 4:2:0, whose RGB-PSNR the format limits, are left out.
     """
     rates = full_chroma(rates)
@@ -146,8 +148,8 @@ def _name_lines(ax: Axes) -> None:
 def roi_plane(trade: pd.DataFrame) -> Figure | None:
     """What ROI strengths save in the ROI against what they cost in the background.
 
-    trade: of `comparisons.trade_table`. Each codec is compared with its own uniform mode; markers
-    are measured strengths, lines the interpolation of `comparisons.at_loss`.
+    trade: of `trade_table`. Each codec is compared with its own uniform mode; markers
+    are measured strengths, lines the interpolation of `at_loss`.
     """
     known = trade.dropna(subset=["roi_bd_rate", "bg_loss"]) if len(trade) else trade
     if known.empty:

@@ -3,7 +3,7 @@
     the runs of one rate ──► bytes ──► the other codecs' streams of at most these ──► pictures
 
 A codec with several ROI strengths shows the measured one whose background loss over all pictures is
-nearest to 1 dB (comparisons.nearest_strength), of those that get as low in bytes.
+nearest to 1 dB (nearest_strength), of those that get as low in bytes.
 """
 
 import math
@@ -15,12 +15,14 @@ import pandas as pd
 
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.protocol import DoesNotFit, ImageCodec
-from roilib.codecs.registry import CODEC_NAMES, uniform_strength
+from roilib.codecs.registry import ANY_RATE, CODEC_NAMES, uniform_strength
 from roilib.codecs.roic import Codec, load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.engines.runs import Run
 from roilib.evaluation.bootstrap import Curve, curves, identity, run_name
-from roilib.evaluation.comparisons import LOSSES, ZERO_HOOKS, families, trade_table
+from roilib.evaluation.comparisons.families import LOSSES, families
+from roilib.evaluation.comparisons.paper_costs import ZERO_HOOKS
+from roilib.evaluation.comparisons.roi_modes import trade_table
 from roilib.evaluation.evaluate import evaluate, finished_runs, weights_file
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import LMBDA_MIN, roi_mask
@@ -29,7 +31,7 @@ SAME = ("dataset", "data_root", "N", "M", "metric")  # parameters of runs that `
 PLAIN = "zero hooks, plain loss"  # such a model with α 0.5 stands where the baseline stands
 GOAL_BPP = 0.2  # where no run of one rate sets the bytes; more if a codec's ROI mode starts higher
 SHOWN = (  # in this order; of several codecs in a group the first that was measured
-    ("roi_vbr",),
+    ANY_RATE,
     ("x265 slow", "x265 medium", "x264 slow", "x264 medium"),
     ("hyperprior_eval_with_objs", "hyperprior", PLAIN),
     (ZERO_HOOKS,),
@@ -145,7 +147,7 @@ def _scene(
 
 def is_one_rate(codec: str) -> bool:
     """Return whether a codec of a panel has one rate and one ROI strength a run."""
-    return codec == PLAIN or (codec in CODEC_NAMES and codec != "roi_vbr")
+    return codec == PLAIN or (codec in CODEC_NAMES and codec not in ANY_RATE)
 
 
 def _shown(records: list[dict]) -> dict[str, list[dict]]:
@@ -159,7 +161,7 @@ def _shown(records: list[dict]) -> dict[str, list[dict]]:
         if name == ZERO_HOOKS and alpha == uniform_strength(name):
             name = PLAIN
         mine = by_codec.setdefault(name, [])
-        if name != "roi_vbr" or not mine or run_name(record) == run_name(mine[0]):
+        if name not in ANY_RATE or not mine or run_name(record) == run_name(mine[0]):
             mine.append(record)
     for name, mine in by_codec.items():
         if is_one_rate(name):
@@ -187,7 +189,7 @@ def strength_at(choices: list[dict], bpp: float, trade: pd.DataFrame) -> float:
     """Choose a codec's ROI strength for a rate, from its records of one picture.
 
     It is the strength nearest to 1 dB of background loss, of those that get as low; the mildest of
-    them if no loss is known. trade: of `comparisons.trade_table`.
+    them if no loss is known. trade: of `trade_table`.
     """
     found, (codec, run, *_) = curves(choices, 0), identity(choices[0])
     found = [c for c in found if c.bpp[0, 0] <= bpp] or found
@@ -234,9 +236,9 @@ def allocations(runs: list[Run], scene: Scene) -> dict[tuple[str, float], np.nda
     original = scene.panels[0].picture
     trained = [panel for panel in scene.panels if panel.codec in CODEC_NAMES]
     found = {}
-    for panel in [p for p in trained if p.codec == "roi_vbr"] or trained:
+    for panel in [p for p in trained if p.codec in ANY_RATE] or trained:
         codec, uniform = _codec(runs, panel.record), uniform_strength(panel.codec)
-        if panel.codec == "roi_vbr" and panel.strength != uniform:
+        if panel.codec in ANY_RATE and panel.strength != uniform:
             stream = _within(codec, original, scene.boxes, uniform, len(panel.stream))
             found[panel.codec, uniform] = codec.cell_bits(original, stream)
         found[panel.codec, panel.strength] = codec.cell_bits(original, panel.stream)

@@ -19,6 +19,7 @@ from roilib.engines.runs import open_run
 from roilib.models.detector import HookedDetector
 from roilib.roi import MAX_BOXES
 
+LUMA = np.array([0.2126, 0.7152, 0.0722])  # BT.709
 BOX = [[30.5, 20, 90, 60.2]]
 
 
@@ -43,6 +44,24 @@ def test_a_picture_comes_back(vbr, image):
     assert decoded.dtype == np.uint8
     assert psnr(decoded[20:60, 31:90], image[20:60, 31:90]) > 24
     assert len(data) < image.size / 10
+
+
+def test_streams_of_both_pretrained_codecs_decode_without_being_told(image):
+    streams = {tune: roic.encode(image, BOX, tune=tune) for tune in ("rgb", "yuv")}
+    pictures = {tune: roic.decode(stream) for tune, stream in streams.items()}
+    for tune, stream in streams.items():
+        own = roic.load_codec(tune=tune)
+        assert np.array_equal(pictures[tune], own.decode(stream))
+        assert roic.codec_of(Header.unpack(stream)[0]).id == own.id
+    luma = {tune: psnr(picture @ LUMA, image @ LUMA) for tune, picture in pictures.items()}
+    assert len(streams["yuv"]) < len(streams["rgb"])
+    assert luma["yuv"] > luma["rgb"] - 0.5
+
+
+def test_tune_chooses_among_the_pretrained_weights(vbr_run):
+    assert refusal(lambda: roic.load_codec(tune="luma")) == "tune is one of rgb, yuv, not 'luma'"
+    told = refusal(lambda: roic.load_codec(vbr_run.weights, tune="yuv"))
+    assert told.startswith(f"{vbr_run.weights}: tune chooses among the pretrained weights")
 
 
 def test_lmbda_and_alpha_are_knobs(vbr, image):

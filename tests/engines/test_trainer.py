@@ -21,8 +21,8 @@ from roilib.engines import train
 from roilib.engines.checkpoints import load_checkpoint
 from roilib.engines.runs import all_runs, open_run
 from roilib.engines.step import start, train_step
-from roilib.evaluation import tables
 from roilib.evaluation.evaluate import refuse_training_pictures
+from roilib.evaluation.tables.measured import run_table
 from roilib.models.weights import picture_hash, read_weights
 from roilib.parameters import Parameters
 
@@ -559,7 +559,7 @@ def test_all_runs_are_listed_with_state_and_metrics(tiny_parameters):
     finished, metrics = trained(tiny_parameters(lmbda=0.01))
     other = tiny_parameters(lmbda=0.02)
     open_run(other)
-    table = tables.run_table(all_runs(other.logdir)).set_index("run")
+    table = run_table(all_runs(other.logdir)).set_index("run")
     assert table.loc[finished.folder.name, ["state", "lmbda", "psnr"]].tolist() == [
         "finished",
         0.01,

@@ -8,23 +8,24 @@ import pandas as pd
 import pytest
 import torch
 
-from roilib.evaluation import comparisons
 from roilib.evaluation.bd_rate import bd_psnr, bd_rate
-from roilib.evaluation.bootstrap import curves, interval, resamples
-from roilib.evaluation.comparisons import (
+from roilib.evaluation.bootstrap import YUV, curves, interval, resamples
+from roilib.evaluation.comparisons.bd_tables import bd_table, published_table
+from roilib.evaluation.comparisons.byte_ratios import byte_ratio_tables, hull
+from roilib.evaluation.comparisons.families import (
+    OUTSIDE,
     at_loss,
-    bd_table,
-    byte_ratio_tables,
-    cost_table,
-    equal_background_table,
     families,
-    nearest_strength,
     psnr_difference,
-    published_table,
     rate_difference,
+)
+from roilib.evaluation.comparisons.paper_costs import WITH_FEATURES, ZERO_HOOKS, cost_table
+from roilib.evaluation.comparisons.roi_modes import (
+    equal_background_table,
+    nearest_strength,
     trade_table,
 )
-from roilib.evaluation.tables import measure_table
+from roilib.evaluation.tables.headlines import measure_table
 from roilib.losses import RoiRateDistortionLoss
 from roilib.metrics import psnr_from_mse
 
@@ -196,7 +197,7 @@ def test_values_are_read_at_exactly_the_loss():
     assert (table["low"] < table["roi_bd_rate"])[:2].all()
     assert (table["roi_bd_rate"] < table["high"])[:2].all()
     assert np.isnan(table.loc[2, ["roi_bd_rate", "low", "high", "strength"]].astype(float)).all()
-    assert table["note"].tolist() == ["", "", comparisons.OUTSIDE]
+    assert table["note"].tolist() == ["", "", OUTSIDE]
 
 
 def smooth(strengths):
@@ -270,7 +271,7 @@ def test_codecs_are_compared_where_both_lose_as_much():
     assert same["bd_rate"] == pytest.approx(-20, abs=1e-6)
     beyond = table[table["bg_loss"] == 99.0]
     assert beyond["bd_rate"].isna().all()
-    assert set(beyond["note"]) == {comparisons.OUTSIDE}
+    assert set(beyond["note"]) == {OUTSIDE}
 
 
 def test_trained_codecs_without_a_uniform_mode_meet_at_their_strength():
@@ -339,7 +340,7 @@ def test_resamples_without_a_roi_say_nothing_of_the_byte_ratio():
 def test_points_with_more_bytes_and_less_quality_are_not_on_the_hull():
     records = codec("x265 medium", strengths=(0.0, -0.1), gain=-1)  # a ROI that only costs
     (family,) = families(records)
-    assert {i for i, _ in comparisons.hull(family, (0.0, 99.0))} == {0}
+    assert {i for i, _ in hull(family, (0.0, 99.0))} == {0}
 
 
 def test_where_a_codecs_scale_has_ended_points_are_left_out():
@@ -416,10 +417,12 @@ def test_a_point_without_error_is_left_out_and_the_others_compared_as_ever():
 def with_measures(records, shift=0.0):
     """The records with qualities that follow their PSNR; shift: dB more."""
     for r in records:
-        db, roi = (
-            psnr_from_mse(r[f"{part}sse"] / r[f"{part}count"], 255) + shift for part in ("", "roi_")
+        db, roi, background = (
+            psnr_from_mse(r[f"{part}sse"] / r[f"{part}count"], 255) + shift
+            for part in ("", "roi_", "bg_")
         )
-        r |= {"yuv_psnr": db, "roi_yuv_psnr": roi, "ms_ssim": 1 - 10 ** (-db / 20)}
+        r |= {"yuv_psnr": db, "roi_yuv_psnr": roi, "bg_yuv_psnr": background}
+        r |= {"ms_ssim": 1 - 10 ** (-db / 20)}
         r |= {"haarpsi": 1 - 10 ** (-db / 40), "roi_haarpsi": 1 - 10 ** (-roi / 40)}
     return records
 
@@ -447,6 +450,31 @@ def test_measures_beside_psnr_are_compared_in_their_own_dB():
     fewer = bd_table(families(theirs + ours, 50))
     assert set(table["metric"]) - set(fewer["metric"]) == {"haarpsi"}
     assert measure_table(fewer)["HaarPSI"].tolist() == ["–"]
+
+
+def test_a_codec_tuned_for_yuv_is_compared_by_all_measures_but_rgb_psnr():
+    theirs = with_measures(codec("x265 medium"))
+    ours = with_measures(codec("roi_vbr", trained=True), shift=1)
+    tuned = [r | {"codec": "roi_vbr (yuv)", "weights": "shipped_yuv"} for r in ours]
+    table = bd_table(families(theirs + [r | {"weights": "shipped"} for r in ours] + tuned, 50))
+    assert measure_table(table)["`roi_vbr` against"].tolist() == ["x265 medium"]
+    shown = measure_table(table, "roi_vbr (yuv)")
+    assert "PSNR" not in shown
+    assert set(shown["`roi_vbr (yuv)` against"]) == {"x265 medium", "roi_vbr"}
+
+
+def test_bytes_at_equal_roi_and_background_are_compared_by_yuv_psnr_too():
+    theirs = with_measures(codec("x265 medium"))
+    ours = with_measures(codec("roi_vbr", trained=True), shift=5)
+    both = families(theirs + ours, 50)
+    table, points = byte_ratio_tables(both, measure=YUV)
+    # 5 dB double the rate: with 5 dB more of all pictures, half of the bytes are as good.
+    assert table["ratio"][0] == pytest.approx(0.5, abs=0.02)
+    assert byte_ratio_tables(both)[0]["ratio"][0] == pytest.approx(1)
+    assert {"roi_yuv_psnr", "bg_yuv_psnr"} < set(points)
+    for r in theirs:
+        del r["bg_yuv_psnr"]
+    assert not len(byte_ratio_tables(families(theirs + ours, 50), measure=YUV)[0])
 
 
 def test_a_picture_without_a_measure_is_left_out_of_its_mean():
@@ -488,7 +516,7 @@ def model(variant, seed, bpp, roi_sse, alpha=0.9, lmbda=0.01):
     setting |= {"loss_form": "corrected", "metric": "mse"}
     errors = {"roi_sse": roi_sse, "roi_count": 10, "bg_sse": 900.0, "bg_count": 90, "count": 100}
     return [
-        {"image": f"{k}", "codec": comparisons.WITH_FEATURES + variant, "setting": setting}
+        {"image": f"{k}", "codec": WITH_FEATURES + variant, "setting": setting}
         | {"bpp": bpp * (1 + k / 10), "run": f"{variant}{seed}{alpha}"}
         | errors
         for k in range(PICTURES)
@@ -520,7 +548,7 @@ def test_models_are_compared_with_the_one_that_sees_nothing_and_was_trained_alik
         ["alpha", "codec"]
     )
     assert list(table["seeds"]) == [1, 2, 2]
-    row = table.loc[0.9, comparisons.WITH_FEATURES]
+    row = table.loc[0.9, WITH_FEATURES]
     cost = [
         0.01 * 2 * (0.9 * sse + 0.1 * 900) / 100 + bpp * (1 + (PICTURES - 1) / 20)
         for sse, bpp in ((1000.0, 0.2), (500.0, 0.205))
@@ -529,7 +557,7 @@ def test_models_are_compared_with_the_one_that_sees_nothing_and_was_trained_alik
     assert row["difference"] == pytest.approx(100 * (cost[1] / cost[0] - 1))
     assert row["low"] < row["difference"] < row["high"] < 0
     assert table.loc[0.5]["difference"].isna().all()
-    assert table.loc[0.9, comparisons.ZERO_HOOKS][["difference", "low"]].isna().all()
+    assert table.loc[0.9, ZERO_HOOKS][["difference", "low"]].isna().all()
 
 
 def test_one_seed_leaves_the_interval_of_the_pictures():

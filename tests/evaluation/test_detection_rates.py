@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from roilib.evaluation.comparisons import families
+from roilib.evaluation.comparisons.families import families
 from roilib.evaluation.detection_rates import (
     detection_at_losses,
     detection_at_rates,

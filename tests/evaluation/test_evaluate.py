@@ -19,8 +19,11 @@ from roilib.datasets.folder import folder_samples
 from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
 from roilib.engines.runs import Run
-from roilib.evaluation import comparisons, tables
 from roilib.evaluation.cache import detector_files
+from roilib.evaluation.comparisons.bd_tables import bd_table
+from roilib.evaluation.comparisons.byte_ratios import byte_ratio_tables
+from roilib.evaluation.comparisons.families import families
+from roilib.evaluation.comparisons.roi_modes import equal_background_table, trade_table
 from roilib.evaluation.evaluate import (
     conventional_settings,
     evaluate,
@@ -31,6 +34,8 @@ from roilib.evaluation.evaluate import (
     trained_settings,
     write_records,
 )
+from roilib.evaluation.tables.files import read_table, write_tables
+from roilib.evaluation.tables.measured import one_rate_table, rate_order_table, rate_table
 from roilib.metrics import psnr_from_mse
 from roilib.models.detector import HookedDetector, frame_features
 from roilib.parameters import Parameters
@@ -203,7 +208,7 @@ def test_rate_table_pools_over_pictures(trained, tiny_kitti):
         for run in trained
         for record, _ in evaluate(load_codec(run.weights), RoiDataset(kitti_samples(tiny_kitti)))
     ]
-    table = tables.rate_table(records)
+    table = rate_table(records)
     assert len(table) == 2
     for _, row in table.iterrows():
         mine = [r for r in records if r["run"] == row["run"]]
@@ -229,7 +234,7 @@ def test_one_model_is_measured_at_every_pair_of_knobs(vbr_run, trained, tiny_kit
         (0.02, 0.5),
         (0.02, 0.95),
     ]
-    table = tables.rate_table(records)
+    table = rate_table(records)
     assert table["pictures"].tolist() == [2] * 4
     sharp, plain = (table[table["alpha"] == alpha].iloc[0] for alpha in (0.95, 0.5))
     assert sharp["bpp"] < plain["bpp"]
@@ -256,15 +261,15 @@ def test_pictures_without_any_region_have_tables_and_figures(tmp_path):
         for alpha in (0.5, 0.8, 0.9)
         for i in range(7)
     ]
-    rates = tables.rate_table(records)
+    rates = rate_table(records)
     assert rates["roi_psnr"].isna().all()
-    codecs = comparisons.families(records)
-    trade = comparisons.trade_table(codecs)
+    codecs = families(records)
+    trade = trade_table(codecs)
     assert trade["roi_bd_rate"].isna().all()
     assert trade["bg_loss"].to_numpy(float) == pytest.approx(0, abs=1e-9)
-    assert comparisons.equal_background_table(codecs)["roi_bd_rate"].isna().all()
-    tables.write_tables(tmp_path, {"rates": rates, "roi_trade": trade})
-    again, trade = (tables.read_table(tmp_path, name) for name in ("rates", "roi_trade"))
+    assert equal_background_table(codecs)["roi_bd_rate"].isna().all()
+    write_tables(tmp_path, {"rates": rates, "roi_trade": trade})
+    again, trade = (read_table(tmp_path, name) for name in ("rates", "roi_trade"))
     pictures.plt.close(figures.rate_curves(again, trade))
     assert figures.alpha_sweep(again) is figures.roi_plane(trade) is None
 
@@ -285,10 +290,10 @@ def test_one_model_for_every_rate_is_compared_at_equal_psnr():
         for i in (0.5, 2, 9)
     ]
     other = [{"codec": "roi_vbr", "alpha": 0.9, "lmbda": 0.01, "psnr": 28, "bpp": 9}]
-    table = tables.one_rate_table(pd.DataFrame(curve + ones + other))
+    table = one_rate_table(pd.DataFrame(curve + ones + other))
     assert table["difference"][:2].tolist() == pytest.approx([2, 2], abs=1e-6)
     assert np.isnan(table["difference"][2])  # better than the curve's best
-    assert tables.one_rate_table(pd.DataFrame(ones)).difference.isna().all()
+    assert one_rate_table(pd.DataFrame(ones)).difference.isna().all()
 
 
 def test_pictures_whose_bytes_do_not_rise_with_lambda_are_counted():
@@ -307,7 +312,7 @@ def test_pictures_whose_bytes_do_not_rise_with_lambda_are_counted():
         for image, found in sizes.items()
         for lmbda, size in found.items()
     ]
-    table = tables.rate_order_table(
+    table = rate_order_table(
         [
             *records,
             record("x", 1, 5, 0.9),
@@ -319,7 +324,7 @@ def test_pictures_whose_bytes_do_not_rise_with_lambda_are_counted():
         {"run": "a", "alpha": 0.5, "pictures": 2, "not_rising": 1},
         {"run": "a", "alpha": 0.9, "pictures": 1, "not_rising": 1},
     ]
-    assert tables.rate_order_table([]).empty
+    assert rate_order_table([]).empty
 
 
 FLAT_BOX = (48, 32, 96, 64)
@@ -358,19 +363,19 @@ def test_a_part_without_error_goes_through_files_tables_and_figures(flat, vbr_ru
     written = write_records(tmp_path, "records", measured)
     assert strictly(written) == measured
     records = read_records(tmp_path)
-    rates, codecs = tables.rate_table(records), comparisons.families(records)
+    rates, codecs = rate_table(records), families(records)
     assert rates["bg_psnr"].isna().sum() == rates["bg_psnr_mean"].isna().sum() == len(exact)
-    comparison = comparisons.bd_table(codecs)
+    comparison = bd_table(codecs)
     assert comparison[comparison["metric"] == "roi_psnr"]["bd_psnr"].notna().any()
     made = {
         "rates": rates,
         "bd_rates": comparison,
-        "equal_background": comparisons.equal_background_table(codecs),
-        "roi_trade": comparisons.trade_table(codecs),
+        "equal_background": equal_background_table(codecs),
+        "roi_trade": trade_table(codecs),
     }
-    made["byte_ratios"], made["byte_ratio_points"] = comparisons.byte_ratio_tables(codecs)
-    tables.write_tables(tmp_path, made)
-    again, trade = (tables.read_table(tmp_path, name) for name in ("rates", "roi_trade"))
+    made["byte_ratios"], made["byte_ratio_points"] = byte_ratio_tables(codecs)
+    write_tables(tmp_path, made)
+    again, trade = (read_table(tmp_path, name) for name in ("rates", "roi_trade"))
     pd.testing.assert_frame_equal(again[["bpp", "bg_psnr"]], rates[["bpp", "bg_psnr"]])
     for figure in (figures.rate_curves(again, trade), figures.alpha_sweep(again)):
         pictures.plt.close(figure)

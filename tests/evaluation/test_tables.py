@@ -4,22 +4,10 @@ import pandas as pd
 import pytest
 
 from roilib.codecs.registry import LOOKS, codec_label, look, strength_label
-from roilib.evaluation.tables import (
-    RATE_COLUMNS,
-    SPEED_COLUMNS,
-    by_strength,
-    drawn,
-    headline_table,
-    markdown,
-    measure_table,
-    ranked,
-    rate_table,
-    read_table,
-    speed_in_short,
-    speed_table,
-    table_of,
-    write_tables,
-)
+from roilib.evaluation.tables.files import by_strength, drawn, read_table, write_tables
+from roilib.evaluation.tables.headlines import headline_table, measure_table
+from roilib.evaluation.tables.layout import RATE_COLUMNS, SPEED_COLUMNS, markdown, ranked
+from roilib.evaluation.tables.measured import rate_table, speed_in_short, speed_table, table_of
 
 
 def test_every_codec_has_a_look_of_its_own():

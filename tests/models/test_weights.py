@@ -14,7 +14,7 @@ from roilib.codecs import roic
 from roilib.models.detector import HookedDetector
 from roilib.models.weights import build_model, load_weights, read_weights, save_weights
 from roilib.parameters import Parameters
-from roilib.utils.pretrained import PRETRAINED_DETECTOR, PRETRAINED_WEIGHTS, pretrained
+from roilib.utils.pretrained import PRETRAINED_CODECS, PRETRAINED_DETECTOR, pretrained
 
 
 def written(folder, **values):
@@ -295,7 +295,7 @@ def test_a_training_from_the_pretrained_file_has_whole_constants():
     """The file has the least likelihood in fp16, which is 0."""
     p = Parameters(which="roi_vbr", N=96, M=768)
     model = build_model(p)
-    load_weights(pretrained(PRETRAINED_WEIGHTS), model, p)
+    load_weights(pretrained(PRETRAINED_CODECS["rgb"]), model, p)
     assert model.gaussian_conditional.likelihood_lower_bound.bound.item() == pytest.approx(1e-9)
 
 

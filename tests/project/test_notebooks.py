@@ -12,7 +12,10 @@ import pytest
 from conftest import REPOSITORY as ROOT
 from conftest import strictly
 
-from roilib.evaluation import bootstrap, comparisons, detection_rates
+from roilib.evaluation import bootstrap, detection_rates
+from roilib.evaluation.comparisons.bd_tables import metric_name
+from roilib.evaluation.comparisons.families import families
+from roilib.evaluation.comparisons.roi_modes import trade_table
 from roilib.utils import notebooks
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -254,8 +257,8 @@ def test_tables_are_those_of_their_files(executed):
         "detection_at_bpp",
         "published",
     }
-    codecs = comparisons.families(json.loads((folder / "records.json").read_text()))
-    trade = comparisons.trade_table(codecs)
+    codecs = families(json.loads((folder / "records.json").read_text()))
+    trade = trade_table(codecs)
     assert (folder / "roi_trade.csv").read_text() == trade.to_csv(index=False)
     seen = detection_rates.points(detection_rates.read_detections(folder))
     assert (folder / "detection.csv").read_text() == detection_rates.detection_table(seen).to_csv(
@@ -264,7 +267,7 @@ def test_tables_are_those_of_their_files(executed):
     assert set(table["equal_background"]["bg_loss"]) == {0.3, 0.5, 1.0}
     assert len(table["equal_background"]) == 2 * 3
     uniform = table["bd_rates"][table["bd_rates"]["bg_loss"].isna()]
-    measured = map(comparisons.metric_name, ("", "roi_", "bg_", *bootstrap.MEASURES))
+    measured = map(metric_name, ("", "roi_", "bg_", *bootstrap.MEASURES))
     assert uniform["metric"].tolist() == list(measured)
     known = uniform.dropna(subset="low")  # few points give no interval for some measures
     assert "psnr" in set(known["metric"])

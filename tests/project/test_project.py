@@ -16,8 +16,15 @@ import pytest
 import yaml
 
 from roilib.codecs import conventional
-from roilib.evaluation import comparisons, evaluate, tables
+from roilib.evaluation import evaluate
 from roilib.evaluation.bd_rate import MIN_POINTS
+from roilib.evaluation.comparisons.bd_tables import bd_table, published_table
+from roilib.evaluation.comparisons.byte_ratios import byte_ratio_tables
+from roilib.evaluation.comparisons.families import families
+from roilib.evaluation.comparisons.paper_costs import cost_table
+from roilib.evaluation.comparisons.roi_modes import equal_background_table, trade_table
+from roilib.evaluation.tables.files import read_table
+from roilib.evaluation.tables.measured import speed_in_short, speed_table
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -342,7 +349,7 @@ def test_the_baselines_card_shows_its_record():
     rates = json.loads(page("data/weights/hyperprior_small.json"))["rates"]
     row = "{bpp:.3f} | {psnr:.2f} | {roi_psnr:.2f} | {bg_psnr:.2f} | {ms_ssim:.4f}".format(**rates)
     assert f"| {row} |" in page("data/weights/hyperprior_small.md")
-    ours = tables.read_table(ROOT / "report" / "results" / "reference" / "shipped", "rates")
+    ours = read_table(ROOT / "report" / "results" / "reference" / "shipped", "rates")
     (ours,) = ours.query("codec == 'roi_vbr' and lmbda == 0.003 and alpha == 0.5").to_dict(
         "records"
     )
@@ -381,8 +388,8 @@ def test_no_large_file_is_committed():
 @pytest.mark.parametrize("name", ["detected_boxes", "pandaset", "streets"])
 def test_byte_ratios_are_those_of_the_records(name):
     folder = ROOT / "report" / "results" / "reference" / name
-    codecs = comparisons.families(json.loads((folder / "records.json").read_text()))
-    made = pd.read_csv(io.StringIO(comparisons.byte_ratio_tables(codecs)[0].to_csv(index=False)))
+    codecs = families(json.loads((folder / "records.json").read_text()))
+    made = pd.read_csv(io.StringIO(byte_ratio_tables(codecs)[0].to_csv(index=False)))
     pd.testing.assert_frame_equal(made, pd.read_csv(folder / "byte_ratios.csv"), rtol=1e-6)
     asked = json.loads((folder / "provenance.json").read_text())["parameters"]
     assert asked["boxes"] == "detector"
@@ -391,7 +398,7 @@ def test_byte_ratios_are_those_of_the_records(name):
 def test_the_papers_arms_are_their_records():
     folder = ROOT / "report" / "results" / "reference" / "paper"
     records = json.loads((folder / "records.json").read_text())
-    costs = comparisons.cost_table(records)
+    costs = cost_table(records)
     written = pd.read_csv(io.StringIO(costs.to_csv(index=False)))
     pd.testing.assert_frame_equal(written, pd.read_csv(folder / "costs.csv"), rtol=1e-6)
     assert {len(group) for _, group in pd.DataFrame(records).groupby("run")} == {24}
@@ -425,9 +432,9 @@ def test_the_real_drive_is_as_the_docs_describe_it():
 @pytest.mark.slow
 def test_the_shipped_codecs_comparisons_are_those_of_its_records():
     folder = ROOT / "report" / "results" / "reference" / "shipped"
-    codecs = comparisons.families(json.loads((folder / "records.json").read_text()))
-    rates, ratios = comparisons.bd_table(codecs), comparisons.byte_ratio_tables(codecs)[0]
-    equal, trade = comparisons.equal_background_table(codecs), comparisons.trade_table(codecs)
+    codecs = families(json.loads((folder / "records.json").read_text()))
+    rates, ratios = bd_table(codecs), byte_ratio_tables(codecs)[0]
+    equal, trade = equal_background_table(codecs), trade_table(codecs)
     made = {"bd_rates": rates, "byte_ratios": ratios, "equal_background": equal}
     for name, table in (made | {"roi_trade": trade}).items():
         written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
@@ -436,8 +443,8 @@ def test_the_shipped_codecs_comparisons_are_those_of_its_records():
 
 def test_published_curves_are_compared_with_kodaks_records():
     folder = ROOT / "report" / "results" / "reference"
-    codecs = comparisons.families(json.loads((folder / "kodak" / "records.json").read_text()))
-    table = comparisons.published_table(codecs, folder / "published")
+    codecs = families(json.loads((folder / "kodak" / "records.json").read_text()))
+    table = published_table(codecs, folder / "published")
     written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
     pd.testing.assert_frame_equal(
         written, pd.read_csv(folder / "kodak" / "published.csv"), rtol=1e-6
@@ -447,11 +454,11 @@ def test_published_curves_are_compared_with_kodaks_records():
 def test_the_speeds_in_the_docs_are_measured_ones():
     folder = ROOT / "report" / "results" / "reference" / "shipped"
     speed = json.loads((folder / "speed.json").read_text())
-    short = tables.speed_table(tables.speed_in_short(speed)).set_index("codec")
+    short = speed_table(speed_in_short(speed)).set_index("codec")
     both = short[["encode", "decode"]].sum(axis=1)
     assert both.filter(like="bmshj2018-hyperprior").max() >= 5 * both["roi_vbr"]
-    old = tables.speed_in_short(json.loads((folder / "speed_avx2.json").read_text()))
-    old = tables.speed_table(old).set_index("codec")[["encode", "decode"]]
+    old = speed_in_short(json.loads((folder / "speed_avx2.json").read_text()))
+    old = speed_table(old).set_index("codec")[["encode", "decode"]]
     ours, theirs = old.loc["roi_vbr"], old.loc["bmshj2018-hyperprior N=128 (random weights)"]
     said = " ".join(page("docs/results.md").split())
     assert f"takes {ours['encode']:.0f} ms to encode and {ours['decode']:.0f} ms to decode" in said
@@ -478,9 +485,9 @@ def test_real_bytes_are_what_training_estimates():
 
 def test_what_readme_and_docs_say_of_measures_is_what_was_measured():
     folder = ROOT / "report" / "results" / "reference" / "shipped"
-    rates = tables.read_table(folder, "bd_rates").query("bg_loss.isna()")
+    rates = read_table(folder, "bd_rates").query("bg_loss.isna()")
     rates = rates.set_index(["anchor", "metric"])["bd_rate"]
-    ratios = tables.read_table(folder, "byte_ratios").set_index("theirs")["ratio"]
+    ratios = read_table(folder, "byte_ratios").set_index("theirs")["ratio"]
     for name in ("README.md", "docs/index.md"):
         less = f"{100 * (1 - ratios['x265 medium']):.0f} % fewer bytes than x265 medium"
         assert less in " ".join(page(name).split())
@@ -497,9 +504,9 @@ def test_what_readme_and_docs_say_of_measures_is_what_was_measured():
 
 def test_why_the_two_comparisons_differ_is_told_with_measured_numbers():
     folder = ROOT / "report" / "results" / "reference" / "shipped"
-    rates = tables.read_table(folder, "bd_rates").query("anchor == 'x265 slow' and bg_loss == 0.5")
+    rates = read_table(folder, "bd_rates").query("anchor == 'x265 slow' and bg_loss == 0.5")
     roi, background = (rates[rates["metric"] == name].iloc[0] for name in ("roi_psnr", "bg_psnr"))
-    ratio = tables.read_table(folder, "byte_ratios").set_index("theirs").loc["x265 slow"]
+    ratio = read_table(folder, "byte_ratios").set_index("theirs").loc["x265 slow"]
     said = " ".join(page("docs/evaluation.md").replace("−", "-").split())
     apart = (
         f"{background['bd_rate']:.1f} % apart, {background['low']:.1f} to {background['high']:.1f}"
@@ -534,8 +541,8 @@ def test_under_load_every_stream_was_the_same_and_memory_came_back():
 
 def test_the_readme_quotes_the_measured_times():
     folder = ROOT / "report" / "results" / "reference" / "shipped"
-    speed = tables.speed_in_short(json.loads((folder / "speed.json").read_text()))
-    ours = tables.speed_table(speed).set_index("codec").loc["roi_vbr"]
+    speed = speed_in_short(json.loads((folder / "speed.json").read_text()))
+    ours = speed_table(speed).set_index("codec").loc["roi_vbr"]
     assert f"encode {ours['encode']:.0f} ms and decode {ours['decode']:.0f} ms" in page("README.md")
 
 

@@ -12,7 +12,13 @@ from conftest import REPOSITORY
 from PIL import Image
 from pypdf import PdfReader
 
-from roilib.evaluation import comparisons, tables
+from roilib.evaluation.comparisons.bd_tables import bd_table
+from roilib.evaluation.comparisons.byte_ratios import byte_ratio_tables
+from roilib.evaluation.comparisons.families import families
+from roilib.evaluation.comparisons.roi_modes import equal_background_table, trade_table
+from roilib.evaluation.tables.files import write_tables
+from roilib.evaluation.tables.layout import RATE_COLUMNS, formatted
+from roilib.evaluation.tables.measured import rate_table
 from roilib.visualization import pictures
 from roilib.visualization import rates as figures
 from roilib.visualization.style import save_figure
@@ -77,14 +83,14 @@ def write_results(folder):
                             *quality,
                         )
                     )
-    rates, codecs = tables.rate_table(records), comparisons.families(records)
+    rates, codecs = rate_table(records), families(records)
     made = {
         "rates": rates,
-        "bd_rates": comparisons.bd_table(codecs),
-        "equal_background": comparisons.equal_background_table(codecs),
-        "roi_trade": comparisons.trade_table(codecs),
+        "bd_rates": bd_table(codecs),
+        "equal_background": equal_background_table(codecs),
+        "roi_trade": trade_table(codecs),
     }
-    made["byte_ratios"], made["byte_ratio_points"] = comparisons.byte_ratio_tables(codecs)
+    made["byte_ratios"], made["byte_ratio_points"] = byte_ratio_tables(codecs)
     made["published"] = made["bd_rates"].dropna(subset="bd_rate").head(1).assign(metric="psnr_mean")
     made["one_rate"] = pd.DataFrame(
         [{"lmbda": 0.012, "psnr": 30.123, "bpp": 0.5123, "bpp_roi_vbr": 0.5321, "difference": 3.87}]
@@ -103,7 +109,7 @@ def write_results(folder):
     made["detection_at_loss"] = made["detection_at_bpp"].assign(
         bg_loss=[0.3, 0.5], strength=[0.8, 0.95], **shift
     )
-    tables.write_tables(folder, made)
+    write_tables(folder, made)
     write(folder / "records.json", records)
     rows = [
         ("roi_vbr", "total"),
@@ -184,7 +190,7 @@ def write_beside(parent, records, made):
         | {"low": change - 0.34, "high": change + 0.36}
         for arm, change in (("roi-features", 1.27), ("roi-mask-both", -6.83))
     ]
-    tables.write_tables(parent / "paper", {"costs": pd.DataFrame(costs)})
+    write_tables(parent / "paper", {"costs": pd.DataFrame(costs)})
     swaps = [
         {"arm": arm, "hooks": hooks, "bpp": 0.431, "roi_psnr": 25.3, "bg_psnr": 26.7, "lmbda": rate}
         | (
@@ -206,7 +212,7 @@ def write_beside(parent, records, made):
         for network in ("whole", "lossy")
         for label, better, dropped in (("roi_vbr", 2.13, 0), ("x265 medium intra", 3.17, 7))
     ]
-    tables.write_tables(parent / "drive_kitti", {"drive": pd.DataFrame(drive)})
+    write_tables(parent / "drive_kitti", {"drive": pd.DataFrame(drive)})
     about = {"fps": 10.0, "loss": 0.01, "seeds": [0]}
     write(
         parent / "drive_kitti" / "drive_provenance.json",
@@ -214,7 +220,7 @@ def write_beside(parent, records, made):
     )
     write(parent / "kodak" / "records.json", records)
     table = made["bd_rates"].select_dtypes(float).filter(regex="^(bd_rate|low|high)$") + 17.3
-    tables.write_tables(
+    write_tables(
         parent / "kodak",
         {"bd_rates": made["bd_rates"].assign(**table), "published": made["published"]},
     )
@@ -494,7 +500,7 @@ def test_every_measured_column_of_the_reference_records_reaches_the_text(tmp_pat
     plain = text_of(folder, tmp_path / "none", tmp_path / "out.pdf")
     changed = [r | {column: r[column] * 1.37} for r in records]
     write(folder / "records.json", changed)
-    tables.write_tables(folder, {"rates": tables.rate_table(changed)})
+    write_tables(folder, {"rates": rate_table(changed)})
     assert text_of(folder, tmp_path / "none", tmp_path / "out.pdf") != plain
 
 
@@ -611,7 +617,7 @@ def test_tables_are_shown_with_what_they_have():
     table = pd.DataFrame(
         {"label": ["a", "b"], "bpp": [0.12345, np.nan], "alpha": [np.nan, np.nan], "more": [1, 2]}
     )
-    shown = tables.shown(table, tables.RATE_COLUMNS)
+    shown = formatted(table, RATE_COLUMNS)
     assert shown.to_dict("list") == {"codec": ["a", "b"], "bpp": ["0.123", "–"]}
 
 

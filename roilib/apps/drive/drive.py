@@ -27,7 +27,7 @@ from roilib.apps.drive.plan import Plan
 from roilib.apps.drive.report import Film, films, write
 from roilib.apps.drive.senders import Intra, Sender, conventional_sender
 from roilib.codecs.roic import load_codec
-from roilib.evaluation.tables import table_of
+from roilib.evaluation.tables.measured import table_of
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import alpha_index
 from roilib.utils.provenance import origin, sha256
@@ -165,7 +165,7 @@ def transmissions(plan: Plan) -> list[Transmission]:
         warnings.warn("burst has no effect with loss=0", stacklevel=2)
     if len(set(plan.codecs)) < len(plan.codecs):
         raise ValueError(f"codecs: one of {', '.join(plan.codecs)} is named twice")
-    codec = load_codec(plan.weights)
+    codec = load_codec(plan.weights, tune=plan.tune)
     found = []
     for name, link in links(plan).items():
         ours, *buckets = (

@@ -31,6 +31,7 @@ class Plan:
             losses; default 0.01
         burst: mean number of packets lost in a row; default: losses are independent
         seeds: random seeds of the losses; each has a receiver of its own; default 0 1 2
+        tune: pretrained weights, as of roilib encode: rgb or yuv; default rgb
         weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
         codecs: conventional codecs, such as 'x265 medium intra'; default: x264 and x265, medium
             intra and veryfast live
@@ -46,5 +47,6 @@ class Plan:
     loss: float = 0.01
     burst: float | None = None
     seeds: Many[int] = (0, 1, 2)
+    tune: str = "rgb"
     weights: str | None = None
     codecs: Many[str] = CODECS

@@ -17,7 +17,9 @@ from roilib.apps.compare import caption, with_crop
 from roilib.apps.drive.frames import Frame
 from roilib.apps.drive.senders import frame_rate
 from roilib.codecs.registry import look
-from roilib.evaluation.tables import markdown, table_of, write_tables
+from roilib.evaluation.tables.files import write_tables
+from roilib.evaluation.tables.layout import markdown
+from roilib.evaluation.tables.measured import table_of
 from roilib.metrics import pooled_psnr
 from roilib.utils.files import replacing, write_json
 from roilib.visualization.style import save_figure

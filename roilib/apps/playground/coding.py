@@ -23,7 +23,7 @@ from roilib.codecs import roic
 from roilib.codecs.container import Header
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.registry import codec_label
-from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, Codec, loaded_codec
+from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, Codec, checked, pretrained_codec
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import roi_mask
 
@@ -95,7 +95,7 @@ class Coder:
     """Answers requests; keeps the model, the detector and the latest detections in memory."""
 
     def __init__(self, codec: Codec | None = None):
-        self.codec = loaded_codec(codec)
+        self.codec = pretrained_codec() if codec is None else checked(codec)
         self.detected = functools.lru_cache(4)(self._detected)
 
     def _detected(self, picture: Path, content: bytes | None) -> tuple[tuple[float, ...], ...]:
