@@ -10,8 +10,9 @@ import argparse
 from pathlib import Path
 
 from roilib import roi
+from roilib.codecs.codec import Codec
 from roilib.codecs.container import Header
-from roilib.codecs.roic import Codec, load_codec
+from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset, load_splits
 from roilib.parameters import Parameters
 from roilib.utils.files import write_json

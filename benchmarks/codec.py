@@ -33,8 +33,9 @@ import torch
 from compressai.models import ScaleHyperprior
 from torch import nn
 
+from roilib.codecs.codec import Codec
 from roilib.codecs.conventional import ConventionalCodec
-from roilib.codecs.roic import Codec, load_codec
+from roilib.codecs.roic import load_codec
 from roilib.datasets.images import read_picture
 from roilib.evaluation.evaluate import now
 from roilib.models.detector import HookedDetector, pad

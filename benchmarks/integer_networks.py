@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from roilib.codecs.codec import Codec
 from roilib.codecs.container import Header
-from roilib.codecs.roic import Codec, load_codec
+from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset, load_splits
 from roilib.evaluation.bd_rate import bd_rate
 from roilib.metrics import psnr_from_mse

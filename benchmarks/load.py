@@ -23,7 +23,8 @@ import numpy as np
 import psutil
 import torch
 
-from roilib.codecs.roic import Codec, load_codec
+from roilib.codecs.codec import Codec
+from roilib.codecs.roic import load_codec
 from roilib.roi import LMBDA_MAX, LMBDA_MIN
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from roilib.codecs.roic import Codec, load_codec
+from roilib.codecs.codec import Codec
+from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset, evaluation_pictures
 from roilib.metrics import pooled_psnr, regions, squared_errors
 from roilib.roi import roi_mask

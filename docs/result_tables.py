@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from roilib.apps.drive import report
+from roilib.codecs.registry import ANY_RATE, TUNED_FOR_YUV
 from roilib.evaluation.tables.files import read_table
 from roilib.evaluation.tables.headlines import full_chroma, headline_table, measure_table
 from roilib.evaluation.tables.layout import (
@@ -61,6 +62,13 @@ DETECTION_AT_LOSS_COLUMNS = {
     "agnostic_ap50_loss": "loss %",
     "agnostic_ap50_loss_low": "95 % from",
     "agnostic_ap50_loss_high": "to",
+}
+AT_420 = {  # codecs of README's second table → labels
+    "x265 slow 4:2:0": "x265 slow 4:2:0",
+    "x265 medium 4:2:0": "x265 medium 4:2:0",
+    "svtav1 6 4:2:0": "SVT-AV1 preset 6, 4:2:0",
+    "avif 4:2:0": "AVIF 4:2:0",
+    "x265 slow": "x265 slow",
 }
 HEADLINE = {  # codecs of README's first table → labels
     "x265 slow": "x265 slow",
@@ -123,14 +131,30 @@ def uniform() -> str:
     return markdown(full_chroma(rates, "anchor"), BD_COLUMNS)
 
 
-def measures() -> str:
+def measures(ours: str = "roi_vbr") -> str:
     """BD-rates by other measures of quality."""
-    return as_they_are(measure_table(read("shipped/bd_rates")))
+    return as_they_are(measure_table(read("shipped/bd_rates"), ours))
+
+
+def yuv_headline() -> str:
+    """The codec tuned for YUV against codecs at 4:2:0, in short."""
+    table = headline_table(
+        read("shipped/yuv_byte_ratios"), read("shipped/bd_rates"), AT_420, TUNED_FOR_YUV
+    )
+    return as_they_are(table.drop(columns="ROI BD-rate"))
+
+
+def yuv_byte_ratios() -> str:
+    """Bytes of both of our codecs at equal ROI and background by YUV-PSNR."""
+    ratios = read("shipped/yuv_byte_ratios")
+    ratios = ratios[~ratios["theirs"].isin(ANY_RATE)]
+    return markdown(ratios, {"ours_label": "ours", **BYTE_RATIO_COLUMNS})
 
 
 def byte_ratios(folder: str) -> str:
     """Bytes at equal ROI and background."""
     ratios = full_chroma(read(f"{folder}/byte_ratios"), "theirs")
+    ratios = ratios[ratios["ours"] == "roi_vbr"]
     return markdown(ratios, BYTE_RATIO_COLUMNS)
 
 
@@ -144,6 +168,7 @@ def paired() -> str:
     """Our ROI mode against the others' at equal background loss."""
     rates = read("shipped/bd_rates")
     rates = rates[rates["bg_loss"].notna() & (rates["metric"] == "roi_psnr")]
+    rates = rates[rates["test"] == "roi_vbr"]
     return markdown(rates[rates["anchor"].isin(WITH_ROI)], PAIRED_COLUMNS)
 
 
@@ -204,6 +229,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "pictures": domains,
     "all pixels alike": uniform,
     "other measures": measures,
+    "yuv headline": yuv_headline,
+    "other measures, tuned for YUV": lambda: measures(TUNED_FOR_YUV),
+    "bytes on KITTI by YUV-PSNR": yuv_byte_ratios,
     "bytes on KITTI": lambda: byte_ratios("shipped"),
     "bytes on PandaSet": lambda: byte_ratios("pandaset"),
     "bytes on rendered streets": lambda: byte_ratios("streets"),

@@ -40,6 +40,7 @@ def draw(results: str | Path, folder: str | Path) -> list[str]:
     arms = Path(results).parent / "paper" / "arms.json"
     made = {
         "rate_psnr": rates.rate_curves(table, trade),
+        "rate_yuv_psnr": rates.yuv_rate_curves(table, trade),
         "roi_plane": rates.roi_plane(trade),
         "detection": rates.detection_curves(detection, trade),
         "training": rates.training_curves(training),

@@ -149,7 +149,7 @@ def strictly(path):
 
 def untrained_codec(id: bytes = b"test", **values):
     """A codec of random weights, small and made at once, whose latents are not all zero."""
-    from roilib.codecs.roic import Codec
+    from roilib.codecs.codec import Codec
     from roilib.models.hyperprior import update_tables
     from roilib.models.weights import build_model
 

@@ -92,7 +92,8 @@ def encode(
     note_ignored("encode", bool(detect or detector), "without --detect", **detects)
 
     from roilib.apps import transcode
-    from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, load_codec
+    from roilib.codecs.codec import DEFAULT_ALPHA, DEFAULT_LMBDA
+    from roilib.codecs.roic import load_codec
     from roilib.datasets.images import is_turned
 
     sources = [job.source for job in jobs]
@@ -239,7 +240,8 @@ def compare(
     from roilib.apps import compare as comparison
     from roilib.apps import transcode
     from roilib.apps.playground.coding import Coder
-    from roilib.codecs.roic import DEFAULT_LMBDA, load_codec
+    from roilib.codecs.codec import DEFAULT_LMBDA
+    from roilib.codecs.roic import load_codec
 
     options = (boxes, box_format, not boxes, detector, confidence, classes)
     regions = transcode.regions_of([picture], *options)

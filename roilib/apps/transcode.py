@@ -17,8 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from roilib.apps.files import PICTURES, SOFTWARE, STANDARD, Job, describe, name_of, write_bytes
 from roilib.codecs import roic
+from roilib.codecs.codec import Codec
 from roilib.codecs.container import Header
-from roilib.codecs.roic import Codec
 from roilib.datasets.boxes import box_file, is_tracking, read_boxes, read_tracking
 from roilib.datasets.images import read_picture
 from roilib.models.detector import HookedDetector

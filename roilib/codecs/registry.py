@@ -48,7 +48,13 @@ OTHER_PRESETS = {  # presets and 4:2:0 variants that are not in LOOKS
     "avif": ("#66A61E", "8"),
 }
 UNKNOWN = ("#777777", ".")
-DRAWN = ("slow", "medium", "6 4:2:0")  # of a video codec, figures draw the first that was measured
+DRAWN = (
+    "slow",
+    "medium",
+    "slow 4:2:0",
+    "medium 4:2:0",
+    "6 4:2:0",
+)  # of a video codec, figures draw the first that was measured
 
 
 def codec_name(p: Parameters) -> str:

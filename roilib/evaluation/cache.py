@@ -23,8 +23,9 @@ from pathlib import Path
 
 import torch
 
+from roilib.codecs.codec import Codec
 from roilib.codecs.conventional import ConventionalCodec
-from roilib.codecs.roic import Codec, load_codec
+from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.images import Sample
 from roilib.engines.runs import Run
@@ -47,9 +48,10 @@ from roilib.utils.processes import cores, end_with_parent
 
 LIBRARIES = ("av", "pillow", "pillow-jxl-plugin")  # make the conventional codecs' bytes
 MEASURING = ("evaluation.evaluate", "evaluation.detection", "metrics")  # modules of every point
-OURS = "codecs.roic"  # module that makes our bytes
+OURS = "codecs.codec"  # module that makes our bytes
 CONVENTIONAL = "codecs.conventional"  # module that makes the conventional codecs' bytes
-OUR_WEIGHTS = {"models.weights", "engines.runs"}  # modules that conventional codecs do without
+# Modules that conventional codecs do without.
+OUR_WEIGHTS = {"codecs.roic", "models.weights", "engines.runs"}
 FORMAT = 3  # of the cached files; a new number invalidates them all
 
 

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from roilib.codecs.codec import Codec
 from roilib.codecs.container import Header
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.protocol import ImageCodec
 from roilib.codecs.registry import codec_name
-from roilib.codecs.roic import Codec, load_codec
+from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.engines.runs import Run, all_runs, read_run
 from roilib.evaluation import detection

@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from roilib.codecs.registry import (
+    ANY_RATE,
     CODEC_NAMES,
+    TUNED_FOR_YUV,
     codec_label,
     curve_label,
     look,
@@ -27,9 +29,13 @@ from roilib.codecs.registry import (
 from roilib.evaluation.comparisons.families import LOSSES, at_loss
 from roilib.evaluation.comparisons.roi_modes import nearest_strength
 from roilib.evaluation.tables.files import by_strength, drawn, in_order
-from roilib.evaluation.tables.headlines import full_chroma
+from roilib.evaluation.tables.headlines import full_chroma, half_chroma
 
 AXES = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)"}
+YUV_AXES = {
+    "roi_yuv_psnr_mean": "ROI YUV-PSNR (dB)",
+    "bg_yuv_psnr_mean": "background YUV-PSNR (dB)",
+}
 ROUND_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3)  # bpp
 HEADROOM = 1.25  # shown above the highest rate of our codecs
 WIDE = 8  # ratio of rates from which the axis is logarithmic
@@ -43,17 +49,33 @@ Strengths = dict[float, pd.DataFrame]  # ROI strength → points by rising rate
 def rate_curves(rates: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
     """Rate against ROI-PSNR, beside rate against background PSNR.
 
-    rates, trade: of `rate_table` and `trade_table`. Shaded: all
-    ROI strengths of roi_vbr. Codecs at 4:2:0, whose RGB-PSNR the format limits, are left out.
+    rates, trade: of `rate_table` and `trade_table`. Shaded: all ROI strengths of roi_vbr. Codecs at
+    4:2:0 or tuned for it are left out: RGB-PSNR does not do justice to them.
     """
-    rates = full_chroma(rates)
+    return _rate_figure(full_chroma(rates), trade, AXES, "roi_vbr")
+
+
+def yuv_rate_curves(rates: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
+    """`rate_curves` by YUV-PSNR, of codecs at 4:2:0 where they were measured so.
+
+    Shaded: all ROI strengths of the codec tuned for YUV.
+    """
+    if not set(YUV_AXES) <= set(rates) or TUNED_FOR_YUV not in rates["codec"].to_numpy():
+        return None
+    return _rate_figure(half_chroma(rates), trade, YUV_AXES, TUNED_FOR_YUV)
+
+
+def _rate_figure(
+    rates: pd.DataFrame, trade: pd.DataFrame, names: dict[str, str], shaded: str
+) -> Figure | None:
+    """Draw two panels; names: column of `rates` → label of each panel's axis."""
     if rates.empty:
         return None
-    figure, axes = _two_panels()
+    figure, axes = _two_panels(names)
     table = rates[rates["bpp"] <= _highest_rate(rates)]
     for codec, strengths in by_strength(drawn(table)).items():
-        for ax, name in zip(axes, AXES, strict=True):
-            if codec == "roi_vbr":
+        for ax, name in zip(axes, names, strict=True):
+            if codec == shaded:
                 _shade_range(ax, strengths, name)
             for strength in _shown_strengths(codec, strengths, trade):
                 points = strengths[strength]
@@ -80,9 +102,9 @@ def arm_curves(arms: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _two_panels() -> tuple[Figure, np.ndarray]:
+def _two_panels(names: dict[str, str] = AXES) -> tuple[Figure, np.ndarray]:
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.7), sharex=True, layout="constrained")
-    for ax, label in zip(axes, AXES.values(), strict=True):
+    for ax, label in zip(axes, names.values(), strict=True):
         ax.set_ylabel(label)
     return figure, axes
 
@@ -102,7 +124,7 @@ def _shown_strengths(codec: str, strengths: Strengths, trade: pd.DataFrame) -> l
 
 
 def _style(codec: str, strength: float, several: bool) -> dict:
-    (colour, marker), ours = look(codec), codec == "roi_vbr"
+    (colour, marker), ours = look(codec), codec in ANY_RATE
     style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 2 if ours else 1.3}
     if several and strength == uniform_strength(codec):
         style |= {"linestyle": ":", "markerfacecolor": "white"}

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from roilib.codecs.codec import Codec
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.protocol import DoesNotFit, ImageCodec
 from roilib.codecs.registry import ANY_RATE, CODEC_NAMES, uniform_strength
-from roilib.codecs.roic import Codec, load_codec
+from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.engines.runs import Run
 from roilib.evaluation.bootstrap import Curve, curves, identity, run_name

@@ -22,7 +22,7 @@ import torch
 
 MODULES = ("codecs", "entropy_models", "models", "roi")
 with atheris.instrument_imports(include=[f"roilib.{name}" for name in MODULES]):
-    from roilib.codecs import roic
+    from roilib.codecs.codec import Codec
     from roilib.codecs.container import FIXED, MAGIC, MAX_LATENTS, U32, VERSION, Header
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from conftest import UNTRAINED, untrained_codec  # noqa: E402
@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 CODECS = [untrained_codec(bytes([number] * 4), **values) for number, values in enumerate(UNTRAINED)]
 
 
-def chosen(data: bytes) -> roic.Codec:
+def chosen(data: bytes) -> Codec:
     """Return the model that a stream is for."""
     return CODECS[data[ID] % len(CODECS)] if len(data) > ID else CODECS[0]
 
@@ -74,7 +74,7 @@ def mutated(data: bytes, max_size: int, seed: int) -> bytes:
     return sealed(bytes(data))
 
 
-def read(model: roic.Codec, data: bytes) -> np.ndarray | None:
+def read(model: Codec, data: bytes) -> np.ndarray | None:
     """Decode a stream; None if the codec refuses it as it should."""
     try:
         return model.decode(data)

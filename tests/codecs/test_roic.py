@@ -10,6 +10,7 @@ from conftest import UNTRAINED, refusal, street, untrained_codec
 from PIL import Image
 
 from roilib.codecs import roic
+from roilib.codecs.codec import MAX_ATTEMPTS, Codec
 from roilib.codecs.container import U32, Header
 from roilib.codecs.protocol import DoesNotFit
 from roilib.codecs.rate_search import highest_within
@@ -88,7 +89,7 @@ def test_a_byte_cap_is_kept_and_used(vbr, image, boxes):
         data = roic.encode(image, boxes, max_bytes=cap, model=vbr)
         assert len(data) <= cap
         assert len(data) + 4 >= 0.97 * cap  # streams grow by 4 bytes
-        assert 1 <= vbr.attempts <= roic.MAX_ATTEMPTS
+        assert 1 <= vbr.attempts <= MAX_ATTEMPTS
         assert roic.decode(data, model=vbr).shape == image.shape
 
 
@@ -130,7 +131,7 @@ def test_no_cap_is_too_large(vbr, image):
 
 
 def test_a_model_of_one_rate_keeps_it(vbr, image):
-    one = roic.Codec(
+    one = Codec(
         vbr.parameters.model_copy(update={"fixed_rate": True, "lmbda": 0.03, "alpha": 0.5}),
         vbr.model,
         vbr.id,
@@ -329,7 +330,7 @@ def test_a_decoder_that_computes_otherwise_says_so(vbr, vbr_run, image):
     with pytest.raises(ValueError, match=r"symbols|not a stream"):
         other.decode(data)
     with pytest.raises(ValueError, match=rf"of model {vbr.id.hex()}, these weights are 00000000"):
-        roic.Codec(vbr.parameters, vbr.model, bytes(4)).decode(data)
+        Codec(vbr.parameters, vbr.model, bytes(4)).decode(data)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def profile(name):
         ("coco", 2),
         ("roi_vbr", 4),
         ("shipped", 1),
+        ("shipped_yuv", 1),
     ],
 )
 def test_profiles_expand_to_different_runs(name, runs):
@@ -74,7 +75,7 @@ def test_conventional_codecs_have_points_for_bd_rates_and_budgets(path):
         } | set(conventional.STILL) | {
             f"{name} 4:2:0"
             for name in (
-                *("x265 medium", "x265 ultrafast+zerolatency"),
+                *("x265 medium", "x265 slow", "x265 ultrafast+zerolatency"),
                 *("svtav1 6", "svtav1 10", "avif"),
             )
         }

@@ -20,10 +20,11 @@ import numpy as np
 from roilib import roi
 from roilib.apps import transcode
 from roilib.codecs import roic
+from roilib.codecs.codec import DEFAULT_ALPHA, DEFAULT_LMBDA, Codec
 from roilib.codecs.container import Header
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.registry import codec_label
-from roilib.codecs.roic import DEFAULT_ALPHA, DEFAULT_LMBDA, Codec, checked, pretrained_codec
+from roilib.codecs.roic import checked, pretrained_codec
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import roi_mask
 

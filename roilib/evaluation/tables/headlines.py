@@ -13,28 +13,34 @@ HEADLINE_BG_LOSS = 0.5  # dB, at which the README reads the ROI modes
 
 
 def headline_table(
-    ratios: pd.DataFrame, bd_rates: pd.DataFrame, codecs: Mapping[str, str] | None = None
+    ratios: pd.DataFrame,
+    bd_rates: pd.DataFrame,
+    codecs: Mapping[str, str] | None = None,
+    ours: str = "roi_vbr",
 ) -> pd.DataFrame:
-    """Compare roi_vbr with other codecs in a short table; a dash where nothing was measured.
+    """Compare one of our codecs with others in a short table; a dash where nothing was measured.
 
-    ratios: of `byte_ratio_tables`; bd_rates: of `bd_table`. codecs: name →
-    label; None: every codec that can be compared with all pixels alike, the strongest first, but
-    for those at 4:2:0: these are no match by RGB-PSNR (see `measure_table`).
+    ratios: of `byte_ratio_tables`; bd_rates: of `bd_table`. The codec tuned for YUV is compared by
+    YUV-PSNR, `ratios` too. codecs: name → label; None: every codec that can be compared with all
+    pixels alike, the strongest first; by RGB-PSNR without those at 4:2:0, to which it does not do
+    justice.
     """
     if bd_rates.empty:
         return pd.DataFrame()
-    rates = bd_rates[bd_rates["test"] == "roi_vbr"]
-    equal = rates[(rates["bg_loss"] == HEADLINE_BG_LOSS) & (rates["metric"] == "roi_psnr")]
-    uniform = rates[rates["bg_loss"].isna() & (rates["metric"] == "psnr")]
+    yuv = ours == TUNED_FOR_YUV
+    metric = "yuv_psnr_mean" if yuv else "psnr"
+    rates = bd_rates[bd_rates["test"] == ours]
+    equal = rates[(rates["bg_loss"] == HEADLINE_BG_LOSS) & (rates["metric"] == f"roi_{metric}")]
+    uniform = rates[rates["bg_loss"].isna() & (rates["metric"] == metric)]
     if codecs is None:
-        known = full_chroma(uniform, "anchor").dropna(subset="bd_rate")
+        known = (uniform if yuv else full_chroma(uniform, "anchor")).dropna(subset="bd_rate")
         known = known.sort_values("bd_rate", ascending=False)
         codecs = dict(zip(known["anchor"], known["anchor_label"], strict=True))
     found = []
     for codec, label in codecs.items():
-        ratio = _first(ratios, theirs=codec, ours="roi_vbr")
+        ratio = _first(ratios, theirs=codec, ours=ours)
         roi, plain = _first(equal, anchor=codec), _first(uniform, anchor=codec)
-        row = {"`roi_vbr` against": label, "bytes at equal ROI and background": "–"}
+        row = {f"`{ours}` against": label, "bytes at equal ROI and background": "–"}
         if ratio:
             points = f"{ratio['reached']} of {ratio['hull']} points"
             row["bytes at equal ROI and background"] = (
@@ -90,6 +96,13 @@ def measure_table(bd_rates: pd.DataFrame, ours: str = "roi_vbr") -> pd.DataFrame
 def full_chroma(table: pd.DataFrame, column: str = "codec") -> pd.DataFrame:
     """Leave out codecs at 4:2:0 and tuned for it, which RGB-PSNR does not do justice to."""
     return table[~_subsampled(table[column])] if len(table) else table
+
+
+def half_chroma(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the variants at 4:4:4 of encoders that were measured at 4:2:0, too."""
+    encoder = table["codec"].str.partition(" ")[0]
+    halved = table["codec"].str.endswith(SUBSAMPLED)
+    return table[halved | ~encoder.isin(encoder[halved])]
 
 
 def _subsampled(codecs: pd.Series) -> pd.Series:
