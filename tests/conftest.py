@@ -150,7 +150,7 @@ def strictly(path):
 def untrained_codec(id: bytes = b"test", **values):
     """A codec of random weights, small and made at once, whose latents are not all zero."""
     from roilib.codecs.codec import Codec
-    from roilib.models.hyperprior import update_tables
+    from roilib.models.range_coded import update_tables
     from roilib.models.weights import build_model
 
     torch.manual_seed(0)

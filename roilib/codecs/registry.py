@@ -11,7 +11,7 @@ CODEC_NAMES = {  # our codecs in the order of the paper's figures → label
     "hyperprior_with_obj_features": "object features",
     "hyperprior_with_obj_features (sft)": "features by scale and shift",
     "roi_vbr": "roi_vbr",
-    "roi_vbr (yuv)": "roi_vbr, tuned for YUV",
+    "roi_vbr (yuv)": "roi_vbr (yuv)",
     "roi_vbr (fixed_rate)": "roi_vbr, one rate each",
 }
 TUNED_FOR_YUV = "roi_vbr (yuv)"

@@ -25,7 +25,7 @@ from roilib.engines.distributed import any_process, over_processes
 from roilib.engines.meters import Means, Speed, progress_bar, summary
 from roilib.engines.runs import Run
 from roilib.engines.step import Session, forward, knobs, train_step
-from roilib.models.hyperprior import update_tables
+from roilib.models.range_coded import update_tables
 from roilib.parameters import Parameters
 from roilib.roi import Q_MAX
 

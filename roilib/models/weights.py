@@ -18,10 +18,11 @@ from torch import Tensor
 
 from roilib.entropy_models.gaussian import TOTAL, TailedGaussian
 from roilib.entropy_models.range_coder import CDF_TOTAL
-from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures, update_tables
+from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures
 from roilib.models.integer.layers import ExactConv
 from roilib.models.integer.networks import IntegerConv
 from roilib.models.integer.synthesis import IntegerSynthesis
+from roilib.models.range_coded import update_tables
 from roilib.models.roi_vbr import RoiVbr
 from roilib.parameters import BASELINES, EXTENSIONS, Parameters
 from roilib.utils.files import replacing

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from roilib.apps.drive import drive, report, senders
+from roilib.apps.drive.films import Film
 from roilib.apps.drive.frames import Drive, Frame
 from roilib.apps.drive.link import Bucket, constant
 from roilib.apps.drive.plan import Plan
@@ -197,7 +198,7 @@ def test_verdicts_say_who_is_ahead_at_each_rate_in_a_line(sent):
 
 
 def test_the_enlarged_part_follows_the_largest_box(tmp_path):
-    film = report.Film(tmp_path / "a.mp4", "whole", [], 10)
+    film = Film(tmp_path / "a.mp4", "whole", [], 10)
     picture, roi = np.zeros((90, 200, 3), np.uint8), np.zeros((90, 200), bool)
     boxes = np.array([[0.0, 0, 10, 10], [100, 30, 140, 60]])
     assert film._window(Frame("0", picture, boxes, roi, None)) == (100, 30, 140, 60)

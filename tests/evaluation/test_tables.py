@@ -5,7 +5,12 @@ import pytest
 
 from roilib.codecs.registry import LOOKS, codec_label, look, strength_label
 from roilib.evaluation.tables.files import by_strength, drawn, read_table, write_tables
-from roilib.evaluation.tables.headlines import headline_table, measure_table
+from roilib.evaluation.tables.headlines import (
+    full_chroma,
+    half_chroma,
+    headline_table,
+    measure_table,
+)
 from roilib.evaluation.tables.layout import RATE_COLUMNS, SPEED_COLUMNS, markdown, ranked
 from roilib.evaluation.tables.measured import rate_table, speed_in_short, speed_table, table_of
 
@@ -173,6 +178,18 @@ def test_empty_tables_leave_no_file_of_an_earlier_evaluation(tmp_path):
     write_tables(tmp_path, {"one": table, "two": table})
     write_tables(tmp_path, {"one": table[:1], "two": table[:0]})
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one.csv": "a\n1\n"}
+
+
+def test_tables_by_yuv_psnr_show_encoders_at_420_where_they_were_measured_so():
+    codecs = ["x265 slow", "x265 medium 4:2:0", "x264 slow", "avif", "avif 4:2:0", "roi_vbr (yuv)"]
+    table = pd.DataFrame({"codec": codecs})
+    assert half_chroma(table)["codec"].tolist() == [
+        "x265 medium 4:2:0",
+        "x264 slow",
+        "avif 4:2:0",
+        "roi_vbr (yuv)",
+    ]
+    assert full_chroma(table)["codec"].tolist() == ["x265 slow", "x264 slow", "avif"]
 
 
 def test_of_a_video_encoder_one_preset_is_drawn():

@@ -11,8 +11,9 @@ from safetensors import safe_open
 
 from roilib.engines.optimizers import CORRECTION_LR, GAIN_LR, make_optimizer
 from roilib.entropy_models.range_coder import Encoder, put_unbounded, tables_of
-from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures, update_tables
+from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures
 from roilib.models.layers import Projection, joined
+from roilib.models.range_coded import update_tables
 from roilib.models.weights import build_model, load_weights, save_weights
 from roilib.parameters import Parameters
 

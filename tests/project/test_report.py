@@ -621,6 +621,22 @@ def test_tables_are_shown_with_what_they_have():
     assert shown.to_dict("list") == {"codec": ["a", "b"], "bpp": ["0.123", "–"]}
 
 
+def test_yuv_curves_need_weights_tuned_for_it():
+    points = pd.DataFrame(
+        {"codec": "roi_vbr (yuv)", "bpp": bpp, "lmbda": bpp, "alpha": alpha, "run": ""}
+        | dict.fromkeys(figures.YUV_AXES, 30 + bpp + alpha)
+        for alpha in (0.5, 0.9)
+        for bpp in (0.25, 0.5, 1)
+    )
+    theirs = points[:3].assign(codec="x265 slow", alpha=np.nan, qoffset=0.0)
+    both = pd.concat([points, theirs, theirs.assign(codec="x265 slow 4:2:0")])
+    figure = figures.yuv_rate_curves(both, pd.DataFrame())
+    assert named(figure.axes[0]) >= {"x265 slow 4:2:0"}
+    assert "x265 slow" not in named(figure.axes[0])
+    pictures.plt.close(figure)
+    assert figures.yuv_rate_curves(theirs, pd.DataFrame()) is None
+
+
 def test_rates_far_above_ours_are_not_drawn():
     points = [
         {"bpp": bpp, "roi_psnr": 30 + bpp, "bg_psnr": 29 + bpp, "quality": bpp}

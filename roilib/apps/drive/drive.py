@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from roilib.apps.drive.films import Film, films
 from roilib.apps.drive.frames import Drive, Frame
 from roilib.apps.drive.link import Bucket, Link, Loss, constant, packets, read_trace
 from roilib.apps.drive.plan import Plan
-from roilib.apps.drive.report import Film, films, write
+from roilib.apps.drive.report import write
 from roilib.apps.drive.senders import Intra, Sender, conventional_sender
 from roilib.codecs.roic import load_codec
 from roilib.evaluation.tables.measured import table_of
