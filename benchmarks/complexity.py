@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from roilib.codecs.roic import load_codec
 from roilib.evaluation.tables.layout import COMPLEXITY_COLUMNS, markdown
-from roilib.evaluation.tables.measured import table_of
+from roilib.evaluation.tables.rate_tables import table_of
 from roilib.models.detector import CODEC_CHANNELS, CODEC_STRIDES, HookedDetector
 from roilib.models.hyperprior import Hyperprior, HyperpriorWithObjFeatures
 from roilib.utils.files import write_json

@@ -28,7 +28,7 @@ from roilib.evaluation.tables.layout import (
     SPEED_COLUMNS,
     markdown,
 )
-from roilib.evaluation.tables.measured import speed_in_short, speed_table, table_of
+from roilib.evaluation.tables.rate_tables import speed_in_short, speed_table, table_of
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "report" / "results" / "reference"

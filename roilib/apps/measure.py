@@ -16,7 +16,7 @@ from roilib.evaluation.detection import with_boxes
 from roilib.evaluation.evaluate import provenance, refuse_training_pictures, write_records
 from roilib.evaluation.tables.files import write_tables
 from roilib.evaluation.tables.layout import DETECTION_COLUMNS, KNOB_COLUMNS, RATE_COLUMNS, markdown
-from roilib.evaluation.tables.measured import rate_table
+from roilib.evaluation.tables.rate_tables import rate_table
 from roilib.parameters import Parameters
 from roilib.utils.device import resolve_device
 from roilib.utils.files import read_text, write_json

@@ -22,7 +22,7 @@ from roilib.engines.checkpoints import load_checkpoint
 from roilib.engines.runs import all_runs, open_run
 from roilib.engines.step import start, train_step
 from roilib.evaluation.evaluate import refuse_training_pictures
-from roilib.evaluation.tables.measured import run_table
+from roilib.evaluation.tables.rate_tables import run_table
 from roilib.models.weights import picture_hash, read_weights
 from roilib.parameters import Parameters
 

@@ -35,7 +35,7 @@ from roilib.evaluation.evaluate import (
     write_records,
 )
 from roilib.evaluation.tables.files import read_table, write_tables
-from roilib.evaluation.tables.measured import one_rate_table, rate_order_table, rate_table
+from roilib.evaluation.tables.rate_tables import one_rate_table, rate_order_table, rate_table
 from roilib.metrics import psnr_from_mse
 from roilib.models.detector import HookedDetector, frame_features
 from roilib.parameters import Parameters

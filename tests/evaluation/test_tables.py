@@ -12,7 +12,7 @@ from roilib.evaluation.tables.headlines import (
     measure_table,
 )
 from roilib.evaluation.tables.layout import RATE_COLUMNS, SPEED_COLUMNS, markdown, ranked
-from roilib.evaluation.tables.measured import rate_table, speed_in_short, speed_table, table_of
+from roilib.evaluation.tables.rate_tables import rate_table, speed_in_short, speed_table, table_of
 
 
 def test_every_codec_has_a_look_of_its_own():

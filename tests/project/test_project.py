@@ -24,7 +24,7 @@ from roilib.evaluation.comparisons.families import families
 from roilib.evaluation.comparisons.paper_costs import cost_table
 from roilib.evaluation.comparisons.roi_modes import equal_background_table, trade_table
 from roilib.evaluation.tables.files import read_table
-from roilib.evaluation.tables.measured import speed_in_short, speed_table
+from roilib.evaluation.tables.rate_tables import speed_in_short, speed_table
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
 ROOT = Path(__file__).parent.parent.parent

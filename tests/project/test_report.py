@@ -18,7 +18,7 @@ from roilib.evaluation.comparisons.families import families
 from roilib.evaluation.comparisons.roi_modes import equal_background_table, trade_table
 from roilib.evaluation.tables.files import write_tables
 from roilib.evaluation.tables.layout import RATE_COLUMNS, formatted
-from roilib.evaluation.tables.measured import rate_table
+from roilib.evaluation.tables.rate_tables import rate_table
 from roilib.visualization import pictures
 from roilib.visualization import rates as figures
 from roilib.visualization.style import save_figure

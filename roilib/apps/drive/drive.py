@@ -28,7 +28,7 @@ from roilib.apps.drive.plan import Plan
 from roilib.apps.drive.report import write
 from roilib.apps.drive.senders import Intra, Sender, conventional_sender
 from roilib.codecs.roic import load_codec
-from roilib.evaluation.tables.measured import table_of
+from roilib.evaluation.tables.rate_tables import table_of
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import alpha_index
 from roilib.utils.provenance import origin, sha256

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from roilib.codecs.registry import look
 from roilib.evaluation.tables.files import write_tables
 from roilib.evaluation.tables.layout import markdown
-from roilib.evaluation.tables.measured import table_of
+from roilib.evaluation.tables.rate_tables import table_of
 from roilib.metrics import pooled_psnr
 from roilib.utils.files import replacing, write_json
 from roilib.visualization.style import save_figure
