@@ -253,6 +253,7 @@ def test_tables_are_those_of_their_files(executed):
         "roi_trade",
         "byte_ratios",
         "byte_ratio_points",
+        "yuv_byte_ratios",
         "detection",
         "detection_at_bpp",
         "published",
@@ -319,9 +320,28 @@ def test_notebooks_are_committed_clean(notebook):
 def test_papermill_knows_every_parameter(notebook):
     cells = nbformat.read(notebook, 4).cells
     (source,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    written = {
+    assert assigned(source) == set(papermill.inspect_notebook(str(notebook)))
+
+
+def assigned(source):
+    """The names that code assigns to."""
+    return {
         node.id
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     }
-    assert written == set(papermill.inspect_notebook(str(notebook)))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_cell_assigns_to_a_parameter_or_an_import(notebook):
+    """Records say which parameters made them, read from the notebook's variables at its end."""
+    code = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
+    imported = {
+        alias.asname or alias.name
+        for source in code
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom | ast.Import)
+        for alias in node.names
+    }
+    given = set(papermill.inspect_notebook(str(notebook)))
+    assert not set().union(*map(assigned, code[1:])) & (given | imported)
