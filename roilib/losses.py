@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 LMBDA_MIDDLE = 0.012  # at which a picture's share in the loss for all rates is 1
 LUMA = 3  # weight of luma's squared error in the metric yuv, relative to Cb's and Cr's
-FINE_CHROMA = 0.05  # of chroma's squared error that 4:2:0 does not see, so that it is not left free
+FINE_CHROMA = 0.05  # weight of the chroma error that 4:2:0 discards: training still limits it
 BALANCE = 0.5  # power of λ that the loss for all rates divides by
 
 
@@ -126,7 +126,8 @@ class VariableRateLoss(nn.Module):
 
     The balance keeps high rates from dominating a training on all rates. `output` also holds
     `lmbda_map` (B, 1, H, W); everything else is as in RoiRateDistortionLoss, whose loss this is,
-    unbalanced, for lmbda_map = lmbda * weight.
+    unbalanced, for lmbda_map = lmbda * weight. With metric yuv, `yuv_error` takes the place of the
+    squared error; the other terms stay those of RGB.
     """
 
     def __init__(self, balanced: bool = True, metric: str = "mse"):
@@ -137,17 +138,15 @@ class VariableRateLoss(nn.Module):
 
     def forward(self, output: dict, target: Tensor, roi_mask: Tensor) -> dict[str, Tensor]:
         x_hat = output["x_hat"].float()
-        if self.metric == "yuv":
-            error = yuv_error(x_hat, target)
-        else:
-            error = ((x_hat - target) ** 2).mean(1, keepdim=True)
+        rgb_error = ((x_hat - target) ** 2).mean(1, keepdim=True)
+        error = yuv_error(x_hat, target) if self.metric == "yuv" else rgb_error
         bits = sum(v.log().sum((1, 2, 3)) for v in output["likelihoods"].values())
         bpp = bits / (-math.log(2) * math.prod(target.shape[-2:]))
         lmbda_map = output["lmbda_map"]
         loss = bpp + 255**2 * (lmbda_map * error).mean((1, 2, 3))
         if self.balanced:
             loss = loss * (lmbda_map.mean((1, 2, 3)) / LMBDA_MIDDLE) ** -BALANCE
-        return bpp_terms(output, target) | {"loss": loss.mean()} | mse_terms(error, roi_mask)
+        return bpp_terms(output, target) | {"loss": loss.mean()} | mse_terms(rgb_error, roi_mask)
 
 
 def yuv_error(x_hat: Tensor, target: Tensor) -> Tensor:

@@ -222,6 +222,8 @@ class Parameters(BaseModel):
     def _fit_roi_vbr(self) -> None:
         if self.metric == "ms-ssim" or self.loss_form != "corrected":
             raise ValueError("roi_vbr is trained with metric mse or yuv and loss_form=corrected")
+        if self.fixed_rate and self.metric != "mse":
+            raise ValueError("fixed_rate is trained with metric=mse")
         if not LMBDA_MIN <= self.lmbda <= LMBDA_MAX:
             raise ValueError(
                 f"roi_vbr's lmbda (at which it is tested) lies in [{LMBDA_MIN}, {LMBDA_MAX}], not "

@@ -180,6 +180,15 @@ def test_streams_of_both_tunes_decode_in_one_command(picture, tmp_path):
             assert np.array_equal(np.array(decoded), load_codec(tune=tune).decode(stream))
 
 
+def test_tune_and_weights_exclude_each_other(picture, weights, tmp_path, capsys):
+    out = tmp_path / "a.roic"
+    assert main(["encode", str(picture), str(out), *weights, "--tune", "yuv"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "tune chooses among the pretrained weights" in told
+    assert not out.exists()
+
+
 def test_a_preview_is_what_decodes(picture, weights, tmp_path):
     names = [str(tmp_path / name) for name in ("a.roic", "preview.png", "a.png")]
     assert main(["encode", str(picture), names[0], "--preview", names[1], *weights]) == 0

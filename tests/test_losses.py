@@ -111,6 +111,17 @@ def test_yuv_error_is_that_of_luma_and_of_chroma_at_half_the_size(batch):
     assert yuv_error(x_hat, target).mean().item() == pytest.approx(want.item(), rel=1e-5)
 
 
+def test_the_terms_beside_a_loss_by_yuv_are_those_of_rgb(batch):
+    output, target, mask = batch
+    output = {"x_hat": output["x_hat"].detach(), "lmbda_map": 0.01 + mask} | {
+        "likelihoods": output["likelihoods"]
+    }
+    rgb, yuv = (VariableRateLoss(metric=metric)(output, target, mask) for metric in ("mse", "yuv"))
+    assert yuv["loss"].item() != pytest.approx(rgb["loss"].item(), rel=0.05)
+    for name in rgb.keys() - {"loss"}:
+        assert yuv[name].item() == rgb[name].item(), name
+
+
 def test_a_grey_error_weighs_as_much_in_both_metrics(batch):
     output, target, mask = batch
     grey = {"x_hat": target + 0.1 * torch.randn(2, 1, 192, 192), "lmbda_map": 0.01 + mask}

@@ -186,6 +186,7 @@ def test_parameters_do_not_change():
         ({"metric": "ms-ssim", "compr_img_size": 128}, "compr_img_size"),
         ({"metric": "ms-ssim", "which": "roi_vbr"}, "metric mse or yuv"),
         ({"metric": "yuv", "which": "hyperprior"}, "metric yuv belongs to roi_vbr"),
+        ({"metric": "yuv", "which": "roi_vbr", "fixed_rate": True}, "fixed_rate"),
         ({"what": "test"}, "model_load_file"),
     ],
 )
@@ -334,6 +335,8 @@ def test_shipped_names_the_pretrained_weights_of_a_model():
     shipped, named = (Parameters(**same, model_load_file=name) for name in ("shipped", str(file)))
     assert shipped.start_file == named.start_file == file
     assert shipped.name == named.name != Parameters(**same).name
+    yuv = Parameters(**same, metric="yuv", model_load_file="shipped")
+    assert yuv.start_file == pretrained(PRETRAINED_CODECS["yuv"])
     assert Parameters().start_file is None
 
 

@@ -4,7 +4,8 @@
 
 The file holds the newest checkpoint's weights (their moving average where the run has one) in fp16
 and the integer networks made of them. Its metadata holds the parameters, the step, the hours of
-training, hashes of the training pictures, and the code, versions and machine of the run's start. Of
+training, hashes of the training pictures (also of the weights that it started from), and the code,
+versions and machine of the run's start. Of
 paths only the last names are kept.
 """
 
@@ -18,7 +19,7 @@ import torch
 from roilib.datasets.dataset import load_splits
 from roilib.engines.checkpoints import Checkpoints
 from roilib.engines.trainer import make_tables
-from roilib.models.weights import build_model, picture_hash, save_weights
+from roilib.models.weights import build_model, picture_hash, save_weights, trained_on
 from roilib.parameters import Parameters
 
 PATHS = ("data_root", "unlabelled", "model_load_file", "logdir", "detector_weights")
@@ -50,9 +51,10 @@ def export(folder: Path, out: Path, licence: str = "") -> int:
     pictures = load_splits(p)[0]
     make_tables(model, p, pictures)
     about = {"licence": licence, "hours": f"{state['seconds'] / 3600:.2f}"}
-    about["pictures"] = json.dumps(
-        sorted({picture_hash(sample.path) for sample in pictures.samples})
-    )
+    seen = {picture_hash(sample.path) for sample in pictures.samples}
+    if p.start_file:
+        seen |= trained_on(p.start_file)
+    about["pictures"] = json.dumps(sorted(seen))
     began = json.loads((folder / "hparams.json").read_text())["environment"]
     save_weights(
         out,

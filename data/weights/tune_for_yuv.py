@@ -6,13 +6,14 @@ The linear transforms of a roi_vbr begin as DCTs of luma and of two axes of chro
 size on these axes count equally in the squared error of RGB, but not in the metric `yuv`. This
 script turns and scales the three channels of each frequency so that they do: equal quantiser steps
 are then best again. The product of both transforms stays what it was, so without quantisation the
-picture does, too.
+linear picture does, too. The file can be trained on from, but codes nothing before.
 
 The first channel of a frequency becomes BT.709's luma. The others become Cb - Cr and Cb + Cr, the
 axes of chroma nearest to those of before: the entropy networks see channels that behave as before.
 """
 
 import argparse
+import json
 import math
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 from roilib.codecs.roic import load_codec
 from roilib.losses import FINE_CHROMA, LUMA
 from roilib.models.layers import COLOUR_AXES, spectrum
-from roilib.models.weights import save_weights
+from roilib.models.weights import save_weights, trained_on
 from roilib.roi import CELL
 
 
@@ -69,14 +70,18 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("weights", type=Path, help="a roi_vbr's weights")
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="the file to write, ending in .safetensors")
     options = parser.parse_args()
     try:
         codec = load_codec(options.weights)
-        if codec.parameters.which != "roi_vbr":
-            raise ValueError(f"{options.weights}: not the weights of a roi_vbr")
+        p = codec.parameters
+        if p.which != "roi_vbr" or p.metric == "yuv":
+            raise ValueError(f"{options.weights}: not the weights of a roi_vbr for RGB")
         codec.model.load_state_dict(tuned(codec.model.state_dict()))
-        save_weights(options.out, codec.model, codec.parameters, 0)
+        # They are the old axes' integers. Without them nothing can be coded before a training.
+        del codec.model.synthesis_integer
+        pictures = json.dumps(sorted(trained_on(options.weights)))
+        save_weights(options.out, codec.model, p, 0, pictures=pictures)
     except (ValueError, OSError) as error:
         print(f"tune_for_yuv: {error}", file=sys.stderr)
         return 2

@@ -61,9 +61,9 @@ def encode(
         alpha: ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
             default 0.9
         max_bytes: largest size of a stream; the largest lmbda that fits is used
-        tune: what the pretrained weights spare most: rgb, the error of red, green and blue; yuv,
-            that of luma, and of chroma at half the size, as video codecs at 4:2:0 do
-        weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
+        tune: which pretrained weights: rgb, where red, green and blue count alike; yuv, where luma
+            counts most, and chroma at half the size, as in video at 4:2:0; default rgb
+        weights: a trained model's weights.safetensors; default: the pretrained ones of --tune
         device: torch device, such as cpu or cuda; default cpu
         precision: of the analysis; auto: bf16 where the processor supports it
         depth: bits that 16-bit grey pictures really use, such as 12
@@ -150,7 +150,9 @@ def decode(
 
     from roilib.apps import transcode
     from roilib.codecs.roic import codec_of, load_codec
+    from roilib.utils.device import resolve_device
 
+    resolve_device(device)  # what is wrong with it is said once
     given = load_codec(weights, device) if weights else None
 
     def work(job: Job) -> dict:
@@ -223,7 +225,7 @@ def compare(
             default 0.9
         max_bytes: largest size of our stream; the largest lmbda that fits is used
         tune: as for encode
-        weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
+        weights: a trained model's weights.safetensors; default: the pretrained ones of --tune
         device: torch device, such as cpu or cuda; default cpu
         out: write a picture of the original and of each codec's result, with a box enlarged
         json: print one JSON object per codec

@@ -68,7 +68,8 @@ def measure(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure codecs and detectors, write MADE to `out`, and return rates and detections.
 
-    weights, detectors: files, or "shipped" for the pretrained ones. boxes: as for
+    weights, detectors: files, or "shipped" (of weights also "shipped_yuv") for the pretrained ones.
+    boxes: as for
     `with_boxes`. Points measured before are read from out/points. Raises ValueError for wrong
     settings or files.
     """

@@ -27,27 +27,30 @@ from roilib.utils.device import resolve_device
 from roilib.utils.pretrained import PRETRAINED_CODECS, pretrained
 
 
-@functools.cache
 def pretrained_codec(tune: str = "rgb", device: str = "cpu") -> Codec:
     """Return a codec of the pretrained weights, loaded once."""
+    return _pretrained_codec(tune, device)
+
+
+@functools.cache
+def _pretrained_codec(tune: str, device: str) -> Codec:
     return load_codec(device=device, tune=tune)
 
 
 def codec_of(header: Header, device: str = "cpu") -> Codec:
-    """Return the pretrained codec that made a stream; where none did, the one that says so."""
-    first = pretrained_codec(device=device)
-    if header.model != first.id and header.model in _pretrained_ids():
-        return pretrained_codec(_pretrained_ids()[header.model], device)
-    return first
+    """Return the pretrained codec whose id a stream carries; ValueError where none has it."""
+    for tune in PRETRAINED_CODECS:
+        if header.model == _pretrained_id(tune):
+            return pretrained_codec(tune, device)
+    raise ValueError(
+        f"a .roic stream of model {header.model.hex()}, which is none of the pretrained ones; "
+        "decode it with the weights that made it"
+    )
 
 
 @functools.cache
-def _pretrained_ids() -> dict[bytes, str]:
-    """Return the tune of each pretrained model, by the id that streams carry."""
-    return {
-        model_id(read_weights(pretrained(name))[0]): tune
-        for tune, name in PRETRAINED_CODECS.items()
-    }
+def _pretrained_id(tune: str) -> bytes:
+    return model_id(read_weights(pretrained(PRETRAINED_CODECS[tune]))[0])
 
 
 def load_codec(
@@ -65,7 +68,7 @@ def load_codec(
     if tune not in PRETRAINED_CODECS:
         raise ValueError(f"tune is one of {', '.join(PRETRAINED_CODECS)}, not {tune!r}")
     if weights is not None and tune != "rgb":
-        raise ValueError(f"{weights}: tune chooses among the pretrained weights, not of a file")
+        raise ValueError(f"{weights}: tune chooses among the pretrained weights, not for a file")
     path = pretrained(PRETRAINED_CODECS[tune]) if weights is None else Path(weights)
     state, values = read_weights(path)
     try:
@@ -101,6 +104,8 @@ def encode(
     Raises ValueError with one line for bad input, and DoesNotFit with the smallest possible size
     where max_bytes is less.
     """
+    if model is not None and tune != "rgb":
+        raise ValueError("tune chooses among the pretrained weights, but a model is given")
     codec = pretrained_codec(tune) if model is None else checked(model)
     if isinstance(image, Image.Image):
         try:

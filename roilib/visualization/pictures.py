@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from roilib.codecs.registry import curve_label
+from roilib.codecs.registry import ANY_RATE, curve_label
 from roilib.datasets.dataset import RoiDataset
 from roilib.visualization.side_by_side import Panel, Scene, is_one_rate
 
@@ -262,8 +262,7 @@ def bit_allocation(scene: Scene, allocations: dict[tuple[str, float], np.ndarray
         ax.set(
             xlim=(0, width),
             ylim=(height, 0),
-            title=f"{curve_label(codec, strength, codec == 'roi_vbr')}, "
-            f"{bits.sum() / 8:,.0f} bytes",
+            title=f"{curve_label(codec, strength, codec in ANY_RATE)}, {bits.sum() / 8:,.0f} bytes",
         )
         ax.set_axis_off()
         draw_boxes(ax, scene.boxes, "#d55e00")

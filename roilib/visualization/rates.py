@@ -40,7 +40,7 @@ ROUND_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3)  # bpp
 HEADROOM = 1.25  # shown above the highest rate of our codecs
 WIDE = 8  # ratio of rates from which the axis is logarithmic
 LINE_STEPS = 100  # points of an interpolated line
-MOST_CODECS = 3  # of a panel with bands
+MOST_CODECS = 4  # of a panel with bands
 MOST_RUNS = 6  # that training curves name one by one
 NAME_SIZE = 7.5  # points, of a line's name
 Strengths = dict[float, pd.DataFrame]  # ROI strength → points by rising rate
@@ -76,7 +76,7 @@ def _rate_figure(
     for codec, strengths in by_strength(drawn(table)).items():
         for ax, name in zip(axes, names, strict=True):
             if codec == shaded:
-                _shade_range(ax, strengths, name)
+                _shade_range(ax, strengths, name, look(codec)[0])
             for strength in _shown_strengths(codec, strengths, trade):
                 points = strengths[strength]
                 style = _style(codec, strength, len(strengths) > 1)
@@ -131,14 +131,14 @@ def _style(codec: str, strength: float, several: bool) -> dict:
     return style | {"zorder": 3 if ours else 2, "label": curve_label(codec, strength, several)}
 
 
-def _shade_range(ax: Axes, strengths: Strengths, name: str) -> None:
+def _shade_range(ax: Axes, strengths: Strengths, name: str, colour: str) -> None:
     """Shade what lies between ROI strengths, at every rate that two of them reach."""
     logs = [np.log(points["bpp"]) for points in strengths.values()]
     grid = np.linspace(min(map(min, logs)), max(map(max, logs)), LINE_STEPS)
     pairs = zip(logs, strengths.values(), strict=True)
     lines = [np.interp(grid, x, p[name], left=np.nan, right=np.nan) for x, p in pairs]
     low, high = pd.DataFrame(lines).min(), pd.DataFrame(lines).max()
-    ax.fill_between(np.exp(grid), low, high, color=look("roi_vbr")[0], alpha=0.1, linewidth=0)
+    ax.fill_between(np.exp(grid), low, high, color=colour, alpha=0.1, linewidth=0)
 
 
 def _name_lines(ax: Axes) -> None:
@@ -265,7 +265,7 @@ def training_curves(table: pd.DataFrame) -> Figure | None:
 def detection_curves(detection: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
     """Class-agnostic AP50 on decoded frames against rate, one panel a detector.
 
-    The first three codecs that have curves are drawn, ROI modes with the 95 % band of the paired
+    The first four codecs that have curves are drawn, ROI modes with the 95 % band of the paired
     bootstrap against uncompressed frames.
     """
     if detection.empty:

@@ -63,6 +63,19 @@ def test_tune_chooses_among_the_pretrained_weights(vbr_run):
     assert refusal(lambda: roic.load_codec(tune="luma")) == "tune is one of rgb, yuv, not 'luma'"
     told = refusal(lambda: roic.load_codec(vbr_run.weights, tune="yuv"))
     assert told.startswith(f"{vbr_run.weights}: tune chooses among the pretrained weights")
+    told = refusal(lambda: roic.encode(street(0), model=roic.load_codec(), tune="yuv"))
+    assert told == "tune chooses among the pretrained weights, but a model is given"
+
+
+def test_pretrained_weights_are_loaded_once():
+    assert roic.pretrained_codec() is roic.pretrained_codec("rgb", "cpu")
+
+
+def test_streams_of_other_weights_are_named(vbr, image):
+    told = refusal(lambda: roic.decode(roic.encode(image, model=vbr)))
+    assert told.startswith(
+        f"a .roic stream of model {vbr.id.hex()}, which is none of the pretrained"
+    )
 
 
 def test_lmbda_and_alpha_are_knobs(vbr, image):

@@ -32,6 +32,7 @@ from roilib.evaluation.evaluate import (
     read_records,
     refuse_training_pictures,
     trained_settings,
+    weights_file,
     write_records,
 )
 from roilib.evaluation.tables.files import read_table, write_tables
@@ -41,6 +42,7 @@ from roilib.models.detector import HookedDetector, frame_features
 from roilib.parameters import Parameters
 from roilib.roi import roi_mask
 from roilib.utils.files import write_json
+from roilib.utils.pretrained import PRETRAINED_CODECS, pretrained
 from roilib.visualization import pictures
 from roilib.visualization import rates as figures
 from roilib.visualization.side_by_side import compare
@@ -189,6 +191,8 @@ def test_provenance_names_code_parameters_and_time(trained, tiny_kitti):
         ["yolov8n_kitti"],
     )
     about = found["weights"]["shipped"]
+    assert weights_file("shipped_yuv") == pretrained(PRETRAINED_CODECS["yuv"])
+    assert load_codec(weights_file("shipped_yuv")).name == "roi_vbr (yuv)"
     assert about["model"] == load_codec().id.hex()
     assert about["steps"] == about["parameters"]["max_steps"] > 0 < about["hours"]
     assert (

@@ -180,6 +180,28 @@ def test_empty_tables_leave_no_file_of_an_earlier_evaluation(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one.csv": "a\n1\n"}
 
 
+def test_the_codec_tuned_for_yuv_has_a_headline_by_yuv_psnr():
+    row = {"test": "roi_vbr (yuv)", "anchor": "x265 slow 4:2:0", "anchor_label": "x265 slow 4:2:0"}
+    row |= {"low": -6.0, "high": -4.0, "bg_loss": None}
+    rates = table_of(
+        [
+            row | {"metric": "psnr", "bd_rate": 40.0},
+            row | {"metric": "yuv_psnr_mean", "bd_rate": -5.0},
+        ]
+    )
+    ratios = table_of(
+        [
+            {"theirs": "x265 slow 4:2:0", "ours": ours, "ratio": ratio, "reached": 3, "hull": 4}
+            | {"low": 0.9, "high": 1.1}
+            for ours, ratio in (("roi_vbr", 1.3), ("roi_vbr (yuv)", 1.0))
+        ]
+    )
+    (cells,) = headline_table(ratios, rates, ours="roi_vbr (yuv)").to_dict("records")
+    assert cells["`roi_vbr (yuv)` against"] == "x265 slow 4:2:0"
+    assert cells["BD-rate, all pixels alike"] == "−5.0 [−6.0, −4.0] %"
+    assert cells["bytes at equal ROI and background"].startswith("**1.00 [0.90, 1.10]**")
+
+
 def test_tables_by_yuv_psnr_show_encoders_at_420_where_they_were_measured_so():
     codecs = ["x265 slow", "x265 medium 4:2:0", "x264 slow", "avif", "avif 4:2:0", "roi_vbr (yuv)"]
     table = pd.DataFrame({"codec": codecs})

@@ -5,14 +5,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import refusal
 from scipy.fft import idctn
 from tune_for_yuv import main, tuned, turn
 
 from roilib.codecs.roic import load_codec
 from roilib.losses import yuv_error
 from roilib.models.layers import COLOUR_AXES
+from roilib.models.weights import build_model, load_weights, trained_on
+from roilib.parameters import Parameters
 from roilib.roi import CELL
-from roilib.utils.pretrained import PRETRAINED_BASELINE, pretrained
+from roilib.utils.pretrained import PRETRAINED_BASELINE, PRETRAINED_CODECS, pretrained
 
 
 def test_without_quantisation_the_linear_picture_stays_what_it_was():
@@ -41,9 +44,24 @@ def test_a_unit_of_each_channel_is_an_error_of_equal_size(frequency):
     assert sizes.tolist() == pytest.approx([1 / 3] * 3, rel=1e-3)
 
 
+def test_the_file_is_trained_on_from_and_codes_nothing_before(tmp_path, monkeypatch):
+    weights, start = pretrained(PRETRAINED_CODECS["rgb"]), tmp_path / "start.safetensors"
+    monkeypatch.setattr(sys, "argv", ["", str(weights), str(start)])
+    assert main() == 0
+    assert trained_on(start) == trained_on(weights)
+    assert "without the integers of its synthesis" in refusal(lambda: load_codec(start))
+    p = Parameters(which="roi_vbr", metric="yuv", N=96, M=768)
+    model = build_model(p)
+    load_weights(start, model, p)
+    assert torch.equal(
+        model.s_lin[0].weight, tuned(load_codec().model.state_dict())["s_lin.0.weight"]
+    )
+
+
 def test_other_weights_are_refused(tmp_path, monkeypatch, capsys):
     baseline = pretrained(PRETRAINED_BASELINE)
     monkeypatch.setattr(sys, "argv", ["", str(baseline), str(tmp_path / "out.safetensors")])
     assert main() == 2
-    assert capsys.readouterr().err == f"tune_for_yuv: {baseline}: not the weights of a roi_vbr\n"
+    told = capsys.readouterr().err
+    assert told == f"tune_for_yuv: {baseline}: not the weights of a roi_vbr for RGB\n"
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,7 @@
 """The settings of a drive: its links, codecs and losses."""
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from cyclopts import Parameter
 
@@ -31,8 +31,8 @@ class Plan:
             losses; default 0.01
         burst: mean number of packets lost in a row; default: losses are independent
         seeds: random seeds of the losses; each has a receiver of its own; default 0 1 2
-        tune: pretrained weights, as of roilib encode: rgb or yuv; default rgb
-        weights: a trained model's weights.safetensors; default: the pretrained roi_vbr
+        tune: which pretrained weights, as for `roilib encode`; default rgb
+        weights: a trained model's weights.safetensors; default: the pretrained ones of --tune
         codecs: conventional codecs, such as 'x265 medium intra'; default: x264 and x265, medium
             intra and veryfast live
     """
@@ -47,6 +47,6 @@ class Plan:
     loss: float = 0.01
     burst: float | None = None
     seeds: Many[int] = (0, 1, 2)
-    tune: str = "rgb"
+    tune: Literal["rgb", "yuv"] = "rgb"
     weights: str | None = None
     codecs: Many[str] = CODECS

@@ -164,7 +164,7 @@ def over_time(frames: pd.DataFrame, latency_ms: float, network: str = "whole") -
     for ax, (name, label) in zip(axes, panels.items(), strict=True):
         for i, (codec, rows) in enumerate(chosen.groupby("codec", sort=False)):
             plain_name, _, kind = codec.rpartition(" ")
-            colour, _ = look(plain_name or codec)
+            colour, _ = look(plain_name if kind in LINES else codec)
             style = {"linestyle": LINES.get(kind, "-"), "linewidth": 1.1 if i else 2}
             ax.plot(rows["time"], rows[name], label=codec, color=colour, **style)
             hurt = rows[rows["lost"] | rows["dropped"]]

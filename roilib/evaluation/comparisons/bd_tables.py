@@ -142,8 +142,8 @@ def _row(
     """Return the cells of a comparison; anchor, test: of `who`."""
     row = {
         name if key == "codec" else f"{name}_{key}": value
-        for name, who in (("anchor", anchor), ("test", test))
-        for key, value in who.items()
+        for name, columns in (("anchor", anchor), ("test", test))
+        for key, value in columns.items()
     }
     notes = dict.fromkeys(note for note in (rate.note, psnr.note) if note)
     return (

@@ -19,8 +19,8 @@ def byte_ratio_tables(
     Returns one row per pair of codecs, and one per point of the other's hull with a rate in `bpp`.
     `bpp_ours` is the least rate at which one of our strengths, its curve interpolated in log bpp by
     PCHIP, reaches the point's ROI and background PSNR. A pair's `ratio` is the geometric mean over
-    the `reached` points of `hull`. Resamples keep the points. measure: PSNR or YUV; both tables are
-    empty where records lack it.
+    the `reached` points of `hull`. Resamples keep the points. measure: PSNR (pooled) or YUV
+    (means over pictures); both tables are empty where records lack it.
     """
     summary, points = [], []
     names = _names(measure)

@@ -185,4 +185,5 @@ def pairs(codecs: list[Family]) -> list[tuple[Family, Family]]:
 
 
 def who(curve: Curve) -> dict:
+    """Return the columns that name a curve."""
     return {name: getattr(curve, name) for name in ("codec", "label", "run", "strength")}
