@@ -67,8 +67,6 @@ YUV_HEADLINE = {  # codecs of README's second table → labels
     "x265 slow 4:2:0": "x265 slow 4:2:0",
     "x265 medium 4:2:0": "x265 medium 4:2:0",
     "svtav1 6 4:2:0": "SVT-AV1 preset 6, 4:2:0",
-    "avif 4:2:0": "AVIF 4:2:0",
-    "x265 slow": "x265 slow",
 }
 HEADLINE = {  # codecs of README's first table → labels
     "x265 slow": "x265 slow",
@@ -79,7 +77,7 @@ HEADLINE = {  # codecs of README's first table → labels
 }
 SPEEDS = (  # codecs of README's table of times
     "bmshj2018-hyperprior N=128 (random weights)",
-    *("roi_vbr", "roi_vbr + detector", "x265 medium", "x264 medium"),
+    *("roi_vbr", "roi_vbr + detector", "x265 medium"),
 )
 WITH_ROI = ("x264 medium", "x265 medium", "x265 slow", "roi_vbr")  # in the tables of ROI modes
 DOMAINS = {  # pictures → folder of the records
@@ -140,7 +138,7 @@ def measures(ours: str = "roi_vbr") -> str:
 
 
 def yuv_headline() -> str:
-    """The codec tuned for YUV against codecs at 4:2:0 and x265 slow at 4:4:4, in short."""
+    """The codec tuned for YUV against codecs at 4:2:0, in short."""
     table = headline_table(
         read("shipped/yuv_byte_ratios"), read("shipped/bd_rates"), YUV_HEADLINE, TUNED_FOR_YUV
     )
