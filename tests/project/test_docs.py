@@ -50,7 +50,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "04_roi_training" in (tmp_path / "site" / "index.html").read_text()
     api = (tmp_path / "site" / "api.html").read_text()
-    assert re.search(r"<p[^>]*>Pictures to bytes and back: <code[^>]*><span[^>]*>.roic</span>", api)
+    assert re.search(r"<p[^>]*>Code pictures as <code[^>]*><span[^>]*>.roic</span>", api)
     assert re.search(r"<pre><span></span>image, boxes, λ, α ──►", api)  # a diagram
 
 

@@ -595,7 +595,7 @@ def test_lines_are_named_beside_their_ends_without_overlaps():
             assert np.diff(places).min() * points > figures.NAME_SIZE
         pictures.plt.close(figure)
     codecs = {name.split(",")[0] for name in named(ax)} - {"uncompressed"}
-    assert codecs == {"roi_vbr", "x265 slow", "x264 slow"}
+    assert codecs == {"roi_vbr", "roi_vbr (yuv)", "x265 slow", "x264 slow"}
 
 
 @pytest.mark.parametrize("names", [("psnr", "roi_psnr"), ("ms_ssim_loss", "roi_ms_ssim_loss")])
