@@ -25,7 +25,7 @@ from roilib.evaluation.comparisons.families import families
 from roilib.evaluation.comparisons.paper_costs import cost_table
 from roilib.evaluation.comparisons.roi_modes import equal_background_table, trade_table
 from roilib.evaluation.tables.files import read_table
-from roilib.evaluation.tables.rate_tables import speed_in_short, speed_table
+from roilib.evaluation.tables.rate_tables import rate_table, speed_in_short, speed_table
 from roilib.parameters import Parameters, expand_sweep, parameter_table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -408,7 +408,14 @@ def test_the_papers_arms_are_their_records():
     runs = provenance["runs"].values()
     assert {run["steps"] for run in runs} == {profile("paper_small")["parameters"]["max_steps"]}
     arms = json.loads((folder / "arms.json").read_text())["rows"]
-    assert len(runs) == len(arms) == costs["seeds"].sum()
+    forms = [run["parameters"]["loss_form"] for run in runs]
+    assert forms.count("corrected") == len(arms) == costs["seeds"].sum()
+    (own,) = rate_table([r for r in records if r["setting"]["loss_form"] == "paper"]).to_dict(
+        "records"
+    )
+    said = " ".join(page("docs/results.md").split())
+    psnrs = f"{own['roi_psnr']:.1f} dB in the ROI and {own['bg_psnr']:.1f} dB in the background"
+    assert f"{own['bpp']:.3f} bpp, {psnrs}" in said
     swaps = json.loads((folder / "swaps.json").read_text())["rows"]
     told = [r for r in swaps if (r["arm"], r["hooks"]) == ("roi-mask-both", "zeros")]
     loses = [f"{-r['roi']:.2f}" for r in sorted(told, key=lambda r: r["lmbda"])]
