@@ -210,13 +210,12 @@ def complexity() -> str:
 def drive(folder: str, network: str) -> str:
     """A drive over a thin link, without losses ("whole") or with them ("lossy")."""
     table = report.summary(read(f"{folder}/drive_frames"))
-    columns = {"whole": report.COLUMNS, "lossy": report.LOSS_COLUMNS}[network]
-    return markdown(table[table["network"] == network], columns)
+    return markdown(table[table["network"] == network], report.columns(table, network))
 
 
-def verdicts() -> str:
-    """A line a codec and rate on the real drive."""
-    lines = report.verdicts(report.summary(read("drive_kitti/drive_frames")))
+def verdicts(folder: str) -> str:
+    """A line a codec and rate on a drive."""
+    lines = report.verdicts(report.summary(read(f"{folder}/drive_frames")))
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -245,9 +244,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "published": published,
     "speed": speed,
     "complexity": complexity,
-    "verdicts": verdicts,
+    "verdicts": lambda: verdicts("drive_kitti"),
+    "verdicts by YUV-PSNR": lambda: verdicts("drive_kitti_yuv"),
     "real drive": lambda: drive("drive_kitti", "whole"),
     "real drive with losses": lambda: drive("drive_kitti", "lossy"),
+    "real drive by YUV-PSNR": lambda: drive("drive_kitti_yuv", "whole"),
     "rendered drive": lambda: drive("drive", "whole"),
     "arms": arms,
 }

@@ -77,20 +77,25 @@ def picture_metrics(
     for name, (total, count) in squared_errors(image, decoded, parts).items():
         values |= {f"{name}psnr": psnr_of(total, count), f"{name}sse": total, f"{name}count": count}
     x, x_hat = (torch.from_numpy(v).permute(2, 0, 1)[None].float() for v in (image, decoded))
-    values |= _yuv_psnrs(x, x_hat, mask)
-    return values | {
-        "ms_ssim": _ms_ssim(x, x_hat),
-        "haarpsi": _haarpsi(x, x_hat),
-        "roi_haarpsi": _roi_haarpsi(x, x_hat, mask),
-    }
+    return (
+        values
+        | yuv_psnrs(image, decoded, mask)
+        | {
+            "ms_ssim": _ms_ssim(x, x_hat),
+            "haarpsi": _haarpsi(x, x_hat),
+            "roi_haarpsi": _roi_haarpsi(x, x_hat, mask),
+        }
+    )
 
 
-def _yuv_psnrs(x: Tensor, x_hat: Tensor, mask: np.ndarray) -> dict[str, float | None]:
+def yuv_psnrs(image: np.ndarray, decoded: np.ndarray, mask: np.ndarray) -> dict[str, float | None]:
     """Return yuv_psnr, roi_yuv_psnr and bg_yuv_psnr; None where a plane has no pixel or no error.
 
-    A sample of chroma is the mean of up to 2x2 pixels. It belongs to the ROI if half of them do.
+    image, decoded: uint8 (H, W, 3); mask: the ROI, bool (H, W). A sample of chroma is the mean of
+    up to 2x2 pixels. It belongs to the ROI if half of them do.
     """
-    errors = rgb2ycbcr(x - x_hat)[0]
+    difference = torch.from_numpy(image.astype(np.float32) - decoded.astype(np.float32))
+    errors = rgb2ycbcr(difference.permute(2, 0, 1))
     errors[1:] -= 0.5  # the offset of chroma, which differences do not have
     squares = [(e**2).double().numpy() for e in (errors[0], *map(_halved, errors[1:]))]
     chroma = _halved(torch.from_numpy(mask).float()).numpy() >= 0.5

@@ -97,8 +97,7 @@ class ConventionalCodec:
 
     def __init__(self, name: str, threads: int | None = None):
         self.name, self.threads = name, threads
-        base = name.removesuffix(f" {SUBSAMPLED}")
-        self.subsampled = base != name
+        base, self.subsampled = without_subsampling(name)
         self.format, _, self.preset = base.partition(" ")
         self.has_roi = self.format in VIDEO
         self.is_video = self.has_roi or self.format == SVT_AV1
@@ -153,12 +152,11 @@ class ConventionalCodec:
         """Decode a stream that `encode` returned."""
         if not self.is_video:
             return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-        bottom, right = divmod(data[0], 2) if self.is_padded else (0, 0)
         context = av.CodecContext.create(DECODERS[self.format], "r")
         context.thread_count = self.threads or 0  # 0: the decoder's choice
         packet = av.Packet(data[1:] if self.is_padded else data)
         picture = picture_of([*context.decode(packet), *context.decode(None)][0])
-        return picture[: len(picture) - bottom, : picture.shape[1] - right]
+        return without_padding(picture, data[0]) if self.is_padded else picture
 
     def encode_within(
         self, image: np.ndarray, boxes: Sequence, max_bytes: int, *, qoffset: float = 0.0
@@ -199,6 +197,12 @@ class ConventionalCodec:
         return tries[highest_within(size, max_bytes, middle, top, slope)]
 
 
+def without_subsampling(name: str) -> tuple[str, bool]:
+    """Return a codec's name without its 4:2:0, and whether it had that."""
+    base = name.removesuffix(f" {SUBSAMPLED}")
+    return base, base != name
+
+
 def to_yuv(image: np.ndarray) -> np.ndarray:
     """Convert uint8 RGB (H, W, 3) to uint8 full-range BT.709 YCbCr, planes first (3, H, W)."""
     yuv = rgb2ycbcr(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float())
@@ -222,6 +226,12 @@ def padded_to_even(image: np.ndarray) -> tuple[np.ndarray, bytes]:
     bottom, right = (side % 2 for side in image.shape[:2])
     padded = np.pad(image, ((0, bottom), (0, right), (0, 0)), "edge")
     return padded, bytes([2 * bottom + right])
+
+
+def without_padding(picture: np.ndarray, padding: int) -> np.ndarray:
+    """Undo `padded_to_even`; padding: the value of its byte."""
+    bottom, right = divmod(padding, 2)
+    return picture[: len(picture) - bottom, : picture.shape[1] - right]
 
 
 def picture_of(frame: av.VideoFrame) -> np.ndarray:

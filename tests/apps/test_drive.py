@@ -12,9 +12,9 @@ from roilib.apps.drive import drive, report, senders
 from roilib.apps.drive.films import Film
 from roilib.apps.drive.frames import Drive, Frame
 from roilib.apps.drive.link import Bucket, constant
-from roilib.apps.drive.plan import Plan
+from roilib.apps.drive.plan import CODECS, Plan
 from roilib.cli import main
-from roilib.metrics import psnr_from_mse, regions, squared_errors
+from roilib.metrics import psnr_from_mse, regions, squared_errors, yuv_psnrs
 from roilib.utils import notebooks
 
 NAME = "x264 ultrafast intra"
@@ -116,6 +116,49 @@ def test_a_lost_frame_hurts_until_the_next_keyframe_or_itself_alone(codec):
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])
+@pytest.mark.parametrize("kind", ["intra", "live"])
+def test_senders_at_420_show_pictures_of_odd_sides(codec, kind):
+    pictures, boxes = street_of(3)
+    odd = [np.ascontiguousarray(picture[:95, :157]) for picture in pictures]
+    roi = np.zeros((95, 157), bool)
+    roi[32:80, 48:112] = True
+    measured = {}
+    for format in ("", " 4:2:0"):
+        sender = senders.conventional_sender(
+            f"{codec} veryfast {kind}{format}", Bucket(constant(0.5), 10, 200), -0.2, 20
+        )
+        shown, sizes = through(sender, odd, boxes)
+        assert [picture.shape for picture in shown] == [(95, 157, 3)] * 3
+        values = [yuv_psnrs(a, b, roi)["yuv_psnr"] for a, b in zip(odd, shown, strict=True)]
+        measured[format] = np.mean(values), sum(sizes)
+    assert measured[" 4:2:0"] != measured[""]
+    assert measured[" 4:2:0"][0] > 30
+
+
+def test_a_drive_tuned_for_yuv_is_at_420_and_compared_by_yuv_psnr(tiny_kitti):
+    labels = str(tiny_kitti / "training" / "label_2")
+    plan = Plan(mbit=(MBIT,), tune="yuv", seeds=(1,))
+    sent = drive.transmissions(plan)
+    ours, *others = (each.sender.name for each in sent)
+    assert ours == "roi_vbr (yuv)"
+    assert others == [f"{name} 4:2:0" for name in CODECS["rgb"]]
+    records, _ = drive.send(Drive(tiny_kitti, boxes=labels, count=2), [sent[0], sent[3]])
+    table = report.summary(records)
+    assert list(report.columns(table, "whole").items())[7:10] == [
+        ("roi_yuv_psnr", "ROI YUV dB"),
+        ("bg_yuv_psnr", "background YUV dB"),
+        ("roi_yuv_floor", "ROI floor YUV dB"),
+    ]
+    gain = table["roi_yuv_psnr"][0] - table["roi_yuv_psnr"][2]
+    assert f"ROI {gain:+.2f} dB".replace("-", "−") in report.verdicts(table)[0]
+    whole = records[(records["network"] == "whole") & (records["codec"] == ours)]
+    assert table["roi_yuv_psnr"][0] == whole["roi_yuv_psnr"].mean()
+    assert report.said_of(table, "labels") == "ROI: the labels. Quality: YUV-PSNR"
+    axes = report.over_time(records, plan.latency_ms).axes
+    assert [ax.get_ylabel() for ax in axes][2:] == ["ROI YUV-PSNR (dB)", "background YUV-PSNR (dB)"]
+
+
+@pytest.mark.parametrize("codec", ["x264", "x265"])
 def test_motion_compensation_is_at_work(codec):
     pictures, boxes = street_of(6)
     still = [pictures[0]] * 6
@@ -193,7 +236,7 @@ def test_verdicts_say_who_is_ahead_at_each_rate_in_a_line(sent):
     table["dropped"] = table["frames"]
     assert report.verdicts(table)[0] == f"1 Mbit/s, {other['label']}: no frame fits"
     assert report.text(records, records.assign(encode_ms=1, decode_ms=1), "labels").startswith(
-        "ROI: the labels\n"
+        "ROI: the labels. Quality: RGB-PSNR\n"
     )
 
 

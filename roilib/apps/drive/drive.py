@@ -24,12 +24,12 @@ from tqdm import tqdm
 from roilib.apps.drive.films import Film, films
 from roilib.apps.drive.frames import Drive, Frame
 from roilib.apps.drive.link import Bucket, Link, Loss, constant, packets, read_trace
-from roilib.apps.drive.plan import Plan
+from roilib.apps.drive.plan import CODECS, Plan
 from roilib.apps.drive.report import write
 from roilib.apps.drive.senders import Intra, Sender, conventional_sender
 from roilib.codecs.roic import load_codec
 from roilib.evaluation.tables.rate_tables import table_of
-from roilib.metrics import psnr_of, regions, squared_errors
+from roilib.metrics import psnr_of, regions, squared_errors, yuv_psnrs
 from roilib.roi import alpha_index
 from roilib.utils.provenance import origin, sha256
 
@@ -80,6 +80,7 @@ class Receiver:
         for part, (total, count) in squared_errors(frame.image, self.picture, parts).items():
             psnr = psnr_of(total, count)
             values |= {f"{part}sse": total, f"{part}count": count, f"{part}psnr": psnr}
+        values |= yuv_psnrs(frame.image, self.picture, frame.roi)
         changes = {} if before is None else squared_errors(error, before, parts)
         for part in parts:
             total, count = changes.get(part, (0, 0))
@@ -164,16 +165,15 @@ def transmissions(plan: Plan) -> list[Transmission]:
         warnings.warn("mbit has no effect with trace", stacklevel=2)
     if plan.burst is not None and not plan.loss:
         warnings.warn("burst has no effect with loss=0", stacklevel=2)
-    if len(set(plan.codecs)) < len(plan.codecs):
-        raise ValueError(f"codecs: one of {', '.join(plan.codecs)} is named twice")
+    names = CODECS[plan.tune] if plan.codecs is None else plan.codecs
+    if len(set(names)) < len(names):
+        raise ValueError(f"codecs: one of {', '.join(names)} is named twice")
     codec = load_codec(plan.weights, tune=plan.tune)
     found = []
     for name, link in links(plan).items():
-        ours, *buckets = (
-            Bucket(link, plan.fps, plan.latency_ms) for _ in range(1 + len(plan.codecs))
-        )
+        ours, *buckets = (Bucket(link, plan.fps, plan.latency_ms) for _ in range(1 + len(names)))
         senders = [Intra(ours, codec, codec.name, {"alpha": plan.alpha})]
-        for other, bucket in zip(plan.codecs, buckets, strict=True):
+        for other, bucket in zip(names, buckets, strict=True):
             senders.append(conventional_sender(other, bucket, plan.qoffset, plan.keyint))
         found += [Transmission(sender, plan, name) for sender in senders]
     return found

@@ -89,7 +89,7 @@ def films(
 
     The other one is the first live encoder, or else the first conventional codec.
     """
-    names = [codecs[0], *sorted(codecs[1:], key=lambda name: not name.endswith("live"))[:1]]
+    names = [codecs[0], *sorted(codecs[1:], key=lambda name: " live" not in name)[:1]]
     made = [
         Film(Path(folder) / f"drive_{network}.mp4", network, names, fps) for network in networks
     ]

@@ -7,7 +7,8 @@ from cyclopts import Parameter
 
 Item = TypeVar("Item")
 Many = Annotated[tuple[Item, ...], Parameter(consume_multiple=True)]
-CODECS = ("x265 medium intra", "x264 medium intra", "x265 veryfast live", "x264 veryfast live")
+FULL = ("x265 medium intra", "x264 medium intra", "x265 veryfast live", "x264 veryfast live")
+CODECS = {"rgb": FULL, "yuv": tuple(f"{name} 4:2:0" for name in FULL)}
 
 
 @Parameter(name="*")
@@ -33,8 +34,8 @@ class Plan:
         seeds: random seeds of the losses; each has a receiver of its own; default 0 1 2
         tune: which pretrained weights, as for `roilib encode`; default rgb
         weights: a trained model's weights.safetensors; default: the pretrained ones of --tune
-        codecs: conventional codecs, such as 'x265 medium intra'; default: x264 and x265, medium
-            intra and veryfast live
+        codecs: conventional codecs, such as 'x265 medium intra' or 'x265 veryfast live 4:2:0';
+            default: x264 and x265, medium intra and veryfast live, for --tune yuv at 4:2:0
     """
 
     mbit: Many[float] = (1.0,)
@@ -49,4 +50,4 @@ class Plan:
     seeds: Many[int] = (0, 1, 2)
     tune: Literal["rgb", "yuv"] = "rgb"
     weights: str | None = None
-    codecs: Many[str] = CODECS
+    codecs: Many[str] | None = None

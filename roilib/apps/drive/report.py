@@ -1,13 +1,18 @@
-"""Results of a drive: tables, a figure over time, and a page that shows them and the films."""
+"""Results of a drive: tables, a figure over time, and a page that shows them and the films.
+
+Quality is RGB-PSNR, or YUV-PSNR for a drive with a codec at 4:2:0 or weights tuned for YUV.
+"""
 
 import html
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from roilib.codecs.registry import look
+from roilib.codecs.conventional import without_subsampling
+from roilib.codecs.registry import TUNED_FOR_YUV, look
 from roilib.evaluation.tables.files import write_tables
 from roilib.evaluation.tables.layout import markdown
 from roilib.evaluation.tables.rate_tables import table_of
@@ -50,6 +55,7 @@ TIME_COLUMNS = {
     "decode_p95": "decode ms, p95",
 }
 PARTS = {"roi": "ROI", "bg": "background"}
+BY_YUV = {"_psnr": "_yuv_psnr", "_floor": "_yuv_floor", "dB": "YUV dB"}  # in keys and headings
 TITLES = {"whole": "No packet lost", "lossy": "Packets lost"}
 STYLE = (
     "body{font-family:sans-serif;max-width:1300px;margin:auto}"
@@ -57,15 +63,35 @@ STYLE = (
 )
 
 
+def is_by_yuv(codecs: Iterable[str]) -> bool:
+    """Return whether these codecs of a drive are compared by YUV-PSNR."""
+    return any(name == TUNED_FOR_YUV or without_subsampling(name)[1] for name in codecs)
+
+
+def columns(table: pd.DataFrame, network: str) -> dict[str, str]:
+    """Return the columns of `summary` that are shown, and their headings."""
+    chosen = COLUMNS if network == "whole" else LOSS_COLUMNS
+    if not is_by_yuv(table["label"]):
+        return chosen
+    return {_by_yuv(name): _by_yuv(heading) for name, heading in chosen.items()}
+
+
+def _by_yuv(text: str) -> str:
+    for word, new in BY_YUV.items():
+        text = text.replace(word, new)
+    return text
+
+
 def summary(frames: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each link, codec and network; frames: the records of `drive.send`.
 
     PSNRs (dB) are pooled over the pixels of all frames as they were shown, with losses over all
-    seeds; `…_low` and `…_high` are the worst and the best seed's, floors the least of a frame.
-    kilobytes (1,000 bytes) and flicker (grey levels) are means over frames. Frames are counted that
-    are over (larger than their budget), dropped (not sent), late (through after the latency), lost
-    (a packet is missing) and affected (shown otherwise than without losses). delay_p95: the 95th
-    percentile of the ms on the link, of the frames that were sent.
+    seeds; YUV-PSNRs are means over these frames. `…_low` and `…_high` are the worst and the best
+    seed's, floors the least of a frame. kilobytes (1,000 bytes) and flicker (grey levels) are means
+    over frames. Frames are counted that are over (larger than their budget), dropped (not sent),
+    late (through after the latency), lost (a packet is missing) and affected (shown otherwise than
+    without losses). delay_p95: the 95th percentile of the ms on the link, of the frames that were
+    sent.
     """
     rows = []
     for (link, codec, network), group in frames.groupby(["link", "codec", "network"], sort=False):
@@ -75,7 +101,10 @@ def summary(frames: pd.DataFrame) -> pd.DataFrame:
         counted = ("over", "dropped", "late", "lost", "affected")
         row |= {name: int(group[name].sum()) for name in counted}
         row["delay_p95"] = group["delay_ms"].quantile(0.95)
-        row |= _psnrs(group) | {f"{part}_floor": group[f"{part}_psnr"].min() for part in PARTS}
+        row |= _psnrs(group)
+        for part in PARTS:
+            row[f"{part}_floor"] = group[f"{part}_psnr"].min()
+            row[f"{part}_yuv_floor"] = group[f"{part}_yuv_psnr"].min()
         of_seeds = table_of([_psnrs(one) for _, one in group.groupby("seed", dropna=False)])
         row |= of_seeds.min().add_suffix("_low").to_dict()
         row |= of_seeds.max().add_suffix("_high").to_dict()
@@ -85,12 +114,15 @@ def summary(frames: pd.DataFrame) -> pd.DataFrame:
 
 def _psnrs(group: pd.DataFrame) -> dict[str, float | None]:
     records = group.to_dict("records")
-    return {f"{part}_psnr": pooled_psnr(records, f"{part}_") for part in PARTS}
+    pooled = {f"{part}_psnr": pooled_psnr(records, f"{part}_") for part in PARTS}
+    return pooled | {f"{part}_yuv_psnr": group[f"{part}_yuv_psnr"].mean() for part in PARTS}
 
 
 def verdicts(table: pd.DataFrame) -> list[str]:
     """Say in a line for each link and other codec how far ours is ahead; table: of `summary`."""
-    lines = []
+    lines, keys = [], {part: f"{part}_psnr" for part in PARTS}
+    if is_by_yuv(table["label"]):
+        keys = {part: _by_yuv(key) for part, key in keys.items()}
     for _, rows in table.groupby("link", sort=False):
         (whole, *others), *lossy = (
             group.to_dict("records") for _, group in rows.groupby("network", sort=False)
@@ -99,24 +131,26 @@ def verdicts(table: pd.DataFrame) -> list[str]:
             if other["dropped"] == other["frames"]:
                 lines.append(f"{other['link']}, {other['label']}: no frame fits")
                 continue
-            said = f"{_verdict(whole, other)}: {_differences(whole, other)}"
-            with_losses = [f"; packets lost: {_differences(part[0], part[i])}" for part in lossy]
+            said = f"{_verdict(whole, other, keys)}: {_differences(whole, other, keys)}"
+            with_losses = [
+                f"; packets lost: {_differences(part[0], part[i], keys)}" for part in lossy
+            ]
             lines.append(f"{other['link']}, {whole['label']} {said}{''.join(with_losses)}")
     return lines
 
 
-def _verdict(ours: dict, other: dict) -> str:
-    ahead = {ours[f"{part}_psnr"] > other[f"{part}_psnr"] for part in PARTS}
+def _verdict(ours: dict, other: dict, keys: dict[str, str]) -> str:
+    ahead = {ours[key] > other[key] for key in keys.values()}
     word = "ahead of" if ahead == {True} else "behind" if ahead == {False} else "mixed against"
     dropped = f" ({other['dropped']} of {other['frames']} frames dropped)"
     return f"{word} {other['label']}{dropped if other['dropped'] else ''}"
 
 
-def _differences(ours: dict, other: dict) -> str:
+def _differences(ours: dict, other: dict, keys: dict[str, str]) -> str:
     """Say ours less another's PSNR inside and outside the ROI."""
     parts = []
     for part, name in PARTS.items():
-        mine, theirs = ours[f"{part}_psnr"], other[f"{part}_psnr"]
+        mine, theirs = ours[keys[part]], other[keys[part]]
         known = not (pd.isna(mine) or pd.isna(theirs))
         parts.append(f"{name} {mine - theirs:+.2f} dB ({mine:.2f})" if known else f"{name} –")
     return ", ".join(parts).replace("-", "−")
@@ -137,13 +171,17 @@ def time_summary(times: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def said_of(table: pd.DataFrame, roi: str) -> str:
+    """Say in a line what quality is measured in, and by what; table: of `summary`."""
+    return f"ROI: the {roi}. Quality: {'YUV' if is_by_yuv(table['label']) else 'RGB'}-PSNR"
+
+
 def text(frames: pd.DataFrame, times: pd.DataFrame, roi: str) -> str:
     """Return the verdicts and the summaries as Markdown; roi: what quality is measured in."""
     table = summary(frames)
-    parts = ["\n".join([f"ROI: the {roi}", *verdicts(table)])]
-    parts.append(markdown(table[table["network"] == "whole"], COLUMNS))
-    if "lossy" in set(table["network"]):
-        parts.append(markdown(table[table["network"] == "lossy"], LOSS_COLUMNS))
+    parts = ["\n".join([said_of(table, roi), *verdicts(table)])]
+    for network, rows in table.groupby("network", sort=False):
+        parts.append(markdown(rows, columns(table, network)))
     return "\n\n".join([*parts, markdown(time_summary(times), TIME_COLUMNS)])
 
 
@@ -156,6 +194,8 @@ def over_time(frames: pd.DataFrame, latency_ms: float, network: str = "whole") -
     chosen = frames[(frames["network"] == network) & (frames["link"] == frames["link"].iloc[0])]
     chosen = chosen[chosen["seed"].isna() | (chosen["seed"] == chosen["seed"].min())]
     panels = {"roi_psnr": "ROI-PSNR (dB)", "bg_psnr": "background PSNR (dB)"}
+    if is_by_yuv(chosen["codec"].unique()):
+        panels = {"roi_yuv_psnr": "ROI YUV-PSNR (dB)", "bg_yuv_psnr": "background YUV-PSNR (dB)"}
     if network == "whole":
         panels = {"bytes": "bytes", "delay_ms": "delay (ms)"} | panels
     figure, axes = plt.subplots(
@@ -163,7 +203,7 @@ def over_time(frames: pd.DataFrame, latency_ms: float, network: str = "whole") -
     )
     for ax, (name, label) in zip(axes, panels.items(), strict=True):
         for i, (codec, rows) in enumerate(chosen.groupby("codec", sort=False)):
-            plain_name, _, kind = codec.rpartition(" ")
+            plain_name, _, kind = without_subsampling(codec)[0].rpartition(" ")
             colour, _ = look(plain_name if kind in LINES else codec)
             style = {"linestyle": LINES.get(kind, "-"), "linewidth": 1.1 if i else 2}
             ax.plot(rows["time"], rows[name], label=codec, color=colour, **style)
@@ -222,11 +262,11 @@ def _page(frames: pd.DataFrame, networks: list[str], roi: str) -> str:
         f"<title>A drive over a thin link</title><style>{STYLE}</style>",
     ]
     table = summary(frames)
-    said = "<br>".join(map(html.escape, [f"ROI: the {roi}", *verdicts(table)]))
+    said = "<br>".join(map(html.escape, [said_of(table, roi), *verdicts(table)]))
     parts.append(f"<p>{said}</p>")
     for network in networks:
-        columns = COLUMNS if network == "whole" else LOSS_COLUMNS
-        rows = table[table["network"] == network][list(columns)].rename(columns=columns)
+        headings = columns(table, network)
+        rows = table[table["network"] == network][list(headings)].rename(columns=headings)
         shown = rows.to_html(index=False, float_format="{:.2f}".format, na_rep="–", border=0)
         parts += [
             f"<h2>{html.escape(TITLES[network])}</h2>{shown}",

@@ -22,9 +22,12 @@ from roilib.codecs.conventional import (
     VIDEO,
     ConventionalCodec,
     open_encoder,
-    to_rgb,
+    padded_to_even,
+    picture_of,
     video_frame,
+    without_padding,
     without_sei,
+    without_subsampling,
 )
 from roilib.codecs.protocol import DoesNotFit, ImageCodec
 
@@ -67,28 +70,34 @@ class Intra:
 class Live:
     """x264 or x265 as a live encoder: one thread, zero latency, no B-frames, VBV rate control.
 
+    name: codec, preset and "live", as "x265 veryfast live"; with 4:2:0 its chroma is halved.
     keyint: frames from keyframe to keyframe.
     """
 
-    def __init__(self, bucket: Bucket, codec: str, preset: str, qoffset: float, keyint: int):
-        self.bucket, self.codec, self.preset = bucket, codec, preset
-        self.name, self.setting = f"{codec} {preset} live", {"qoffset": qoffset, "keyint": keyint}
+    def __init__(self, bucket: Bucket, name: str, qoffset: float, keyint: int):
+        self.bucket, self.name = bucket, name
+        base, self.subsampled = without_subsampling(name)
+        self.codec, self.preset, _ = base.split()
+        self.setting = {"qoffset": qoffset, "keyint": keyint}
         self.budget = bucket.space
-        self.encoder, self.rate, self.count = None, 0.0, 0
+        self.encoder, self.rate, self.count, self.padding = None, 0.0, 0, 0
 
     def encode(self, image: np.ndarray, boxes: np.ndarray, time: float) -> bytes:
         """Code the stream's next frame, of a size that the encoder's rate control chooses."""
+        if self.subsampled:
+            image, (self.padding,) = padded_to_even(image)
         if self.bucket.link.rate(time) != self.rate:
             self.rate = self.bucket.link.rate(time)
             self.encoder = self._open(image.shape[1], image.shape[0])
-        frame = video_frame(image, boxes, self.setting["qoffset"])
+        frame = video_frame(image, boxes, self.setting["qoffset"], self.subsampled)
         frame.pts, frame.time_base = self.count, self.encoder.time_base
         self.count += 1
         return without_sei(self.encoder.encode(frame), self.codec)
 
     def _open(self, width: int, height: int) -> av.VideoCodecContext:
         fps = frame_rate(self.bucket.fps)
-        context = open_encoder(self.codec, width, height, 1 / fps)
+        format = "yuv420p" if self.subsampled else "yuv444p"
+        context = open_encoder(self.codec, width, height, 1 / fps, format)
         context.framerate = fps
         kbit, keyint = self.rate * 8 / 1000, self.setting["keyint"]
         rate, size = max(round(kbit), 1), max(round(kbit * self.bucket.latency_ms / 1000), 1)
@@ -114,7 +123,7 @@ class Live:
                 frames = context.decode(av.Packet(data))
             except av.error.InvalidDataError:
                 return None
-            return to_rgb(frames[-1].to_ndarray()) if frames else None
+            return without_padding(picture_of(frames[-1]), self.padding) if frames else None
 
         return decode
 
@@ -131,13 +140,13 @@ def conventional_sender(name: str, bucket: Bucket, qoffset: float, keyint: int) 
         raise ValueError(
             f"qoffset is a number from -1 to 1 and keyint 1 or more, not {qoffset} and {keyint}"
         )
-    match name.split():
+    match without_subsampling(name)[0].split():
         case [codec, preset, "intra"] if codec in VIDEO and preset in PRESETS:
-            single = ConventionalCodec(f"{codec} {preset}")
-            return Intra(bucket, single, f"{codec} {preset} intra", {"qoffset": qoffset})
+            single = ConventionalCodec(name.replace(" intra", ""))
+            return Intra(bucket, single, name, {"qoffset": qoffset})
         case [codec, preset, "live"] if codec in VIDEO and preset in PRESETS:
-            return Live(bucket, codec, preset, qoffset, keyint)
+            return Live(bucket, name, qoffset, keyint)
     raise ValueError(
         f"{name}: a codec of a drive is x264 or x265, a preset, and intra or live, as "
-        "'x265 veryfast live'"
+        "'x265 veryfast live'; at 4:2:0 'x265 veryfast live 4:2:0'"
     )
