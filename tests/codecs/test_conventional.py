@@ -6,8 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from roilib.codecs.conventional import SEI, STILL, VIDEO, ConventionalCodec, to_rgb, to_yuv
+from roilib.codecs.conventional import STILL, ConventionalCodec
 from roilib.codecs.protocol import DoesNotFit
+from roilib.codecs.video import SEI, VIDEO, to_rgb, to_yuv
 
 SUBSAMPLED = ("x264 medium 4:2:0", "x265 medium 4:2:0", "svtav1 8 4:2:0", "avif 4:2:0")
 

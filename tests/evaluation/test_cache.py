@@ -175,6 +175,7 @@ def test_other_code_or_precision_is_another_point(points, tmp_path, monkeypatch)
     assert (points[0].key(), points[-1].key()) == (ours, theirs)
     for module, changed in (
         ("codecs/conventional", [False, True]),
+        ("codecs/video", [False, True]),
         ("entropy_models/range_coder", [True, False]),
         ("models/detector", [True, True]),
         ("metrics", [True, True]),

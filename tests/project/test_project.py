@@ -15,7 +15,7 @@ import papermill
 import pytest
 import yaml
 
-from roilib.codecs import conventional
+from roilib.codecs import conventional, video
 from roilib.evaluation import evaluate
 from roilib.evaluation.bd_rate import MIN_POINTS
 from roilib.evaluation.bootstrap import YUV
@@ -71,7 +71,7 @@ def test_conventional_codecs_have_points_for_bd_rates_and_budgets(path):
     if path.stem == "all":
         assert grids.keys() == {
             f"{c} {p}"
-            for c in conventional.VIDEO
+            for c in video.VIDEO
             for p in ("medium", "slow", "ultrafast+zerolatency")
         } | set(conventional.STILL) | {
             f"{name} 4:2:0"

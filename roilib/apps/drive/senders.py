@@ -16,20 +16,18 @@ import av
 import numpy as np
 
 from roilib.apps.drive.link import Bucket
-from roilib.codecs.conventional import (
+from roilib.codecs.conventional import PRESETS, ConventionalCodec, without_subsampling
+from roilib.codecs.protocol import DoesNotFit, ImageCodec
+from roilib.codecs.video import (
     DECODERS,
-    PRESETS,
     VIDEO,
-    ConventionalCodec,
     open_encoder,
     padded_to_even,
     picture_of,
     video_frame,
     without_padding,
     without_sei,
-    without_subsampling,
 )
-from roilib.codecs.protocol import DoesNotFit, ImageCodec
 
 Decode = Callable[[bytes], np.ndarray | None]
 LIVE = {  # one thread, so that rate control gives the same bytes every time
