@@ -5,8 +5,9 @@
 #   docker build -t roilib .
 #   docker run --gpus all --shm-size 8g -v DATA:/workbook/data/kitti \
 #     -p 127.0.0.1:8888:8888 -p 127.0.0.1:6006:6006 roilib
-#   docker run --gpus all --shm-size 8g -v DATA:/workbook/data/kitti roilib \
+#   docker run --gpus all --shm-size 8g -v DATA:/workbook/data/kitti --name roilib-run roilib \
 #     ./run_all.sh --profile kitti --data-root data/kitti
+#   docker cp roilib-run:/workbook/report .
 #
 # torch's wheels bring the CUDA runtime; the base image tells the driver where its libraries go.
 # A tag can be moved, a digest cannot. To pin the base image, pass --build-arg DIGEST=@sha256:…

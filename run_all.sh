@@ -65,6 +65,7 @@ case $action in
   lab) exec jupyter lab notebooks "$@" ;;
 esac
 
+command -v flock >/dev/null || fail "flock is needed (package util-linux)"
 { mkdir -p runs && exec 9>runs/lock; } 2>/dev/null ||
   fail "$here/runs: nothing can be written there"
 flock -n 9 || fail "another run_all.sh is at work here"

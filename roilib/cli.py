@@ -14,19 +14,17 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from roilib.apps import commands
 from roilib.apps import files as io
 from roilib.apps.console import fail, note, show, silence_stdout
-from roilib.apps.drive.plan import Plan
+from roilib.apps.drive.plan import Many, Plan
 from roilib.utils.files import read_json
 
 Word = Annotated[str, Parameter(allow_leading_hyphen=True)]
-Item = TypeVar("Item")
-Many = Annotated[tuple[Item, ...], Parameter(consume_multiple=True)]
 
 app = App(
     name="roilib",
@@ -183,9 +181,10 @@ def drive(
     Args:
         frames: a folder of pictures in natural order, a KITTI root, or a video file, of which
             --fps frames a second are taken
-        boxes: folder of box files for the encoders; default: what the pretrained detector finds
-        truth: folder of box files in which quality is measured; default: a KITTI root's labels, or
-            those beside the frames, or else the boxes that encoders get
+        boxes: folder of box files, or KITTI tracking labels, for the encoders; default: what the
+            pretrained detector finds
+        truth: the same, in which quality is measured; default: a KITTI root's labels, or those
+            beside the frames, or else the boxes that encoders get
         count: number of frames to send, from the first; default: all
         results: folder for the records; default runs/drive
         figures: folder for figures and films; default runs/drive
@@ -197,8 +196,8 @@ def drive(
     from roilib.visualization.style import set_style
 
     set_style()
+    pictures = Drive(frames, boxes, truth, count, plan.fps)
     try:
-        pictures = Drive(frames, boxes, truth, count, plan.fps)
         given = [Path(file) for file in (plan.trace, plan.weights) if file]
         for made in outputs(results, figures):
             io.protect(made, [*pictures.inputs, *given], force or made[0].exists())

@@ -467,6 +467,13 @@ def test_settings_without_effect_are_said(picture, weights, tmp_path, capsys, op
     assert said in capsys.readouterr().err
 
 
+def test_compare_names_the_picture_that_does_not_fit(picture, weights, tmp_path, capsys):
+    (tmp_path / "boxes.json").write_text("[]")
+    words = ["compare", str(picture), "--boxes", str(tmp_path / "boxes.json"), *weights]
+    assert main([*words, "--max-bytes", "5"]) == 2
+    assert f"roilib compare: {picture}: max_bytes=5" in capsys.readouterr().err
+
+
 def test_compare_says_too_what_has_no_effect(picture, weights, tmp_path, capsys):
     (tmp_path / "boxes.json").write_text("[[10, 50, 58, 80]]")
     words = ["compare", str(picture), "--boxes", str(tmp_path / "boxes.json"), *weights]

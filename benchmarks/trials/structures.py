@@ -20,7 +20,7 @@ from roilib.roi import CELL, STEPS_PER_OCTAVE, quality_index
 Q_MIDDLE, Q_SPREAD, STEP, OCTAVES = quality_index(0.012), 263, 46.5 / 255, 4
 # By pass: its quarter of the channels is this xor the cell's place in 2x2 cells.
 QUARTERS = (0, 3, 1, 2)
-# As in roilib.entropy_models, which need more packages than a lent GPU has.
+# As in roilib.entropy_models, which need packages that a GPU machine may lack.
 SCALE_MIN, SCALE_COUNT, SCALES_PER_OCTAVE = 0.1, 80, 8
 TAIL_SHARE, BIT_WORTH, TOTAL = 2.0**-11, 0.055, 1 << 24
 LINEAR = 16  # channels whose values are context too, not only their logarithms

@@ -35,7 +35,10 @@ def compare(
     """
     image = read(picture)
     boxes = tuple((*box, 1.0)[:5] for box in np.asarray(regions(picture, image)).tolist())
-    coded = coder.compare(Request(picture, boxes=boxes, **knobs))
+    try:
+        coded = coder.compare(Request(picture, boxes=boxes, **knobs))
+    except ValueError as error:
+        raise ValueError(f"{picture}: {error}") from None
     return coded, side_by_side(image, boxes, coded)
 
 

@@ -69,9 +69,8 @@ def measure(
     """Measure codecs and detectors, write MADE to `out`, and return rates and detections.
 
     weights, detectors: files, or "shipped" (of weights also "shipped_yuv") for the pretrained ones.
-    boxes: as for
-    `with_boxes`. Points measured before are read from out/points. Raises ValueError for wrong
-    settings or files.
+    boxes: as for `with_boxes`. Points measured before are read from out/points. Raises ValueError
+    for wrong settings or files.
     """
     data = with_boxes(read_pictures(folder), boxes)
     refuse_training_pictures([], data, weights)

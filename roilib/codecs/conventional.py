@@ -21,7 +21,7 @@ from roilib.codecs.protocol import DoesNotFit
 from roilib.codecs.rate_search import highest_within
 from roilib.codecs.video import (
     SVT_AV1,
-    VIDEO,
+    WITH_ROI,
     decode_frame,
     encode_frame,
     padded_to_even,
@@ -85,11 +85,11 @@ class ConventionalCodec:
         self.name, self.threads = name, threads
         base, self.subsampled = without_subsampling(name)
         self.format, _, self.preset = base.partition(" ")
-        self.has_roi = self.format in VIDEO
+        self.has_roi = self.format in WITH_ROI
         self.is_video = self.has_roi or self.format == SVT_AV1
         self.is_padded = self.has_roi and self.subsampled
-        known = self.format in (*STILL, *VIDEO, SVT_AV1) and self.is_video == bool(self.preset)
-        if not known or (self.subsampled and self.format not in (*VIDEO, SVT_AV1, "avif")):
+        known = self.format in (*STILL, *WITH_ROI, SVT_AV1) and self.is_video == bool(self.preset)
+        if not known or (self.subsampled and self.format not in (*WITH_ROI, SVT_AV1, "avif")):
             raise ValueError(
                 f"{name}: a conventional codec is x264 or x265 with a preset, as 'x265 medium', "
                 f"or one of {', '.join(STILL)}; at 4:2:0 'x265 medium 4:2:0', 'svtav1 6 4:2:0' "

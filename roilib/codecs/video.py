@@ -22,7 +22,7 @@ from compressai.transforms.functional import rgb2ycbcr, ycbcr2rgb
 
 from roilib.roi import integer_boxes
 
-VIDEO = ("x264", "x265")
+WITH_ROI = ("x264", "x265")  # regions of interest reach these encoders
 SVT_AV1 = "svtav1"
 PARAMETERS = {
     "x264": "keyint=1:aq-mode=1:aq-strength=0.01:psy=0",

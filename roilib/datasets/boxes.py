@@ -126,7 +126,7 @@ def write_kitti_label(path: Path, names: list[str], boxes: np.ndarray) -> None:
         f"{name} 0.00 0 -10 {' '.join(f'{v:.2f}' for v in box)} {unknown}\n"
         for name, box in zip(names, boxes, strict=True)
     ]
-    Path(path).write_text("".join(lines))
+    Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 def checked_box(values: list, size: Size | None = None) -> list[float]:

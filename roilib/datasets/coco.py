@@ -76,28 +76,41 @@ def coco_samples(
             stacklevel=2,
         )
     sizes = {id: _checked_size(file, pictures[id], path) for id, file in files.items()}
-    rows: dict[int, list[tuple]] = {id: [] for id in files}
+    rows = _rows(path, instances, labels, sizes)
+    try:
+        _check_boxes(rows, sizes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return [_sample(id, file, rows[id]) for id, file in files.items()], classes
+
+
+def _rows(
+    path: Path, instances: _Instances, labels: dict[int, int], sizes: dict[int, tuple[int, int]]
+) -> dict[int, list[tuple]]:
+    """Return x0, y0, x1, y1 and label of the objects, by picture.
+
+    labels: by category id; sizes: of the pictures that are there. Raises ValueError naming `path`
+    and the annotation that is wrong.
+    """
+    rows: dict[int, list[tuple]] = {id: [] for id in sizes}
+    pictures = {picture.id for picture in instances.images}
     for number, annotation in enumerate(instances.annotations):
         place = f"{path}: annotation {number}"
         if annotation.image_id not in pictures:
             raise ValueError(f"{place}: no such image_id: {annotation.image_id}")
-        if annotation.category_id not in categories:
+        if annotation.category_id not in labels:
             raise ValueError(f"{place}: no such category_id: {annotation.category_id}")
         x, y, width, height = annotation.bbox
         if width < 0 or height < 0:
             raise ValueError(f"{place}: a box of negative size: {annotation.bbox}")
-        if annotation.iscrowd or not (width and height) or annotation.image_id not in files:
+        if annotation.iscrowd or not (width and height) or annotation.image_id not in sizes:
             continue
         try:
             box = checked_box([x, y, x + width, y + height], sizes[annotation.image_id])
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         rows[annotation.image_id].append((*box, labels[annotation.category_id]))
-    try:
-        _check_boxes(rows, sizes)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return [_sample(id, file, rows[id]) for id, file in files.items()], classes
+    return rows
 
 
 def _check_boxes(rows: dict[int, list[tuple]], sizes: dict[int, tuple[int, int]]) -> None:

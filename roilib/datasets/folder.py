@@ -42,20 +42,7 @@ def folder_samples(
     folder = Path(os.path.expanduser(folder))
     if folder.is_file():
         raise ValueError(f"{folder}: a file; a folder of pictures is needed")
-    images: dict[str, Path] = {}
-    labels: dict[str, Path] = {}
-    suffixes = (*PICTURE_SUFFIXES, *(LABEL_SUFFIXES if with_objects else ()))
-    for path in visible_files(folder, suffixes, below):
-        if path.parent == folder / "splits" and path.suffix == ".txt":
-            continue
-        id = path.relative_to(folder).with_suffix("").as_posix()
-        kind = images if path.suffix.lower() in PICTURE_SUFFIXES else labels
-        if id in kind:
-            what = "picture" if kind is images else "label file"
-            raise ValueError(f"{path}: the second {what} of the name {id}")
-        kind[id] = path
-    if not images:
-        raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
+    images, labels = _files(folder, below, LABEL_SUFFIXES if with_objects else ())
     sizes = {id: picture_size(path) for id, path in images.items()}
     yolo_names = _class_names(labels.pop("classes")) if _has_class_names(labels, images) else ()
     strays = {id: path for id, path in labels.items() if id not in images}
@@ -74,6 +61,26 @@ def folder_samples(
                 stacklevel=2,
             )
     return _samples(images, found, yolo_names)
+
+
+def _files(
+    folder: Path, below: bool, label_suffixes: tuple[str, ...]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the pictures and the label files by id. Raises ValueError naming the wrong one."""
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
+    for path in visible_files(folder, (*PICTURE_SUFFIXES, *label_suffixes), below):
+        if path.parent == folder / "splits" and path.suffix == ".txt":
+            continue
+        id = path.relative_to(folder).with_suffix("").as_posix()
+        kind = images if path.suffix.lower() in PICTURE_SUFFIXES else labels
+        if id in kind:
+            what = "picture" if kind is images else "label file"
+            raise ValueError(f"{path}: the second {what} of the name {id}")
+        kind[id] = path
+    if not images:
+        raise ValueError(f"{folder}: no pictures here ({', '.join(PICTURE_SUFFIXES)})")
+    return images, labels
 
 
 def _has_class_names(labels: dict[str, Path], images: dict[str, Path]) -> bool:

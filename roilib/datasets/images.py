@@ -46,7 +46,7 @@ def read_picture(path: Path, depth: int | None = None) -> tv_tensors.Image:
     """Read a picture as RGB uint8 (3, H, W).
 
     depth: how many of their 16 bits grey pictures use, such as 12; None refuses a picture that
-    seems to use fewer than 16. Raises ValueError naming a file that cannot be read or has more
+    seems to use fewer than 15. Raises ValueError naming a file that cannot be read or has more
     pixels than Pillow warns of.
     """
     with _opened(path) as picture:

@@ -209,7 +209,7 @@ def data_change(run: Run, splits: dict) -> str | None:
 def removed_pictures(run: Run, splits: dict) -> dict[str, str]:
     """Training pictures that are gone since the run began, by id: their `picture_hash`es.
 
-    None, if anything else differs from what the run began with, or more than REMOVED_SHARE is gone.
+    Empty if anything else differs from what the run began with, or more than REMOVED_SHARE is gone.
     """
     noted, left = run.noted, set(splits["train"])
     if splits.keys() - noted.keys():  # of an earlier version

@@ -9,6 +9,7 @@ of each picture, and the `detection.scored` rows of its detections.
 
 import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -66,7 +67,7 @@ def read_detections(folder: Path) -> list[dict]:
         return json.loads(gzip.decompress(path.read_bytes()))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; run notebook 05 with a detector first") from None
-    except (OSError, EOFError, json.JSONDecodeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{path}: not detections ({error})") from None
 
 

@@ -10,7 +10,6 @@ what detectors find on the decoded picture. Times are kept apart, since no two r
 """
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -244,9 +243,7 @@ def provenance(
     """
     found = {}
     for run in runs:
-        trained, timing = (
-            json.loads((run.folder / name).read_text()) for name in ("hparams.json", "timing.json")
-        )
+        trained, timing = (read_json(run.folder / name) for name in ("hparams.json", "timing.json"))
         code = {name: trained["environment"].get(name) for name in ("commit", "dirty", "source")}
         found[run.folder.name] = (
             {"parameters": trained["parameters"], "steps": run.metrics["steps"]} | code | timing

@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
         "dirty": is_ours and bool(_git(*changes, results)),
         "source": sha256(sorted(HERE.rglob("*.py"))),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "machine": platform.machine(),
         "processor": _processor(),
@@ -55,6 +55,14 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def _version(package: str) -> str | None:
+    """Return a package's version; None if it is not installed, as those that render streets."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def sha256(files: Iterable[Path]) -> str:

@@ -1,6 +1,7 @@
 """roilib.apps.drive.drive and senders: real codecs over the simulated link."""
 
 import json
+import shutil
 
 import nbformat
 import numpy as np
@@ -16,6 +17,7 @@ from roilib.apps.drive.plan import CODECS, Plan
 from roilib.cli import main
 from roilib.metrics import psnr_from_mse, regions, squared_errors, yuv_psnrs
 from roilib.utils import notebooks
+from roilib.utils.pretrained import PRETRAINED_CODECS, pretrained
 
 NAME = "x264 ultrafast intra"
 MBIT = 0.09  # 1,125 bytes a frame: 0.6 bpp of the small pictures
@@ -135,13 +137,20 @@ def test_senders_at_420_show_pictures_of_odd_sides(codec, kind):
     assert measured[" 4:2:0"][0] > 30
 
 
+def test_weights_of_ones_own_that_are_tuned_for_yuv_meet_codecs_at_420(tmp_path):
+    own = tmp_path / "own.safetensors"
+    shutil.copy(pretrained(PRETRAINED_CODECS["yuv"]), own)
+    sent = drive.transmissions(Plan(weights=str(own)))
+    assert [each.sender.name for each in sent] == ["roi_vbr (yuv)", *CODECS[True]]
+
+
 def test_a_drive_tuned_for_yuv_is_at_420_and_compared_by_yuv_psnr(tiny_kitti):
     labels = str(tiny_kitti / "training" / "label_2")
     plan = Plan(mbit=(MBIT,), tune="yuv", seeds=(1,))
     sent = drive.transmissions(plan)
     ours, *others = (each.sender.name for each in sent)
     assert ours == "roi_vbr (yuv)"
-    assert others == [f"{name} 4:2:0" for name in CODECS["rgb"]]
+    assert others == [f"{name} 4:2:0" for name in CODECS[False]]
     records, _ = drive.send(Drive(tiny_kitti, boxes=labels, count=2), [sent[0], sent[3]])
     table = report.summary(records)
     assert list(report.columns(table, "whole").items())[7:10] == [
@@ -331,6 +340,9 @@ def test_a_drive_without_regions_and_without_errors_is_reported(tmp_path):
     assert exact["bg_psnr"].isna().all()
     table = report.summary(records)
     assert table.loc[1, ["roi_psnr", "bg_psnr", "bg_floor"]].isna().all()
+    assert "not to be compared with x264 ultrafast intra" in report.verdicts(table)[0]
+    table.loc[1, "bg_psnr"] = table.loc[0, "bg_psnr"] - 1
+    assert "ahead of x264 ultrafast intra" in report.verdicts(table)[0]
     assert "| x264 ultrafast intra |" in report.text(records, times, "boxes")
     assert (
         "nan"
@@ -382,6 +394,7 @@ def test_settings_of_a_drive_without_effect_are_said(tmp_path, options, said):
     ("options", "message"),
     [
         (["nowhere"], "nowhere: no such folder or video"),
+        (["x" * 300], "File name too long"),
         (["KITTI", "--codecs", "x266 fast live"], "x266 fast live: a codec of a drive is"),
         (["KITTI", "--mbit", "0"], "a bandwidth is"),
         (["KITTI", "--trace", "none.csv"], "none.csv: no such file"),

@@ -8,7 +8,7 @@ import pytest
 
 from roilib.codecs.conventional import STILL, ConventionalCodec
 from roilib.codecs.protocol import DoesNotFit
-from roilib.codecs.video import SEI, VIDEO, to_rgb, to_yuv
+from roilib.codecs.video import SEI, WITH_ROI, to_rgb, to_yuv
 
 SUBSAMPLED = ("x264 medium 4:2:0", "x265 medium 4:2:0", "svtav1 8 4:2:0", "avif 4:2:0")
 
@@ -24,7 +24,7 @@ def picture():
 
 def codec_of(name):
     """The codec at its medium preset, where it has presets."""
-    return ConventionalCodec(f"{name} medium" if name in VIDEO else name)
+    return ConventionalCodec(f"{name} medium" if name in WITH_ROI else name)
 
 
 def error(image, decoded, box=None):
@@ -57,7 +57,7 @@ def test_colours_are_bt_709s():
         *("medium 4:2:0", "ultrafast+zerolatency 4:2:0"),
     ],
 )
-@pytest.mark.parametrize("name", VIDEO)
+@pytest.mark.parametrize("name", WITH_ROI)
 def test_a_region_gets_the_quality_that_its_offset_says(picture, name, preset):
     image, boxes = picture
     codec = ConventionalCodec(f"{name} {preset}")
@@ -75,7 +75,7 @@ def test_a_region_gets_the_quality_that_its_offset_says(picture, name, preset):
     assert roi_out == pytest.approx(plain_out, rel=0.1)
 
 
-@pytest.mark.parametrize("name", VIDEO)
+@pytest.mark.parametrize("name", WITH_ROI)
 def test_only_the_picture_is_counted(picture, name):
     flat = np.full_like(picture[0], 128)
     codec = codec_of(name)
@@ -87,7 +87,7 @@ def test_only_the_picture_is_counted(picture, name):
     assert not any(SEI[name](unit[0]) for unit in units)
 
 
-@pytest.mark.parametrize("name", VIDEO + STILL)
+@pytest.mark.parametrize("name", WITH_ROI + STILL)
 def test_odd_sizes_and_more_quality(picture, name):
     image, codec = picture[0][:101, :131], codec_of(name)
     streams = [codec.encode(image, quality=q) for q in ((48, 20) if codec.is_video else (10, 90))]
@@ -170,7 +170,7 @@ def test_the_best_within_a_number_of_bytes(picture, name):
 
 @pytest.mark.parametrize("name", ["x264", "jpeg"])
 def test_a_budget_that_nothing_fits_is_said_with_the_least_size(picture, name):
-    codec, worst = codec_of(name), 51 if name in VIDEO else 1
+    codec, worst = codec_of(name), 51 if name in WITH_ROI else 1
     found = codec.search(picture[0], (), 10)
     assert found.quality == worst
     with pytest.raises(DoesNotFit, match="max_bytes=10: the smallest possible size") as raised:
@@ -191,7 +191,7 @@ def test_a_search_stops_where_it_is_told_to(picture):
         codec_of("jpeg").search(picture[0], (), 900, before_each=stop_at_the_second)
 
 
-@pytest.mark.parametrize("name", VIDEO)
+@pytest.mark.parametrize("name", WITH_ROI)
 def test_regions_are_cut_at_the_pictures_borders(picture, name):
     image, codec = picture[0], codec_of(name)
     height, width = image.shape[:2]

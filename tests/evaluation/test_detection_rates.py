@@ -77,7 +77,8 @@ def test_the_file_is_the_same_each_time_and_damage_is_named(records, tmp_path):
     write_detections(tmp_path, found)
     assert path.read_bytes() == first
     assert [p.name for p in tmp_path.iterdir()] == ["detections.json.gz"]
-    for content in (first[:40], b"[]", gzip.compress(b"[{")):
+    flipped = first[:60] + bytes([first[60] ^ 255]) + first[61:]
+    for content in (first[:40], flipped, b"[]", gzip.compress(b"[{"), gzip.compress(b"\xff")):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"detections\.json\.gz: not detections"):
             read_detections(tmp_path)

@@ -1,5 +1,6 @@
 """The wheel: every module of roilib, the playground's files and the pretrained weights."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,25 @@ def names(tmp_path_factory):
     subprocess.run(command, check=True, capture_output=True, text=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         return {name for name in wheel.namelist() if name.startswith("roilib/")}
+
+
+def test_what_docker_copies_before_the_installation_is_enough(tmp_path):
+    before = (REPOSITORY / "Dockerfile").read_text().partition("RUN ./run_all.sh --setup")[0]
+    for line in re.findall(r"^COPY --chown=researcher (.+?)$", before.replace("\\\n", " "), re.M):
+        *files, to = line.split()
+        (tmp_path / to).mkdir(parents=True, exist_ok=True)
+        for file in (REPOSITORY / name for name in files):
+            if file.is_dir():
+                shutil.copytree(file, tmp_path / to, dirs_exist_ok=True)
+            else:
+                shutil.copy(file, tmp_path / to)
+    build = "from setuptools.build_meta import build_editable; print(build_editable('.'))"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
+        assert any(name.endswith(".pth") for name in wheel.namelist())
 
 
 def test_it_has_every_module(names):

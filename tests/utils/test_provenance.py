@@ -55,6 +55,12 @@ def test_whoever_writes_numbers_writes_where_they_come_from():
     assert without == WITHOUT_ORIGIN.keys()
 
 
+def test_an_environment_lacks_the_version_of_what_is_not_installed(monkeypatch):
+    monkeypatch.setattr(provenance, "PACKAGES", ("torch", "no-such-package"))
+    packages = environment()["packages"]
+    assert packages == {"torch": version("torch"), "no-such-package": None}
+
+
 def test_an_environment_names_code_versions_and_machine():
     about = environment()
     assert {

@@ -27,6 +27,7 @@ from roilib.apps.drive.link import Bucket, Link, Loss, constant, packets, read_t
 from roilib.apps.drive.plan import CODECS, Plan
 from roilib.apps.drive.report import write
 from roilib.apps.drive.senders import Intra, Sender, conventional_sender
+from roilib.codecs.registry import TUNED_FOR_YUV
 from roilib.codecs.roic import load_codec
 from roilib.evaluation.tables.rate_tables import table_of
 from roilib.metrics import psnr_of, regions, squared_errors, yuv_psnrs
@@ -165,10 +166,10 @@ def transmissions(plan: Plan) -> list[Transmission]:
         warnings.warn("mbit has no effect with trace", stacklevel=2)
     if plan.burst is not None and not plan.loss:
         warnings.warn("burst has no effect with loss=0", stacklevel=2)
-    names = CODECS[plan.tune] if plan.codecs is None else plan.codecs
+    codec = load_codec(plan.weights, tune=plan.tune)
+    names = CODECS[codec.name == TUNED_FOR_YUV] if plan.codecs is None else plan.codecs
     if len(set(names)) < len(names):
         raise ValueError(f"codecs: one of {', '.join(names)} is named twice")
-    codec = load_codec(plan.weights, tune=plan.tune)
     found = []
     for name, link in links(plan).items():
         ours, *buckets = (Bucket(link, plan.fps, plan.latency_ms) for _ in range(1 + len(names)))
@@ -227,9 +228,10 @@ def run(
         Path(folder).mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(sent.sender.name for sent in all_sent))
     networks = ("whole", "lossy") if all_sent[0].lossy else ("whole",)
+    about = provenance(plan, frames, all_sent)
     with films(figures, names, networks, plan.fps) as made:
         records, times = send(frames, all_sent, made, bar)
-    write(results, figures, records, times, provenance(plan, frames, all_sent))
+    write(results, figures, records, times, about)
     return records, times
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from roilib.apps.drive.video import SUFFIXES, Video
+from roilib.apps.drive.video_file import SUFFIXES, Video
 from roilib.apps.transcode import boxes_of
 from roilib.datasets.folder import LABEL_SUFFIXES
 from roilib.datasets.images import picture_size, read_picture

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 Item = TypeVar("Item")
 Many = Annotated[tuple[Item, ...], Parameter(consume_multiple=True)]
 FULL = ("x265 medium intra", "x264 medium intra", "x265 veryfast live", "x264 veryfast live")
-CODECS = {"rgb": FULL, "yuv": tuple(f"{name} 4:2:0" for name in FULL)}
+CODECS = (FULL, tuple(f"{name} 4:2:0" for name in FULL))  # for weights tuned for RGB, for YUV
 
 
 @Parameter(name="*")
@@ -35,7 +35,8 @@ class Plan:
         tune: which pretrained weights, as for `roilib encode`; default rgb
         weights: a trained model's weights.safetensors; default: the pretrained ones of --tune
         codecs: conventional codecs, such as 'x265 medium intra' or 'x265 veryfast live 4:2:0';
-            default: x264 and x265, medium intra and veryfast live, for --tune yuv at 4:2:0
+            default: x264 and x265, medium intra and veryfast live; at 4:2:0 for weights tuned for
+            YUV
     """
 
     mbit: Many[float] = (1.0,)

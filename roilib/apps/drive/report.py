@@ -140,8 +140,10 @@ def verdicts(table: pd.DataFrame) -> list[str]:
 
 
 def _verdict(ours: dict, other: dict, keys: dict[str, str]) -> str:
-    ahead = {ours[key] > other[key] for key in keys.values()}
-    word = "ahead of" if ahead == {True} else "behind" if ahead == {False} else "mixed against"
+    pairs = [(ours[key], other[key]) for key in keys.values()]
+    ahead = {mine > theirs for mine, theirs in pairs if not (pd.isna(mine) or pd.isna(theirs))}
+    words = {(True,): "ahead of", (False,): "behind", (): "not to be compared with"}
+    word = words.get(tuple(ahead), "mixed against")
     dropped = f" ({other['dropped']} of {other['frames']} frames dropped)"
     return f"{word} {other['label']}{dropped if other['dropped'] else ''}"
 
@@ -253,7 +255,7 @@ def write(
         save_figure(figure, figures, f"drive_{network}")
         plt.close(figure)
     with replacing(figures / "drive.html") as temporary:
-        temporary.write_text(_page(frames, networks, provenance["roi"]))
+        temporary.write_text(_page(frames, networks, provenance["roi"]), encoding="utf-8")
 
 
 def _page(frames: pd.DataFrame, networks: list[str], roi: str) -> str:

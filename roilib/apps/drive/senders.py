@@ -20,7 +20,7 @@ from roilib.codecs.conventional import PRESETS, ConventionalCodec, without_subsa
 from roilib.codecs.protocol import DoesNotFit, ImageCodec
 from roilib.codecs.video import (
     DECODERS,
-    VIDEO,
+    WITH_ROI,
     open_encoder,
     padded_to_even,
     picture_of,
@@ -139,10 +139,10 @@ def conventional_sender(name: str, bucket: Bucket, qoffset: float, keyint: int) 
             f"qoffset is a number from -1 to 1 and keyint 1 or more, not {qoffset} and {keyint}"
         )
     match without_subsampling(name)[0].split():
-        case [codec, preset, "intra"] if codec in VIDEO and preset in PRESETS:
+        case [codec, preset, "intra"] if codec in WITH_ROI and preset in PRESETS:
             single = ConventionalCodec(name.replace(" intra", ""))
             return Intra(bucket, single, name, {"qoffset": qoffset})
-        case [codec, preset, "live"] if codec in VIDEO and preset in PRESETS:
+        case [codec, preset, "live"] if codec in WITH_ROI and preset in PRESETS:
             return Live(bucket, name, qoffset, keyint)
     raise ValueError(
         f"{name}: a codec of a drive is x264 or x265, a preset, and intra or live, as "

@@ -1,4 +1,4 @@
-"""roilib.apps.drive.video: the frames of a video file, at the rate of the drive."""
+"""roilib.apps.drive.video_file: the frames of a video file, at the rate of the drive."""
 
 import av
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from conftest import refusal
 
 from roilib.apps.drive.frames import Drive
-from roilib.apps.drive.video import Video
+from roilib.apps.drive.video_file import Video
 from roilib.cli import main
 
 SIZE = (64, 96)
