@@ -415,6 +415,18 @@ def test_the_papers_arms_are_their_records():
     said = " ".join(page("docs/results.md").split())
     psnrs = f"{own['roi_psnr']:.1f} dB in the ROI and {own['bg_psnr']:.1f} dB in the background"
     assert f"{own['bpp']:.3f} bpp, {psnrs}" in said
+    by_arm = costs.sort_values("lmbda").groupby(["label", "alpha"])["difference"]
+    named = {arm: rows.to_numpy() for arm, rows in by_arm}
+    for label, alpha, text in (
+        ("object features", 0.9, "{:.1f} and {:.1f} % lower at λ 0.0009 and 0.0025"),
+        ("features by scale and shift", 0.9, "{:.1f}, {:.1f}, {:.1f} and {:.1f} % lower"),
+    ):
+        assert text.format(*abs(named[label, alpha])) in said
+    for label, alpha, text in (
+        ("object features", 0.5, "Under the plain loss they cost {:.1f} to {:.1f} %"),
+        ("mask hooks", 0.9, "its cost is {:.1f} to {:.1f} % above that of zeros"),
+    ):
+        assert text.format(named[label, alpha].min(), named[label, alpha].max()) in said
     swaps = json.loads((folder / "swaps.json").read_text())["rows"]
     told = [r for r in swaps if (r["arm"], r["hooks"]) == ("roi-mask-both", "zeros")]
     loses = [f"{-r['roi']:.2f}" for r in sorted(told, key=lambda r: r["lmbda"])]
