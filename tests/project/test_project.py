@@ -428,9 +428,10 @@ def test_the_papers_arms_are_their_records():
     ):
         assert text.format(named[label, alpha].min(), named[label, alpha].max()) in said
     swaps = json.loads((folder / "swaps.json").read_text())["rows"]
-    told = [r for r in swaps if (r["arm"], r["hooks"]) == ("roi-mask-both", "zeros")]
-    loses = [f"{-r['roi']:.2f}" for r in sorted(told, key=lambda r: r["lmbda"])]
-    assert f"loses {', '.join(loses[:-1])} and {loses[-1]} dB" in page("docs/results.md")
+    for told_of in (("roi-mask-both", "zeros"), ("roi-features-sft", "another")):
+        told = [r for r in swaps if (r["arm"], r["hooks"]) == told_of]
+        loses = [f"{-r['roi']:.2f}" for r in sorted(told, key=lambda r: r["lmbda"])]
+        assert f"loses {', '.join(loses[:-1])} and {loses[-1]} dB" in said
 
 
 def test_no_frame_of_a_drive_is_over_its_budget():
