@@ -186,9 +186,9 @@ def published() -> str:
     return markdown(table[table["test"] == "roi_vbr"], BD_COLUMNS)
 
 
-def arms() -> str:
+def arms(folder: str) -> str:
     """The paper's arms, best first for each loss."""
-    costs = read("paper/costs").sort_values(["alpha", "cost"], ascending=[False, True])
+    costs = read(f"{folder}/costs").sort_values(["alpha", "cost"], ascending=[False, True])
     return markdown(costs, COST_COLUMNS)
 
 
@@ -250,7 +250,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "real drive at 4:2:0": lambda: drive("drive_kitti_yuv", "whole"),
     "real drive at 4:2:0 with losses": lambda: drive("drive_kitti_yuv", "lossy"),
     "rendered drive": lambda: drive("drive", "whole"),
-    "arms": arms,
+    "arms": lambda: arms("paper"),
+    "arms, trained longer": lambda: arms("paper_longer"),
 }
 
 

@@ -434,6 +434,26 @@ def test_the_papers_arms_are_their_records():
         assert f"loses {', '.join(loses[:-1])} and {loses[-1]} dB" in said
 
 
+def test_the_arms_that_trained_longer_are_as_the_docs_describe_them():
+    folder = ROOT / "report" / "results" / "reference" / "paper_longer"
+    costs = cost_table(json.loads((folder / "records.json").read_text()))
+    written = pd.read_csv(io.StringIO(costs.to_csv(index=False)))
+    pd.testing.assert_frame_equal(written, pd.read_csv(folder / "costs.csv"), rtol=1e-6)
+    runs = json.loads((folder / "provenance.json").read_text())["runs"].values()
+    assert {(run["steps"], run["parameters"]["lmbda"]) for run in runs} == {(4000, 0.0067)}
+    said = " ".join(page("docs/results.md").split())
+    costs, short = (
+        table.query("lmbda == 0.0067 and alpha == 0.9").set_index("label")
+        for table in (costs, read_table(folder.parent / "paper", "costs"))
+    )
+    assert (costs["cost"] < short["cost"][costs.index]).all()
+    helps = -costs["difference"]["object features"]
+    assert f"The concatenated features now help, by {helps:.1f} %" in said
+    swaps = json.loads((folder / "swaps.json").read_text())["rows"]
+    (told,) = [r for r in swaps if (r["arm"], r["hooks"]) == ("roi-mask-both", "zeros")]
+    assert f"the mask on both sides loses {-told['roi']:.2f} dB of ROI-PSNR" in said
+
+
 def test_no_frame_of_a_drive_is_over_its_budget():
     frames = pd.read_csv(ROOT / "report" / "results" / "reference" / "drive" / "drive_frames.csv")
     assert not frames["over"].any()
