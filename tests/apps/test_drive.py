@@ -13,7 +13,7 @@ from roilib.apps.drive import drive, report, senders
 from roilib.apps.drive.films import Film
 from roilib.apps.drive.frames import Drive, Frame
 from roilib.apps.drive.link import Bucket, constant
-from roilib.apps.drive.plan import CODECS, Plan
+from roilib.apps.drive.plan import CODECS, CODECS_AT_420, Plan
 from roilib.cli import main
 from roilib.metrics import psnr_from_mse, regions, squared_errors, yuv_psnrs
 from roilib.utils import notebooks
@@ -141,7 +141,7 @@ def test_weights_of_ones_own_that_are_tuned_for_yuv_meet_codecs_at_420(tmp_path)
     own = tmp_path / "own.safetensors"
     shutil.copy(pretrained(PRETRAINED_CODECS["yuv"]), own)
     sent = drive.transmissions(Plan(weights=str(own)))
-    assert [each.sender.name for each in sent] == ["roi_vbr (yuv)", *CODECS[True]]
+    assert [each.sender.name for each in sent] == ["roi_vbr (yuv)", *CODECS_AT_420]
 
 
 def test_a_drive_tuned_for_yuv_is_at_420_and_compared_by_yuv_psnr(tiny_kitti):
@@ -150,7 +150,7 @@ def test_a_drive_tuned_for_yuv_is_at_420_and_compared_by_yuv_psnr(tiny_kitti):
     sent = drive.transmissions(plan)
     ours, *others = (each.sender.name for each in sent)
     assert ours == "roi_vbr (yuv)"
-    assert others == [f"{name} 4:2:0" for name in CODECS[False]]
+    assert others == [f"{name} 4:2:0" for name in CODECS]
     records, _ = drive.send(Drive(tiny_kitti, boxes=labels, count=2), [sent[0], sent[3]])
     table = report.summary(records)
     assert list(report.columns(table, "whole").items())[7:10] == [

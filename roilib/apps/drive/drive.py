@@ -24,7 +24,7 @@ from tqdm import tqdm
 from roilib.apps.drive.films import Film, films
 from roilib.apps.drive.frames import Drive, Frame
 from roilib.apps.drive.link import Bucket, Link, Loss, constant, packets, read_trace
-from roilib.apps.drive.plan import CODECS, Plan
+from roilib.apps.drive.plan import CODECS, CODECS_AT_420, Plan
 from roilib.apps.drive.report import write
 from roilib.apps.drive.senders import Intra, Sender, conventional_sender
 from roilib.codecs.registry import TUNED_FOR_YUV
@@ -167,7 +167,8 @@ def transmissions(plan: Plan) -> list[Transmission]:
     if plan.burst is not None and not plan.loss:
         warnings.warn("burst has no effect with loss=0", stacklevel=2)
     codec = load_codec(plan.weights, tune=plan.tune)
-    names = CODECS[codec.name == TUNED_FOR_YUV] if plan.codecs is None else plan.codecs
+    default = CODECS_AT_420 if codec.name == TUNED_FOR_YUV else CODECS
+    names = default if plan.codecs is None else plan.codecs
     if len(set(names)) < len(names):
         raise ValueError(f"codecs: one of {', '.join(names)} is named twice")
     found = []

@@ -7,8 +7,8 @@ from cyclopts import Parameter
 
 Item = TypeVar("Item")
 Many = Annotated[tuple[Item, ...], Parameter(consume_multiple=True)]
-FULL = ("x265 medium intra", "x264 medium intra", "x265 veryfast live", "x264 veryfast live")
-CODECS = (FULL, tuple(f"{name} 4:2:0" for name in FULL))  # for weights tuned for RGB, for YUV
+CODECS = ("x265 medium intra", "x264 medium intra", "x265 veryfast live", "x264 veryfast live")
+CODECS_AT_420 = tuple(f"{name} 4:2:0" for name in CODECS)  # for weights tuned for YUV
 
 
 @Parameter(name="*")
