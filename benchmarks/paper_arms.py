@@ -31,9 +31,9 @@ def arm_name(p: Parameters) -> str:
     if p.zero_hooks:
         return "roi-zeros" if p.alpha > 0.5 else "plain"
     seen = "features" if not p.mask_hooks else "mask-both" if p.decoder_roi else "mask"
-    return f"{'roi' if p.alpha > 0.5 else 'plain'}-{seen}" + (
-        "-sft" if p.conditioning == "sft" else ""
-    )
+    variant = "-sft" if p.conditioning == "sft" else ""
+    variant += f"-{p.obj_det_img_size}" if p.uses_detector and p.crop == "native" else ""
+    return f"{'roi' if p.alpha > 0.5 else 'plain'}-{seen}{variant}"
 
 
 def arm_row(run: Run, records: list[dict]) -> dict:

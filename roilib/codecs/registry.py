@@ -10,6 +10,8 @@ CODEC_NAMES = {  # our codecs in the order of the paper's figures → label
     "hyperprior_with_obj_features (mask_hooks, decoder_roi)": "mask on both sides",
     "hyperprior_with_obj_features": "object features",
     "hyperprior_with_obj_features (sft)": "features by scale and shift",
+    "hyperprior_with_obj_features (native 320)": "features of crops at 320 pixels",
+    "hyperprior_with_obj_features (native 640)": "features of crops at 640 pixels",
     "roi_vbr": "roi_vbr",
     "roi_vbr (yuv)": "roi_vbr (yuv)",
     "roi_vbr (fixed_rate)": "roi_vbr, one rate each",
@@ -23,6 +25,8 @@ LOOKS = {  # codec → colour (Okabe and Ito's colour-blind-safe palette and bey
     "roi_vbr (fixed_rate)": ("#56B4E9", "P"),
     "hyperprior_with_obj_features": ("#009E73", "^"),
     "hyperprior_with_obj_features (sft)": ("#66C2A5", "+"),
+    "hyperprior_with_obj_features (native 320)": ("#A6761D", "4"),
+    "hyperprior_with_obj_features (native 640)": ("#7F5217", "|"),
     "hyperprior_with_obj_features (mask_hooks)": ("#CC79A7", "<"),
     "hyperprior_with_obj_features (mask_hooks, decoder_roi)": ("#A6325A", "x"),
     "hyperprior_with_obj_features (zero_hooks)": ("#8C6BB1", "v"),
@@ -62,6 +66,7 @@ def codec_name(p: Parameters) -> str:
     flags = ("zero_hooks", "mask_hooks", "decoder_roi", "fixed_rate")
     variants = [name for name in flags if getattr(p, name)]
     variants += [p.conditioning] if p.conditioning != "concat" else []
+    variants += [f"native {p.obj_det_img_size}"] if p.uses_detector and p.crop == "native" else []
     variants += [p.metric] if p.metric == "yuv" else []
     return f"{p.which} ({', '.join(variants)})" if variants else p.which
 

@@ -560,6 +560,15 @@ def test_models_are_compared_with_the_one_that_sees_nothing_and_was_trained_alik
     assert table.loc[0.9, ZERO_HOOKS][["difference", "low"]].isna().all()
 
 
+def test_runs_of_the_same_seed_are_all_counted():
+    longer = [r | {"run": "longer"} for r in model("", 0, 0.3, 500.0)]
+    table = cost_table([*model("", 0, 0.2, 500.0), *longer, *model("", 1, 0.25, 500.0)])
+    assert table["seeds"][0] == 3
+    assert table["pictures"][0] == PICTURES
+    one = cost_table(model("", 1, 0.25, 500.0))
+    assert table["cost"][0] == pytest.approx(one["cost"][0])
+
+
 def test_one_seed_leaves_the_interval_of_the_pictures():
     pair = model(" (zero_hooks)", 0, 0.2, 1000.0) + model("", 0, 0.2, 1000.0)
     row = cost_table(pair).iloc[0]

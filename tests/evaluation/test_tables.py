@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from roilib.codecs.registry import LOOKS, codec_label, look, strength_label
+from roilib.codecs.registry import LOOKS, codec_label, codec_name, look, strength_label
 from roilib.evaluation.tables.files import by_strength, drawn, read_table, write_tables
 from roilib.evaluation.tables.headlines import (
     full_chroma,
@@ -23,6 +23,15 @@ def test_every_codec_has_a_look_of_its_own():
     assert codec_label("jpeg") == "JPEG"
     assert strength_label("x265 medium", -0.2) == "offset −0.2"
     assert strength_label("roi_vbr", 0.9) == "α 0.9"
+
+
+def test_features_of_a_crop_have_a_name_of_their_own(tiny_parameters):
+    model = {"which": "hyperprior_with_obj_features", "obj_det_img_size": 320}
+    of_crops = codec_name(tiny_parameters(crop="native", **model))
+    assert of_crops == "hyperprior_with_obj_features (native 320)"
+    assert codec_label(of_crops) == "features of crops at 320 pixels"
+    for same in ({"crop": "grid"}, {"crop": "native", "zero_hooks": True}):
+        assert "320" not in codec_name(tiny_parameters(**same, **model))
 
 
 def test_ranked_tables_are_best_first_with_intervals_in_the_cell_and_ours_bold():

@@ -24,6 +24,8 @@ ARMS = {  # name: what differs
     [
         ({"alpha": 0.9}, "roi-features"),
         ({"alpha": 0.9, "conditioning": "sft"}, "roi-features-sft"),
+        ({"alpha": 0.9, "crop": "native", "obj_det_img_size": 320}, "roi-features-320"),
+        ({"alpha": 0.9, "crop": "native", "zero_hooks": True}, "roi-zeros"),
         ({"alpha": 0.5}, "plain-features"),
         ({"alpha": 0.9, "mask_hooks": True}, "roi-mask"),
         ({"alpha": 0.9, "zero_hooks": True}, "roi-zeros"),

@@ -18,20 +18,20 @@ def cost_table(records: list[dict], count: int = COUNT) -> pd.DataFrame:
 
     So one number weighs bytes, ROI and background as the training did. One row a model, λ and α:
     `cost`, and `difference` (%), how much less or more than the model with zero hooks that was
-    trained on the same loss. The seeds of a model are averaged; intervals are of resampled pictures
-    and seeds. Only trainings by the default loss are in the table.
+    trained on the same loss. The runs of a model (its `seeds`) are averaged; intervals are of
+    resampled pictures and runs. Only trainings by the default loss are in the table.
     """
-    found: dict[tuple, dict[int, list[dict]]] = {}
+    found: dict[tuple, dict[str, list[dict]]] = {}
     for r in records:
         setting = r["setting"]
         known = r["codec"].startswith((WITH_FEATURES, "hyperprior_eval")) and "seed" in setting
         if known and (setting["loss_form"], setting["metric"]) == ("corrected", "mse"):
             model = (setting["lmbda"], setting["alpha"], r["codec"])
-            found.setdefault(model, {}).setdefault(setting["seed"], []).append(r)
-    costs = {model: _costs(seeds, count, i) for i, (model, seeds) in enumerate(found.items())}
+            found.setdefault(model, {}).setdefault(r["run"], []).append(r)
+    costs = {model: _costs(runs, count, i) for i, (model, runs) in enumerate(found.items())}
     table = []
-    for (lmbda, alpha, codec), seeds in sorted(found.items()):
-        same = [r for rs in seeds.values() for r in rs]
+    for (lmbda, alpha, codec), runs in sorted(found.items()):
+        same = [r for rs in runs.values() for r in rs]
         cost, zeros = (costs.get((lmbda, alpha, name)) for name in (codec, ZERO_HOOKS))
         difference = np.full(len(cost), np.nan)
         if zeros is not None and codec != ZERO_HOOKS:
@@ -42,14 +42,14 @@ def cost_table(records: list[dict], count: int = COUNT) -> pd.DataFrame:
             | {f"{part}psnr": pooled_psnr(same, part) for part in ("roi_", "bg_")}
             | with_interval("cost", cost)
             | with_interval("difference", difference, "low", "high")
-            | {"seeds": len(seeds), "pictures": len(same) // len(seeds)}
+            | {"seeds": len(runs), "pictures": len(same) // len(runs)}
         )
     return pd.DataFrame(table)
 
 
-def _costs(seeds: dict[int, list[dict]], count: int, stream: int) -> np.ndarray:
-    """(1 + count,) mean costs: of all, then of resamples; `stream` draws this model's seeds."""
-    costs = np.array([[_cost(r) for r in sorted(rs, key=_image)] for rs in seeds.values()])
+def _costs(runs: dict[str, list[dict]], count: int, stream: int) -> np.ndarray:
+    """(1 + count,) mean costs: of all, then of resamples; `stream` draws this model's runs."""
+    costs = np.array([[_cost(r) for r in sorted(rs, key=_image)] for rs in runs.values()])
     pictures, drawn = resamples(costs.shape[1], count), resamples(len(costs), count, 1 + stream)
     return np.einsum("bs,sp,bp->b", drawn, costs, pictures) / costs.size
 
