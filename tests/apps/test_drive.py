@@ -15,6 +15,7 @@ from roilib.apps.drive.frames import Drive, Frame
 from roilib.apps.drive.link import Bucket, constant
 from roilib.apps.drive.plan import CODECS, CODECS_AT_420, Plan
 from roilib.cli import main
+from roilib.codecs.conventional import ConventionalCodec
 from roilib.metrics import psnr_from_mse, regions, squared_errors, yuv_psnrs
 from roilib.utils import notebooks
 from roilib.utils.pretrained import PRETRAINED_CODECS, pretrained
@@ -313,6 +314,18 @@ def test_flicker_is_the_change_of_the_error():
     half[:2] -= 5
     changed = screen.show(frame, half)
     assert (changed["roi_flicker"], changed["bg_flicker"]) == (5, 0)
+
+
+def test_an_intra_codec_weakens_its_roi_before_it_drops_a_frame():
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    boxes = np.array([[8, 8, 88, 56]])
+    codec = ConventionalCodec("x264 veryfast")
+    smallest = {k: len(codec.encode(image, boxes, quality=51, qoffset=k)) for k in (-0.4, -0.2, 0)}
+    assert smallest[0] < smallest[-0.2] < smallest[-0.4]
+    for qoffset in (-0.2, 0):
+        bucket = Bucket(constant(smallest[qoffset] * 8 * 10 / 1e6), 10, 200)
+        sender = senders.conventional_sender("x264 veryfast intra", bucket, -0.4, 20)
+        assert len(sender.encode(image, boxes, 0.0)) == smallest[qoffset]
 
 
 def test_what_does_not_fit_is_dropped_and_counted(tiny_kitti):

@@ -26,7 +26,8 @@ class Plan:
         alpha: our ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
             default 0.9
         qoffset: ROI strength of conventional codecs: quantiser offset from -1, the whole range,
-            to 0, none; default -0.2
+            to 0, none; default -0.2. Intra codecs halve it, then drop it, where a frame does not
+            fit
         keyint: frames from keyframe to keyframe of a live encoder; default 20
         loss: probability that a packet is lost, except those of the first frame; 0 simulates no
             losses; default 0.01

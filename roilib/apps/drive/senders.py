@@ -9,7 +9,8 @@ link's rate and the bucket's size, and starts anew, with a keyframe, when the ra
 Receivers never ask for retransmission.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import av
@@ -35,6 +36,7 @@ LIVE = {  # one thread, so that rate control gives the same bytes every time
     "x265": "aq-mode=1:aq-strength=0.01:psy-rd=0:psy-rdoq=0:info=0:repeat-headers=1:pools=none:"
     "frame-threads=1:log-level=none",
 }
+WEAKER = (0.5, 0)  # of the ROI strength, until a frame fits
 LARGEST_DENOMINATOR = 1001  # of a frame rate
 
 
@@ -46,19 +48,28 @@ def frame_rate(fps: float) -> Fraction:
 class Intra:
     """A codec that codes every frame by itself, at the best quality that fits.
 
-    setting: the codec's ROI strength, alpha or qoffset.
+    setting: the codec's ROI strength, alpha or qoffset. weaker: what to try, one after the other,
+    where not even the worst quality fits.
     """
 
-    def __init__(self, bucket: Bucket, codec: ImageCodec, name: str, setting: dict[str, float]):
-        self.bucket, self.codec, self.name, self.setting = bucket, codec, name, setting
+    def __init__(
+        self,
+        bucket: Bucket,
+        codec: ImageCodec,
+        name: str,
+        setting: dict[str, float],
+        weaker: Sequence[dict[str, float]] = (),
+    ):
+        self.bucket, self.codec, self.name = bucket, codec, name
+        self.setting, self.weaker = setting, weaker
         self.budget = bucket.share
 
     def encode(self, image: np.ndarray, boxes: np.ndarray, time: float) -> bytes | None:
         """Code a frame, or return None if even the smallest stream does not fit."""
-        try:
-            return self.codec.encode_within(image, boxes, self.budget(time), **self.setting)
-        except DoesNotFit:
-            return None
+        for setting in (self.setting, *self.weaker):
+            with contextlib.suppress(DoesNotFit):
+                return self.codec.encode_within(image, boxes, self.budget(time), **setting)
+        return None
 
     def decoder(self) -> Decode:
         """Decode every frame by itself."""
@@ -141,7 +152,8 @@ def conventional_sender(name: str, bucket: Bucket, qoffset: float, keyint: int) 
     match without_subsampling(name)[0].split():
         case [codec, preset, "intra"] if codec in WITH_ROI and preset in PRESETS:
             single = ConventionalCodec(name.replace(" intra", ""))
-            return Intra(bucket, single, name, {"qoffset": qoffset})
+            weaker = [{"qoffset": share * qoffset} for share in WEAKER if qoffset]
+            return Intra(bucket, single, name, {"qoffset": qoffset}, weaker)
         case [codec, preset, "live"] if codec in WITH_ROI and preset in PRESETS:
             return Live(bucket, name, qoffset, keyint)
     raise ValueError(
