@@ -80,8 +80,8 @@ class Parameters(BaseModel):
         "hyperprior", "hyperprior_eval_with_objs", "hyperprior_with_obj_features", "roi_vbr"
     ] = Field(
         "hyperprior_with_obj_features",
-        description="engine: the plain baseline, the same with ROI terms logged, the extended "
-        "model, or one model for every λ and α",
+        description="model to train: the plain baseline, the same with ROI terms logged, the "
+        "extended model, or one model for every λ and α",
     )
     device: str = Field("auto", description="torch device; auto: cuda if there is one")
     devices: int | None = Field(
@@ -95,13 +95,13 @@ class Parameters(BaseModel):
     )
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw",
-        description="muon: Muon for convolutions, at 2.5 times the rate, AdamW for the rest",
+        description="muon: Muon for convolutions, at 2.5 · max_lr, and AdamW for the rest",
     )
     max_epochs: int = Field(300, gt=0, description="passes over the training pictures")
     max_steps: int | None = Field(
         None,
         gt=0,
-        description="stop after this many steps; a higher value goes on from the finished run",
+        description="stop after this many steps; raise it to continue a finished run",
     )
     obj_det_img_size: int = Field(
         640, gt=0, multiple_of=32, description="side of the detector's square input in pixels"
@@ -118,8 +118,8 @@ class Parameters(BaseModel):
     lmbda: float = Field(
         0.0037,
         gt=0,
-        description="rate-distortion trade-off, CompressAI's scale (255²·MSE); the paper's 240 is "
-        "240/255²",
+        description="rate-distortion trade-off, CompressAI's scale (255²·MSE); the paper's λ of "
+        "240 is 240/255² = 0.0037 here",
     )
     alpha: float = Field(
         0.5,
@@ -153,7 +153,7 @@ class Parameters(BaseModel):
     )
     logdir: FilePath = Field("runs", description="folder of run folders")
     dataset: Literal["sample", "kitti", "coco", "folder"] = Field(
-        "kitti", description="which reader"
+        "kitti", description="format of the data set"
     )
     data_root: FilePath = Field(
         "data/kitti", description="folder of the data set; default for others: data/NAME"

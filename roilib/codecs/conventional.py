@@ -51,7 +51,7 @@ VIDEO_RANGES = {"x264": (0, 51), "x265": (0, 51), SVT_AV1: (1, 63)}  # of crf
 STILL_RANGE = (0, 100)
 OCTAVES_PER_STEP = 0.04  # of the stream's size, from one of CRFS or QUALITIES to the next
 SVT_AV1_OCTAVES_PER_STEP = 0.12
-STILL_OPTIONS = {  # 4:4:4 where the format has it, and the encoder's best effort
+STILL_OPTIONS = {  # 4:4:4 where the format has it; otherwise Pillow's defaults
     "jpeg": {"subsampling": 0, "optimize": True},
     "webp": {"method": 6},
     "avif": {"subsampling": "4:4:4"},

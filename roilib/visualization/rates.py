@@ -88,9 +88,12 @@ def _rate_figure(
 def arm_curves(arms: pd.DataFrame) -> Figure | None:
     """Rate against ROI and background PSNR of the paper's arms, means over seeds.
 
-    arms: rows with arm, lmbda, bpp, roi_psnr and bg_psnr.
+    arms: rows with arm, lmbda, bpp, roi_psnr and bg_psnr. Those of one λ have no curve.
     """
-    if arms.empty or arms["lmbda"].nunique() == 1:
+    if arms.empty:
+        return None
+    arms = arms[arms.groupby("arm")["lmbda"].transform("nunique") > 1]
+    if arms.empty:
         return None
     figure, axes = _two_panels()
     points = arms.groupby(["arm", "lmbda"], as_index=False).mean(numeric_only=True)

@@ -234,10 +234,11 @@ def test_verdicts_say_who_is_ahead_at_each_rate_in_a_line(sent):
     lines = report.verdicts(table)
     assert len(lines) == 2 * 4
     ours, other = table.iloc[0], table.iloc[2]
-    gain, bg = (ours[name] - other[name] for name in ("roi_psnr", "bg_psnr"))
-    words = {(True, True): "ahead of", (False, False): "behind"}
-    word = words.get((gain > 0, bg > 0), "mixed against")
-    assert lines[0].startswith(f"1 Mbit/s, roi_vbr {word}")
+    for gain, word in ((0.09, "level with"), (2, "ahead of"), (-0.2, "behind")):
+        near = table.assign(bg_psnr=ours["bg_psnr"], roi_psnr=ours["roi_psnr"] - gain)
+        near.loc[table["label"] == "roi_vbr", "roi_psnr"] = ours["roi_psnr"]
+        assert report.verdicts(near)[0].startswith(f"1 Mbit/s, roi_vbr {word} {other['label']}")
+    gain = ours["roi_psnr"] - other["roi_psnr"]
     assert f"ROI {gain:+.2f} dB".replace("-", "−") in lines[0]
     assert "packets lost" in lines[0]
     assert "dropped" not in lines[0]

@@ -1,5 +1,6 @@
 """roilib.codecs.roic and container: pictures come back, damaged streams are refused."""
 
+import hashlib
 import zlib
 from pathlib import Path
 
@@ -22,6 +23,11 @@ from roilib.roi import MAX_BOXES
 
 LUMA = np.array([0.2126, 0.7152, 0.0722])  # BT.709
 BOX = [[30.5, 20, 90, 60.2]]
+STREAMS = Path(__file__).parent / "streams"  # of data/streets/street.png, written on one machine
+DECODED = {  # SHA-256 of their pictures, on every machine
+    "rgb": "8158d6468824f4c6452a7a28fbdba5623ea7a68b1c81fc1c7918a9fbba15a58e",
+    "yuv": "46554b24b0e92d6c8a2ffecd9531c3f25432541c316c297f2743ed733c00aee4",
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,13 @@ def test_streams_of_both_pretrained_codecs_decode_without_being_told(image):
     luma = {tune: psnr(picture @ LUMA, image @ LUMA) for tune, picture in pictures.items()}
     assert len(streams["yuv"]) < len(streams["rgb"])
     assert luma["yuv"] > luma["rgb"] - 0.5
+
+
+@pytest.mark.parametrize("tune", DECODED)
+def test_a_stream_of_another_machine_decodes_to_the_same_picture(tune):
+    decoded = roic.decode((STREAMS / f"{tune}.roic").read_bytes())
+    assert decoded.shape == (375, 1242, 3)
+    assert hashlib.sha256(decoded.tobytes()).hexdigest() == DECODED[tune]
 
 
 def test_tune_chooses_among_the_pretrained_weights(vbr_run):

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import build
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -283,7 +284,7 @@ def test_a_section_for_every_file_and_none_without(full, full_text, tmp_path):
         "Conclusion",
         "A drive over a thin link",
         "Where it wins, where it loses",
-        "Does an arm hear its hooks?",
+        "Does an arm use what it is given?",
         "The paper’s codec",
         "for 300 epochs",
     }
@@ -407,7 +408,8 @@ def test_the_abstract_has_five_sentences_and_three_measured_numbers(full, full_t
     kodak = pd.read_csv(full.parent / "kodak" / "bd_rates.csv")
     kodak = kodak[kodak["bg_loss"].isna() & (kodak["metric"] == "psnr")].iloc[0]
     assert f"{abs(kodak['bd_rate']):.1f} %" in said
-    assert "pay 1.3 % more [0.9, 1.6] when they see the features, and 6.8 % less" in said
+    assert "costs 1.3 % more [0.9, 1.6] when its encoder gets the features" in said
+    assert "and 6.8 % less [−7.2, −6.5] when encoder and decoder know where the ROI is" in said
 
 
 def test_without_costs_the_abstract_says_what_features_change(full, tmp_path):
@@ -421,6 +423,9 @@ def test_the_shipped_results_make_a_report_of_at_most_ten_pages(tmp_path):
     said = abstract(text_of(REFERENCE / "shipped", tmp_path / "none", tmp_path / "out.pdf"))
     assert len(PdfReader(tmp_path / "out.pdf").pages) <= 10
     assert len(re.findall(r"[.](?= [A-Z]|$)", said)) == 5
+    costs = pd.read_csv(REFERENCE / "paper" / "costs.csv").query("alpha == 0.9")
+    costs = costs.set_index("label")["difference"]["object features"]
+    assert f"between {-costs.min():.1f} % less and {costs.max():.1f} % more" in said
 
 
 def scaled(content, factor=1.37):
@@ -694,3 +699,12 @@ def test_a_figure_without_data_is_none_and_takes_its_files_away(tmp_path):
     (tmp_path / "old.png").write_bytes(b"stale")
     assert save_figure(None, tmp_path, "old") == []
     assert not list(tmp_path.iterdir())
+
+
+def test_only_arms_of_several_rates_have_a_curve():
+    points = {"arm": ["plain", "plain", "crops"], "lmbda": [0.001, 0.01, 0.01]}
+    arms = pd.DataFrame(points | {"bpp": 0.2, "roi_psnr": 25.0, "bg_psnr": 24.0})
+    figure = figures.arm_curves(arms)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["plain"]
+    plt.close(figure)
+    assert figures.arm_curves(arms.iloc[1:]) is None

@@ -55,6 +55,7 @@ TIME_COLUMNS = {
     "decode_p95": "decode ms, p95",
 }
 PARTS = {"roi": "ROI", "bg": "background"}
+LEVEL = 0.1  # dB, below which two codecs are level
 BY_YUV = {"_psnr": "_yuv_psnr", "_floor": "_yuv_floor", "dB": "YUV dB"}  # in keys and headings
 TITLES = {"whole": "No packet lost", "lossy": "Packets lost"}
 STYLE = (
@@ -119,7 +120,10 @@ def _psnrs(group: pd.DataFrame) -> dict[str, float | None]:
 
 
 def verdicts(table: pd.DataFrame) -> list[str]:
-    """Say in a line for each link and other codec how far ours is ahead; table: of `summary`."""
+    """Say in a line for each link and other codec how far ours is ahead; table: of `summary`.
+
+    Differences below LEVEL count as none.
+    """
     lines, keys = [], {part: f"{part}_psnr" for part in PARTS}
     if is_by_yuv(table["label"]):
         keys = {part: _by_yuv(key) for part, key in keys.items()}
@@ -140,10 +144,11 @@ def verdicts(table: pd.DataFrame) -> list[str]:
 
 
 def _verdict(ours: dict, other: dict, keys: dict[str, str]) -> str:
-    pairs = [(ours[key], other[key]) for key in keys.values()]
-    ahead = {mine > theirs for mine, theirs in pairs if not (pd.isna(mine) or pd.isna(theirs))}
-    words = {(True,): "ahead of", (False,): "behind", (): "not to be compared with"}
-    word = words.get(tuple(ahead), "mixed against")
+    gains = [ours[key] - other[key] for key in keys.values()]
+    known = [gain for gain in gains if not pd.isna(gain)]
+    sides = {bool(gain > 0) for gain in known if abs(gain) >= LEVEL}
+    words = {(True,): "ahead of", (False,): "behind", (): "level with"}
+    word = words.get(tuple(sides), "mixed against") if known else "not to be compared with"
     dropped = f" ({other['dropped']} of {other['frames']} frames dropped)"
     return f"{word} {other['label']}{dropped if other['dropped'] else ''}"
 
