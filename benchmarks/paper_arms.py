@@ -27,13 +27,20 @@ from roilib.utils.provenance import origin
 
 
 def arm_name(p: Parameters) -> str:
-    """Return what the report calls an arm: its loss, and what the encoder sees."""
-    if p.zero_hooks:
-        return "roi-zeros" if p.alpha > 0.5 else "plain"
-    seen = "features" if not p.mask_hooks else "mask-both" if p.decoder_roi else "mask"
-    variant = "-sft" if p.conditioning == "sft" else ""
-    variant += f"-{p.obj_det_img_size}" if p.uses_detector and p.crop == "native" else ""
-    return f"{'roi' if p.alpha > 0.5 else 'plain'}-{seen}{variant}"
+    """Return what the report calls an arm: its loss, and what the encoder sees.
+
+    Raises ValueError for another model than the extended one.
+    """
+    if p.which != "hyperprior_with_obj_features":
+        raise ValueError(f"{p.name}: an arm is a hyperprior_with_obj_features")
+    seen = "mask" if p.mask_hooks else "zeros" if p.zero_hooks else "features"
+    variants = ["both"] if p.decoder_roi else []
+    variants += [p.conditioning] if p.conditioning != "concat" else []
+    variants += [str(p.obj_det_img_size)] if p.uses_detector and p.crop != "grid" else []
+    variants += [f"{p.loss_form}-loss"] if p.loss_form != "corrected" else []
+    if (p.alpha, seen, variants) == (0.5, "zeros", []):
+        return "plain"
+    return "-".join(["roi" if p.alpha > 0.5 else "plain", seen, *variants])
 
 
 def arm_row(run: Run, records: list[dict]) -> dict:

@@ -1,5 +1,7 @@
 """Names, colours and markers of codecs, and the ROI strength at which each is uniform."""
 
+from typing import get_args
+
 from roilib.parameters import Parameters
 
 CODEC_NAMES = {  # our codecs in the order of the paper's figures → label
@@ -16,6 +18,7 @@ CODEC_NAMES = {  # our codecs in the order of the paper's figures → label
     "roi_vbr (yuv)": "roi_vbr (yuv)",
     "roi_vbr (fixed_rate)": "roi_vbr, one rate each",
 }
+ENGINES = get_args(Parameters.model_fields["which"].annotation)
 TUNED_FOR_YUV = "roi_vbr (yuv)"
 ANY_RATE = ("roi_vbr", TUNED_FOR_YUV)  # one model for every rate and ROI strength
 STILL_LABELS = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}
@@ -71,6 +74,11 @@ def codec_name(p: Parameters) -> str:
     return f"{p.which} ({', '.join(variants)})" if variants else p.which
 
 
+def is_ours(codec: str) -> bool:
+    """Return whether a codec of records is a model of this package, pretrained or trained."""
+    return codec.partition(" ")[0] in ENGINES
+
+
 def look(codec: str) -> tuple[str, str]:
     """Return a codec's colour and marker."""
     return LOOKS.get(codec) or OTHER_PRESETS.get(codec.partition(" ")[0], UNKNOWN)
@@ -78,17 +86,20 @@ def look(codec: str) -> tuple[str, str]:
 
 def codec_label(codec: str) -> str:
     """Return a codec's name in figures and tables."""
+    engine, _, variants = codec.partition(" ")
+    if codec not in CODEC_NAMES and is_ours(codec):
+        return f"{CODEC_NAMES[engine]} {variants}"
     return STILL_LABELS.get(codec) or CODEC_NAMES.get(codec, codec)
 
 
 def strength_label(codec: str, strength: float) -> str:
     """Name a ROI strength: α of our codecs, a quantiser offset of a conventional one."""
-    return f"α {strength:g}" if codec in CODEC_NAMES else f"offset {strength:g}".replace("-", "−")
+    return f"α {strength:g}" if is_ours(codec) else f"offset {strength:g}".replace("-", "−")
 
 
 def uniform_strength(codec: str) -> float:
     """Return the ROI strength at which a codec treats all pixels alike."""
-    return 0.5 if codec in CODEC_NAMES else 0.0
+    return 0.5 if is_ours(codec) else 0.0
 
 
 def curve_label(codec: str, strength: float, several: bool) -> str:

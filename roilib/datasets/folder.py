@@ -15,6 +15,8 @@ A picture without a label file has no objects. Files that begin with a dot are i
 import os
 import re
 import warnings
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,9 +133,11 @@ def _samples(
 def unlabelled_samples(folders: str) -> list[Sample]:
     """Read the pictures in and below folders, separated by commas, as samples without objects.
 
-    Every picture's header is read. Raises ValueError naming a folder without pictures.
+    Every picture's header is read. An id is the end of a picture's path: the folder's name and what
+    lies below it, with as many parents as make all ids different. Raises ValueError naming a folder
+    without pictures.
     """
-    samples = []
+    samples: list[Sample] = []
     for name in folders.split(","):
         if not name.strip():
             raise ValueError(f"unlabelled={folders}: an empty name among the folders")
@@ -145,4 +149,17 @@ def unlabelled_samples(folders: str) -> list[Sample]:
         for path in found:
             picture_size(path)
         samples += [Sample(path.relative_to(folder.parent).as_posix(), path) for path in found]
+    return _with_own_ids(samples)
+
+
+def _with_own_ids(samples: list[Sample]) -> list[Sample]:
+    """Put parents before ids, for example `cam1/` before `images/0001.png`, until all differ."""
+    while len({sample.id for sample in samples}) < len(samples):
+        counts = Counter(sample.id for sample in samples)
+        samples = [replace(s, id=_longer(s.id, s.path)) if counts[s.id] > 1 else s for s in samples]
     return samples
+
+
+def _longer(id: str, path: Path) -> str:
+    """Return the end of a path that has one part more than `id`."""
+    return "/".join(path.absolute().parts[-id.count("/") - 2 :])

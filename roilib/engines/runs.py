@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from roilib.codecs.registry import CODEC_NAMES, codec_name
+from roilib.codecs.registry import codec_label, codec_name
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.images import read_picture
 from roilib.engines.checkpoints import Checkpoints
@@ -156,15 +156,20 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{path}: not a run's parameters ({error})") from None
 
 
+def is_shorter(run: Run, other: Run) -> bool:
+    """Whether a run differs from another in a lower `max_steps` alone."""
+    limit, longer = run.parameters.max_steps, other.parameters.max_steps
+    same = run.parameters.model_copy(update={"max_steps": longer}).name == other.parameters.name
+    return bool(same and limit and (longer is None or limit < longer))
+
+
 def shorter_run(run: Run) -> Run | None:
     """The longest finished run in the same logdir that differs in a lower `max_steps` alone."""
-    p, found = run.parameters, []
-    for path in Path(p.logdir).glob("*/hparams.json"):
+    found = []
+    for path in Path(run.parameters.logdir).glob("*/hparams.json"):
         with suppress(ValueError):  # of a folder that is no run's
             other = read_run(path.parent)
-            limit = other.parameters.max_steps
-            same = other.parameters.model_copy(update={"max_steps": p.max_steps}).name == p.name
-            if same and limit and (p.max_steps is None or limit < p.max_steps) and other.metrics:
+            if is_shorter(other, run) and other.metrics:
                 found.append(other)
     return max(found, key=lambda other: other.parameters.max_steps, default=None)
 
@@ -280,7 +285,7 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     """
     labels = []
     for p in (run.parameters for run in runs):
-        label = CODEC_NAMES[codec_name(p)]
+        label = codec_label(codec_name(p))
         if p.which != "roi_vbr" or p.fixed_rate:
             label += f", λ {p.lmbda:g}"
         if p.which == "hyperprior_with_obj_features":

@@ -5,10 +5,10 @@
     uncompressed pictures       ┘
 
 A task is one picture under one setting. Its hash covers the model's weights, device and precision
-(or the conventional codecs' libraries), the modules that code and measure, the setting, the
-picture's bytes and its objects. A stopped evaluation therefore continues where it was, and stale
-points are never used. Detections are stored with the point, under the hash of the detector's file.
-A new detector causes the point to be measured again.
+(or the conventional codecs' libraries), the modules and libraries that code and measure, the
+setting, the picture's bytes and its objects. A stopped evaluation therefore continues where it was,
+and stale points are never used. Detections are stored with the point, under the hash of the
+detector's file. A new detector causes the point to be measured again.
 """
 
 import functools
@@ -25,11 +25,12 @@ import torch
 
 from roilib.codecs.codec import Codec
 from roilib.codecs.conventional import ConventionalCodec
+from roilib.codecs.registry import codec_name
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.images import Sample
 from roilib.engines.runs import Run
-from roilib.evaluation.bootstrap import STRENGTHS
+from roilib.evaluation.bootstrap import STRENGTHS, TRAININGS
 from roilib.evaluation.evaluate import (
     SHIPPED,
     Setting,
@@ -40,6 +41,7 @@ from roilib.evaluation.evaluate import (
     weights_file,
 )
 from roilib.models.detector import HookedDetector, open_yolo
+from roilib.parameters import WITHOUT_EFFECT
 from roilib.roi import alpha_index, quality_index
 from roilib.utils import provenance
 from roilib.utils.files import write_json
@@ -47,6 +49,7 @@ from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
 from roilib.utils.processes import cores, end_with_parent
 
 LIBRARIES = ("av", "pillow", "pillow-jxl-plugin")  # make the conventional codecs' bytes
+MEASURES = ("piq", "pytorch-msssim", "torch", "ultralytics")  # of every point
 MEASURING = ("evaluation.evaluate", "evaluation.detection", "metrics")  # modules of every point
 OURS = "codecs.codec"  # module that makes our bytes
 CONVENTIONAL = "codecs.conventional"  # module that makes the conventional codecs' bytes
@@ -89,14 +92,16 @@ class Task:
         """Return the hash of this point's content."""
         if self.weights:
             coder = _codec(self.weights, self.device)
-            codec = [coder.id.hex(), coder.device.type, coder.bf16, _code(OURS)]
+            unit = torch.backends.cpu.get_cpu_capability()
+            codec = [coder.id.hex(), coder.device.type, coder.bf16, unit, _code(OURS)]
         else:
             codec = [self.conventional, *map(version, LIBRARIES), _code(CONVENTIONAL)]
         objects = [self.sample.boxes.tolist(), [self.classes[i] for i in self.sample.labels]]
         if self.sample.coder_boxes is not None:
             objects.append(self.sample.coder_boxes.tolist())
         picture = hashlib.sha256(self.sample.path.read_bytes()).hexdigest()
-        content = [FORMAT, codec, dict(self.setting), self.sample.id, objects, picture]
+        about = [codec, dict(self.setting), self.sample.id, objects, picture]
+        content = [FORMAT, *map(version, MEASURES), *about]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -161,6 +166,7 @@ def tasks(
     for check, values in ((quality_index, lmbdas), (alpha_index, alphas)):
         for value in values:
             check(value)
+    _check_trainings(runs)
     grids = {name: conventional_settings(name, grid) for name, grid in (conventional or {}).items()}
     models = [(run.weights, run.parameters, ("run", run.parameters.name)) for run in runs]
     models += [
@@ -189,6 +195,24 @@ def tasks(
             f"{len(theirs)} of conventional codecs"
         )
     return found
+
+
+def _check_trainings(runs: Sequence[Run]) -> None:
+    """Raise ValueError for two runs of one model, λ, α and seed: their points would be mixed."""
+    found: dict[tuple, Run] = {}
+    for run in runs:
+        p = run.parameters
+        if p.which == "roi_vbr" and not p.fixed_rate:
+            continue  # each has a curve of its own
+        key = (codec_name(p), p.lmbda, p.alpha, *(getattr(p, name) for name in TRAININGS))
+        if other := found.get(key):
+            values = other.parameters.model_dump(exclude=WITHOUT_EFFECT)
+            differ = [k for k, v in p.model_dump(exclude=WITHOUT_EFFECT).items() if v != values[k]]
+            raise ValueError(
+                f"{other.folder} and {run.folder} differ in {', '.join(differ)} alone and would be "
+                "points of one curve: name those to measure in runs, or give each a logdir"
+            )
+        found[key] = run
 
 
 def _check_boxes(data: RoiDataset, settings: Sequence[Setting]) -> None:

@@ -28,7 +28,7 @@ from roilib.codecs.protocol import ImageCodec
 from roilib.codecs.registry import codec_name
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
-from roilib.engines.runs import Run, all_runs, read_run
+from roilib.engines.runs import Run, all_runs, is_shorter, read_run
 from roilib.evaluation import detection
 from roilib.metrics import picture_metrics
 from roilib.models.detector import HookedDetector
@@ -217,13 +217,16 @@ def finished_runs(
 ) -> list[Run]:
     """Read the finished training runs below `logdir`, all or those in `names`.
 
-    Raises ValueError when one of `names` is missing, or none is found though `needed`.
+    Of a training that went on with a higher `max_steps`, all means the longest run alone. Raises
+    ValueError when one of `names` is missing, or none is found though `needed`.
     """
     runs = [read_run(Path(logdir) / name) for name in names] if names else all_runs(logdir)
     for run in runs if names else ():
         if run.metrics is None:
             raise ValueError(f"{run.folder}: not a finished run")
     runs = [run for run in runs if run.metrics and run.weights.exists()]
+    if not names:
+        runs = [run for run in runs if not any(is_shorter(run, other) for other in runs)]
     if not runs and needed:
         raise ValueError(f"{logdir}: no finished training run; run notebooks 03 and 04 first")
     return runs

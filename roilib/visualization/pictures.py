@@ -9,8 +9,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -20,7 +22,9 @@ from roilib.visualization.side_by_side import Panel, Scene, is_one_rate
 
 ROI_COLOUR = "#f0c000"
 CROP_ASPECT = 4 / 3  # width by height of what is enlarged
-COLUMNS = 4, 5  # that `comparison` may have, the best first
+WIDTH = 9.2  # inches, of `comparison`
+WHOLE_HEIGHT = 2.3  # inches of its whole picture, where that has a row of its own
+MOST_COLUMNS = 5
 PSNR_NAMES = {
     "roi_psnr": "pooled ROI-PSNR (dB)",
     "bg_psnr": "pooled background PSNR (dB)",
@@ -182,30 +186,52 @@ def comparison(scenes: list[Scene]) -> Figure | None:
     """Pictures at equal bytes; None for originals alone.
 
     Of each scene the whole original stands first, then its marked window, enlarged: as it is and
-    as every codec decodes it, with bytes and PSNRs.
+    as every codec decodes it, with bytes and PSNRs. Few windows stand beside the whole, more below.
     """
     if all(len(scene.panels) == 1 for scene in scenes):
         return None
-    places = [len(scene.panels) + 2 for scene in scenes]
-    columns = min(COLUMNS, key=lambda n: sum(-place % n for place in places))  # fewest empty places
-    rows = [math.ceil(place / columns) for place in places]
-    size = (9.2, sum(rows) * (9.2 / columns / CROP_ASPECT + 0.55))
-    figure = plt.figure(figsize=size, layout="constrained")
-    grid, top = figure.add_gridspec(sum(rows), columns), 0
-    for scene, high in zip(scenes, rows, strict=True):
+    shapes = [_rows_and_columns(len(scene.panels)) for scene in scenes]
+    heights = [_height(*shape) for shape in shapes]
+    figure = plt.figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(scenes), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, scene, (rows, columns) in zip(parts, scenes, shapes, strict=True):
         original = scene.panels[0].picture
         x0, y0, x1, y1 = crop_window(scene.box, *original.shape[:2])
-        whole = figure.add_subplot(grid[top, :2])
-        show_picture(whole, original, scene.image)
+        whole, crops = _places(part, rows, columns)
+        show_picture(whole, original, f"picture {scene.image}")
         draw_boxes(whole, np.array([[x0, y0, x1, y1]]))
-        for place, panel in enumerate(scene.panels, 2):
-            ax = figure.add_subplot(grid[top + place // columns, place % columns])
+        for place, panel in zip(crops, scene.panels, strict=False):
+            ax = part.add_subplot(place)
             ax.imshow(panel.picture[y0:y1, x0:x1], interpolation="nearest")
             ax.set(xticks=[], yticks=[], title=_panel_title(panel))
             ax.set_xlabel(_panel_caption(panel), fontsize=7)
             ax.title.set_fontsize(8)
-        top += high
     return figure
+
+
+def _rows_and_columns(panels: int) -> tuple[int, int]:
+    """Rows and columns of a scene's crops; 0 rows: they stand beside the whole picture."""
+    if panels + 2 <= MOST_COLUMNS:
+        return 0, panels + 2
+    rows = math.ceil(panels / MOST_COLUMNS)
+    return rows, math.ceil(panels / rows)
+
+
+def _height(rows: int, columns: int) -> float:
+    """Inches of a scene's part of the figure."""
+    return max(rows, 1) * (WIDTH / columns / CROP_ASPECT + 0.55) + (WHOLE_HEIGHT if rows else 0)
+
+
+def _places(part: SubFigure, rows: int, columns: int) -> tuple[Axes, list[SubplotSpec]]:
+    """Axes of the whole picture, and the places of the crops."""
+    if not rows:
+        grid = part.add_gridspec(1, columns)
+        return part.add_subplot(grid[0, :2]), [grid[0, i] for i in range(2, columns)]
+    crop_height = WIDTH / columns / CROP_ASPECT + 0.55
+    ratios = [WHOLE_HEIGHT, *[crop_height] * rows]
+    grid = part.add_gridspec(rows + 1, columns, height_ratios=ratios)
+    places = [grid[1 + i // columns, i % columns] for i in range(rows * columns)]
+    return part.add_subplot(grid[0, :]), places
 
 
 def crop_window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
@@ -228,7 +254,7 @@ def _panel_caption(panel: Panel) -> str:
         return ""
     psnrs = [
         f"{name} {psnr:.1f} dB"
-        for name, psnr in (("ROI", panel.roi_psnr), ("rest", panel.bg_psnr))
+        for name, psnr in (("ROI", panel.roi_psnr), ("background", panel.bg_psnr))
         if psnr is not None
     ]
     return "\n".join([f"{len(panel.stream):,} bytes", ", ".join(psnrs)])

@@ -18,10 +18,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 
 from roilib.codecs.registry import (
     ANY_RATE,
-    CODEC_NAMES,
     TUNED_FOR_YUV,
     codec_label,
     curve_label,
+    is_ours,
     look,
     strength_label,
     uniform_strength,
@@ -185,14 +185,14 @@ def roi_plane(trade: pd.DataFrame) -> Figure | None:
     for loss in LOSSES:
         ax.axvline(loss, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
     # offsets of the conventional codecs, which lie close together, are named once
-    named = table["codec"].isin(CODEC_NAMES) | ~table.duplicated("strength", keep="last")
+    named = table["codec"].map(is_ours) | ~table.duplicated("strength", keep="last")
     for codec in in_order(table):
         group = table[table["codec"] == codec]
         group = group[group["run"].fillna("") == group["run"].fillna("").iloc[0]]
         (colour, marker), points = look(codec), group[["bg_loss", "roi_bd_rate"]].to_numpy()
         ax.plot(*_interpolated(points), color=colour, label=codec_label(codec))
         ax.plot(*points.T, color=colour, linestyle="", marker=marker, markersize=5)
-        ours = codec in CODEC_NAMES  # labelled below the line, the others above it
+        ours = is_ours(codec)  # labelled below the line, the others above it
         below, above = {"ha": "right", "va": "top"}, {"ha": "left", "va": "bottom"}
         text = {"xytext": (-2, -5), **below} if ours else {"xytext": (3, 3), **above}
         text |= {"textcoords": "offset points", "fontsize": 7, "color": colour}
@@ -314,7 +314,7 @@ def _round_rates(low: float, high: float, count: int) -> np.ndarray:
 
 def _highest_rate(table: pd.DataFrame) -> float:
     """The highest rate that figures show: a little above our codecs', if there is one."""
-    ours = table.loc[table["codec"].isin(CODEC_NAMES), "bpp"]
+    ours = table.loc[table["codec"].map(is_ours), "bpp"]
     return HEADROOM * ours.max() if len(ours) else math.inf
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from roilib.codecs.codec import Codec
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.protocol import DoesNotFit, ImageCodec
-from roilib.codecs.registry import ANY_RATE, CODEC_NAMES, uniform_strength
+from roilib.codecs.registry import ANY_RATE, is_ours, uniform_strength
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.engines.runs import Run
@@ -29,7 +29,7 @@ from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import LMBDA_MIN, roi_mask
 
 SAME = ("dataset", "data_root", "N", "M", "metric")  # parameters of runs that `arms` compares
-PLAIN = "zero hooks, plain loss"  # such a model with α 0.5 stands where the baseline stands
+PLAIN = "plain loss"  # such a model with α 0.5 stands where the baseline stands
 GOAL_BPP = 0.2  # where no run of one rate sets the bytes; more if a codec's ROI mode starts higher
 SHOWN = (  # in this order; of several codecs in a group the first that was measured
     ANY_RATE,
@@ -148,7 +148,7 @@ def _scene(
 
 def is_one_rate(codec: str) -> bool:
     """Return whether a codec of a panel has one rate and one ROI strength a run."""
-    return codec == PLAIN or (codec in CODEC_NAMES and codec not in ANY_RATE)
+    return codec == PLAIN or (is_ours(codec) and codec not in ANY_RATE)
 
 
 def _shown(records: list[dict]) -> dict[str, list[dict]]:
@@ -235,7 +235,7 @@ def allocations(runs: list[Run], scene: Scene) -> dict[tuple[str, float], np.nda
     They are roi_vbr's and, at as many bytes, its uniform mode's; without a roi_vbr all models'.
     """
     original = scene.panels[0].picture
-    trained = [panel for panel in scene.panels if panel.codec in CODEC_NAMES]
+    trained = [panel for panel in scene.panels if is_ours(panel.codec)]
     found = {}
     for panel in [p for p in trained if p.codec in ANY_RATE] or trained:
         codec, uniform = _codec(runs, panel.record), uniform_strength(panel.codec)

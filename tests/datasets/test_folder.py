@@ -238,6 +238,13 @@ def test_unlabelled_folders(tmp_path, monkeypatch, separator):
     ]
 
 
+def test_unlabelled_folders_of_one_name_have_ids_of_their_own(tmp_path):
+    one, two = (pictures(tmp_path / cam / "images", "1.png") for cam in ("left", "right"))
+    third = pictures(tmp_path / "other", "1.png")
+    ids = [s.id for s in unlabelled_samples(f"{one},{two},{third}")]
+    assert ids == ["left/images/1.png", "right/images/1.png", "other/1.png"]
+
+
 def test_unlabelled_folders_with_a_mistake(tmp_path):
     folder = pictures(tmp_path / "one", "a.png")
     assert "an empty name among the folders" in refusal(unlabelled_samples, f"{folder},")

@@ -81,6 +81,22 @@ def test_a_run_that_is_not_finished_has_no_training_table(tiny_parameters):
         training_table([run])
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"decoder_roi": True},
+        {"crop": "native", "obj_det_img_size": 416},
+        {"zero_hooks": True, "conditioning": "sft"},
+        {"zero_hooks": True, "decoder_roi": True},
+        {"mask_hooks": True, "conditioning": "sft"},
+    ],
+)
+def test_every_model_that_can_be_trained_has_a_label(tiny_parameters, values):
+    run = open_run(tiny_parameters(which="hyperprior_with_obj_features", **values))
+    (label,) = run_labels([run])
+    assert "hyperprior" not in label
+
+
 def test_runs_of_one_label_are_distinguished_by_their_folders(tiny_parameters):
     runs = [open_run(tiny_parameters(seed=seed)) for seed in (1, 2)]
     labels = run_labels(runs)

@@ -569,6 +569,14 @@ def test_runs_of_the_same_seed_are_all_counted():
     assert table["cost"][0] == pytest.approx(one["cost"][0])
 
 
+def test_weights_files_have_costs_too():
+    file = [
+        {k: v for k, v in r.items() if k != "run"} | {"weights": "a.safetensors"}
+        for r in model("", 0, 0.2, 500.0)
+    ]
+    assert cost_table(file)["seeds"].item() == 1
+
+
 def test_one_seed_leaves_the_interval_of_the_pictures():
     pair = model(" (zero_hooks)", 0, 0.2, 1000.0) + model("", 0, 0.2, 1000.0)
     row = cost_table(pair).iloc[0]

@@ -18,8 +18,8 @@ from roilib.datasets.dataset import RoiDataset, split
 from roilib.datasets.folder import folder_samples
 from roilib.datasets.images import Sample
 from roilib.datasets.kitti import kitti_samples
-from roilib.engines.runs import Run
-from roilib.evaluation.cache import detector_files
+from roilib.engines.runs import Run, open_run
+from roilib.evaluation.cache import detector_files, tasks
 from roilib.evaluation.comparisons.bd_tables import bd_table
 from roilib.evaluation.comparisons.byte_ratios import byte_ratio_tables
 from roilib.evaluation.comparisons.families import families
@@ -154,6 +154,18 @@ def test_finished_runs_are_found_and_missing_ones_named(trained, tmp_path):
     with pytest.raises(ValueError, match="no finished training run"):
         finished_runs(tmp_path)
     assert finished_runs(tmp_path, needed=False) == []
+
+
+def test_of_a_training_that_went_on_the_longest_run_is_measured(tiny_parameters, tiny_kitti):
+    for values in ({"max_steps": 2}, {"max_steps": 3}, {"max_steps": 3, "max_lr": 0.02}):
+        run = open_run(tiny_parameters(**values))
+        run.weights.touch()
+        write_json(run.folder / "metrics.json", {"steps": 1})
+    runs, data = finished_runs(run.folder.parent), RoiDataset(kitti_samples(tiny_kitti)[:1])
+    assert [r.parameters.max_steps for r in runs] == [3, 3]
+    with pytest.raises(ValueError, match="differ in max_lr alone"):
+        tasks(runs, data)
+    assert len(tasks(runs[:1], data)) == 1
 
 
 def test_pictures_that_a_run_trained_on_are_refused(trained, tiny_kitti, tmp_path):

@@ -3,7 +3,14 @@
 import pandas as pd
 import pytest
 
-from roilib.codecs.registry import LOOKS, codec_label, codec_name, look, strength_label
+from roilib.codecs.registry import (
+    LOOKS,
+    codec_label,
+    codec_name,
+    look,
+    strength_label,
+    uniform_strength,
+)
 from roilib.evaluation.tables.files import by_strength, drawn, read_table, write_tables
 from roilib.evaluation.tables.headlines import (
     full_chroma,
@@ -30,6 +37,9 @@ def test_features_of_a_crop_have_a_name_of_their_own(tiny_parameters):
     of_crops = codec_name(tiny_parameters(crop="native", **model))
     assert of_crops == "hyperprior_with_obj_features (native 320)"
     assert codec_label(of_crops) == "features of crops at 320 pixels"
+    other = codec_name(tiny_parameters(crop="native", **model | {"obj_det_img_size": 416}))
+    assert codec_label(other) == "object features (native 416)"
+    assert uniform_strength(other) == 0.5
     for same in ({"crop": "grid"}, {"crop": "native", "zero_hooks": True}):
         assert "320" not in codec_name(tiny_parameters(**same, **model))
 

@@ -24,6 +24,8 @@ ARMS = {  # name: what differs
     [
         ({"alpha": 0.9}, "roi-features"),
         ({"alpha": 0.9, "conditioning": "sft"}, "roi-features-sft"),
+        ({"alpha": 0.9, "decoder_roi": True}, "roi-features-both"),
+        ({"alpha": 0.995, "loss_form": "paper"}, "roi-features-paper-loss"),
         ({"alpha": 0.9, "crop": "native", "obj_det_img_size": 320}, "roi-features-320"),
         ({"alpha": 0.9, "crop": "native", "zero_hooks": True}, "roi-zeros"),
         ({"alpha": 0.5}, "plain-features"),
@@ -34,8 +36,13 @@ ARMS = {  # name: what differs
     ],
 )
 def test_an_arm_is_named_by_its_loss_and_what_its_encoder_sees(tiny_parameters, values, name):
-    p = tiny_parameters(which="hyperprior_with_obj_features", **values)
-    assert paper_arms.arm_name(p) == name
+    model = {"which": "hyperprior_with_obj_features", "crop": "grid"}
+    assert paper_arms.arm_name(tiny_parameters(**(model | values))) == name
+
+
+def test_another_model_is_no_arm(tiny_parameters):
+    with pytest.raises(ValueError, match="an arm is a hyperprior_with_obj_features"):
+        paper_arms.arm_name(tiny_parameters(which="hyperprior"))
 
 
 @pytest.mark.slow

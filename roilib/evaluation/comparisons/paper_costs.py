@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from roilib.codecs.registry import codec_label
-from roilib.evaluation.bootstrap import COUNT, resamples, with_interval
+from roilib.evaluation.bootstrap import COUNT, resamples, run_name, with_interval
 from roilib.metrics import pooled_psnr
 
 WITH_FEATURES = "hyperprior_with_obj_features"
@@ -27,7 +27,7 @@ def cost_table(records: list[dict], count: int = COUNT) -> pd.DataFrame:
         known = r["codec"].startswith((WITH_FEATURES, "hyperprior_eval")) and "seed" in setting
         if known and (setting["loss_form"], setting["metric"]) == ("corrected", "mse"):
             model = (setting["lmbda"], setting["alpha"], r["codec"])
-            found.setdefault(model, {}).setdefault(r["run"], []).append(r)
+            found.setdefault(model, {}).setdefault(run_name(r), []).append(r)
     costs = {model: _costs(runs, count, i) for i, (model, runs) in enumerate(found.items())}
     table = []
     for (lmbda, alpha, codec), runs in sorted(found.items()):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from roilib.codecs.registry import CODEC_NAMES, DRAWN, LOOKS, uniform_strength
+from roilib.codecs.registry import DRAWN, LOOKS, is_ours, uniform_strength
 from roilib.parameters import BASELINES
 from roilib.utils.files import replacing
 
@@ -48,7 +48,7 @@ def by_strength(rates: pd.DataFrame) -> dict[str, dict[float, pd.DataFrame]]:
     found = {}
     for codec in in_order(rates):
         rows, uniform = rates[rates["codec"] == codec], uniform_strength(codec)
-        knob = "alpha" if codec in CODEC_NAMES else "qoffset"
+        knob = "alpha" if is_ours(codec) else "qoffset"
         has_strength = knob in rows and codec not in BASELINES
         rows = rows.assign(strength=rows[knob].fillna(uniform) if has_strength else uniform)
         keys = ["strength", *(name for name in ("lmbda", "quality") if name in rows)]
@@ -61,7 +61,7 @@ def drawn(rates: pd.DataFrame) -> pd.DataFrame:
     """Keep the rows that figures show: one preset of each video codec."""
     presets: dict[str, list[str]] = {}
     for codec in in_order(rates):
-        video = codec.partition(" ")[0] if codec not in CODEC_NAMES else codec
+        video = codec.partition(" ")[0] if not is_ours(codec) else codec
         presets.setdefault(video, []).append(codec)
     return rates[rates["codec"].isin([min(found, key=_rank) for found in presets.values()])]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from roilib.codecs.registry import CODEC_NAMES
+from roilib.codecs.registry import is_ours
 
 # Columns of tables → headings, for `formatted` and `markdown`.
 BOUNDS = {"low": "95 % from", "high": "to"}
@@ -123,8 +123,8 @@ def ranked(table: pd.DataFrame, columns: dict[str, str], value: str, form: str, 
         return "*Not measured here.*"
     cells = known.astype({value: object})
     cells[value] = [interval(row, value, form, bounds=bounds) for row in known.to_dict("records")]
-    is_ours = known["codec"].isin(CODEC_NAMES)
-    cells["label"] = known["label"].where(~is_ours, "**" + known["label"] + "**")
+    ours = known["codec"].map(is_ours)
+    cells["label"] = known["label"].where(~ours, "**" + known["label"] + "**")
     return markdown(cells, columns)
 
 
