@@ -396,6 +396,14 @@ def test_byte_ratios_are_those_of_the_records(name):
     assert asked["boxes"] == "detector"
 
 
+def test_the_benchmarks_index_names_every_script_and_records_that_exist():
+    said = page("benchmarks/README.md")
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts == set(re.findall(r"`(\w+\.py)`", said))
+    for record in re.findall(r"`(\w+/\w+\.json)`", said):
+        assert (ROOT / "report" / "results" / "reference" / record).exists()
+
+
 def test_the_papers_arms_are_their_records():
     folder = ROOT / "report" / "results" / "reference" / "paper"
     records = json.loads((folder / "records.json").read_text())
