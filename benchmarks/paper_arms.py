@@ -1,4 +1,4 @@
-"""The arms of the paper's question: what they reach by real bytes, and whether they use their hooks.
+"""The arms of the paper's question: what they reach by real bytes, and if they use their hooks.
 
     python benchmarks/paper_arms.py RUNS RESULTS --data-root DIR
 
