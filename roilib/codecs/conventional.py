@@ -9,6 +9,7 @@ has 4:2:0 alone.
 """
 
 import io
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ PRESETS = (
 )
 SVT_AV1_PRESETS = tuple(map(str, range(14)))
 TUNES = ("", "zerolatency")  # the tunes psnr and ssim turn regions of interest off
-CRFS = [51 - i / 4 for i in range(201)]  # worst first; x264's crf 0 is a lossless codec
+CRFS = [51 - i / 8 for i in range(401)]  # worst first; x264's crf 0 is a lossless codec
+QP_STEPS = {"x264": 2, "x265": 1}  # of bands of rows between two crf; x264 ignores a step of 1
 SVT_AV1_CRFS = range(63, 0, -1)  # worst first; ffmpeg hands on whole numbers
 QUALITIES = range(1, 101)  # worst first
 VIDEO_RANGES = {"x264": (0, 51), "x265": (0, 51), SVT_AV1: (1, 63)}  # of crf
@@ -73,8 +75,9 @@ class ConventionalCodec:
     "jpeg", "webp", "avif", "avif 4:2:0", "jxl".
 
     quality is the crf (small is good) of x264 and x265, 0 to 51, and of svtav1, 1 to 63, else 0 to
-    100. qoffset is ffmpeg's ROI offset of x264 and x265, from -1 (best) to 1 (worst) in units of
-    the quantiser's whole range; other codecs have no ROI. Importances are ignored: every box counts
+    100. x264 and x265 quantise in whole steps, so at 42.25 some bands of rows have a finer step.
+    qoffset is ffmpeg's ROI offset of x264 and x265, from -1 (best) to 1 (worst) in units of the
+    quantiser's whole range; other codecs have no ROI. Importances are ignored: every box counts
     as 1. threads: of video encoders and decoders, and of AVIF's encoder. None: the decoder's and
     x265's own choice, else one, since bytes of x264 and AVIF depend on it.
 
@@ -123,9 +126,16 @@ class ConventionalCodec:
             prefix = b""
             if self.is_padded:
                 image, prefix = padded_to_even(image)
-            frame = video_frame(image, boxes if self.has_roi else (), qoffset, self.subsampled)
-            threads = self.threads
-            return prefix + encode_frame(frame, self.format, self.preset, quality, threads)
+            crf, step = math.ceil(quality), QP_STEPS.get(self.format, 0)
+            frame = video_frame(
+                image,
+                boxes if self.has_roi else (),
+                qoffset,
+                self.subsampled,
+                finer=(crf - quality) / step if step else 0,
+                step=step,
+            )
+            return prefix + encode_frame(frame, self.format, self.preset, crf, self.threads)
         options = STILL_OPTIONS[self.format]
         if self.format == "avif":
             chroma = {"subsampling": SUBSAMPLED} if self.subsampled else {}

@@ -9,6 +9,7 @@ no ROI here: ffmpeg 8.1 does not pass regions on to it. swscale halves and doubl
 by bicubic filters.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ PARAMETERS = {
 }
 DECODERS = {"x264": "h264", "x265": "hevc", SVT_AV1: "libdav1d"}
 SEI = {"x264": lambda header: header & 31 == 6, "x265": lambda header: header >> 1 & 63 in (39, 40)}
+QPS = 51  # from the best to the worst; a quantiser offset of 1 is so many
+BAND = 32  # rows
 CHROMA_SHIFT = 127.5  # compressai's chroma is centred on 0.5, 8-bit video's on 128: 128 - 0.5
 
 
@@ -73,25 +76,33 @@ def picture_of(frame: av.VideoFrame) -> np.ndarray:
 
 
 def video_frame(
-    image: np.ndarray, boxes: Sequence, qoffset: float, subsampled: bool = False
+    image: np.ndarray,
+    boxes: Sequence,
+    qoffset: float,
+    subsampled: bool = False,
+    finer: float = 0.0,
+    step: int = 1,
 ) -> av.VideoFrame:
     """Make a frame whose boxes (K, ≥4) carry the quantiser offset as ffmpeg's side data.
 
-    It is 4:4:4, or 4:2:0 where `subsampled`.
+    It is 4:4:4, or 4:2:0 where `subsampled`. finer: share of the picture, in bands of BAND rows,
+    whose QP is `step` lower, for rates between those of whole QPs.
     """
     frame = av.VideoFrame.from_ndarray(to_yuv(image), "yuv444p")
     if subsampled:
         frame = frame.reformat(format="yuv420p", interpolation="BICUBIC")
-    if not len(boxes) or not qoffset:
+    # addroi moves and enlarges regions that are partly outside, so they are cut here
+    given = np.asarray(boxes)[:, :4] if len(boxes) and qoffset else np.zeros((0, 4))
+    inside = integer_boxes(given, frame.height, frame.width)
+    regions = _regions(inside, qoffset, _bands(finer, frame.height), -step / QPS, frame.width)
+    if not regions:
         return frame
     graph = Graph()
     last = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
     )
-    # addroi moves and enlarges regions that are partly outside, so they are cut here
-    cut = integer_boxes(np.asarray(boxes)[:, :4], frame.height, frame.width)
-    offset = Fraction(qoffset).limit_denominator(1000)
-    for left, top, right, bottom, _ in cut.tolist():
+    for left, top, right, bottom, offset in regions:
+        offset = Fraction(offset).limit_denominator(1000)
         region = f"x={left}:y={top}:w={right - left}:h={bottom - top}:qoffset={offset}"
         following = graph.add("addroi", region)
         last.link_to(following)
@@ -100,6 +111,29 @@ def video_frame(
     graph.configure()
     graph.push(frame)
     return graph.pull()
+
+
+def _bands(share: float, height: int) -> list[tuple[int, int]]:
+    """First row and end of evenly spread bands of rows, this share of a picture's."""
+    return [
+        (BAND * i, min(BAND * (i + 1), height))
+        for i in range(math.ceil(height / BAND))
+        if math.floor((i + 1) * share) > math.floor(i * share)
+    ]
+
+
+def _regions(
+    boxes: np.ndarray, qoffset: float, bands: list[tuple[int, int]], finer: float, width: int
+) -> list[tuple[int, int, int, int, float]]:
+    """Corners and quantiser offsets of boxes and bands; of two that overlap the first counts."""
+    regions = []
+    for left, top, right, bottom, _ in boxes.tolist():
+        for start, end in bands:
+            if start < bottom and top < end:
+                part = (left, max(top, start), right, min(bottom, end))
+                regions.append((*part, max(qoffset + finer, -1)))
+        regions.append((left, top, right, bottom, qoffset))
+    return regions + [(0, start, width, end, finer) for start, end in bands]
 
 
 def decode_frame(data: bytes, codec: str, threads: int | None = None) -> np.ndarray:

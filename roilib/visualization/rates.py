@@ -56,7 +56,7 @@ def rate_curves(rates: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
 
 
 def yuv_rate_curves(rates: pd.DataFrame, trade: pd.DataFrame) -> Figure | None:
-    """`rate_curves` by YUV-PSNR, of codecs at 4:2:0 where they were measured so.
+    """`rate_curves` by YUV-PSNR, of ours and of the codecs that were measured at 4:2:0.
 
     Shaded: all ROI strengths of the codec tuned for YUV.
     """

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import street
 
 from roilib.codecs.conventional import STILL, ConventionalCodec
 from roilib.codecs.protocol import DoesNotFit
@@ -203,6 +204,19 @@ def test_regions_are_cut_at_the_pictures_borders(picture, name):
     assert stream(width - 50, 20, width + 90, height + 9) == stream(width - 50, 20, width, height)
     outside = stream(-80, 10, -20, 60)
     assert outside == stream(width + 5, 10, width + 50, 60) == codec.encode(image, quality=40)
+
+
+@pytest.mark.parametrize("qoffset", [0, -0.2])
+@pytest.mark.parametrize("name", ["x264 veryfast", "x265 veryfast", "x265 veryfast 4:2:0"])
+def test_there_are_rates_between_those_of_two_crf(name, qoffset):
+    image, boxes = np.tile(street(0), (4, 4, 1)), [[30, 40, 200, 160]]
+    codec = ConventionalCodec(name)
+    smallest, *between, largest = (
+        len(codec.encode(image, boxes, quality=q, qoffset=qoffset)) for q in (39, 38.5, 38.25, 38)
+    )
+    assert all(smallest < size < largest for size in between)
+    within = codec.encode_within(image, boxes, max(between), qoffset=qoffset)
+    assert min(between) <= len(within) <= max(between)
 
 
 @pytest.mark.parametrize("preset", ["quick", "medium+psnr", "+zerolatency"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from roilib.codecs.conventional import SUBSAMPLED
-from roilib.codecs.registry import TUNED_FOR_YUV
+from roilib.codecs.registry import TUNED_FOR_YUV, is_ours
 from roilib.evaluation.tables.layout import interval
 
 HEADLINE_BG_LOSS = 0.5  # dB, at which the README reads the ROI modes
@@ -101,10 +101,9 @@ def full_chroma(table: pd.DataFrame, column: str = "codec") -> pd.DataFrame:
 
 
 def half_chroma(table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the variants at 4:4:4 of encoders that were measured at 4:2:0, too."""
-    encoder = table["codec"].str.partition(" ")[0]
-    halved = table["codec"].str.endswith(SUBSAMPLED)
-    return table[halved | ~encoder.isin(encoder[halved])]
+    """Leave out conventional codecs at 4:4:4, where any was measured at 4:2:0."""
+    halved = _subsampled(table["codec"])
+    return table[halved | table["codec"].map(is_ours)] if halved.any() else table
 
 
 def _subsampled(codecs: pd.Series) -> pd.Series:
