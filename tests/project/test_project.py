@@ -50,6 +50,7 @@ def profile(name):
         ("paper_small", 45),
         ("coco", 2),
         ("roi_vbr", 4),
+        ("camera", 1),
         ("shipped", 1),
         ("shipped_yuv", 1),
     ],
