@@ -157,7 +157,10 @@ def evaluate(
     made = [out / name for name in measure.MADE]
     io.protect(made, given, force or made[0].exists())
     options = (weights, lmbda, alpha, codecs, detectors, boxes, device, workers)
+    if made[0].exists():
+        note("evaluate", f"replaces the earlier results in {out}")
     show(measure.text(*measure.measure(pictures, out, *options)))
+    show(f"\nRecords and tables: {out}")
     return 0
 
 
@@ -202,6 +205,7 @@ def drive(
         for made in outputs(results, figures):
             io.protect(made, [*pictures.inputs, *given], force or made[0].exists())
         show(text(*run(pictures, plan, results, figures), pictures.roi))
+        show(f"\nFigures and films: {figures / 'drive.html'}. Records: {results}")
     except OSError as error:
         why = error.strerror or error
         raise ValueError(f"{error.filename or results}: cannot be written ({why})") from None

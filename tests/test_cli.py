@@ -373,7 +373,8 @@ def test_evaluate_measures_a_folder(pictures, weights, tmp_path, capsys):
     words += [*weights, "--lmbda", "0.003", "0.03", "--alpha", "0.5", "--detectors", "shipped"]
     words += ["--out", str(out), "--device", "cpu", "--workers", "1"]
     assert main(words) == 0
-    rates, detection = capsys.readouterr().out.split("\n\n")
+    rates, detection, where = capsys.readouterr().out.split("\n\n")
+    assert where == f"Records and tables: {out}\n"
     assert len(rates.splitlines()) == 2 + 2 + 2
     assert len(detection.splitlines()) == 2 + 1 + 2 + 2  # uncompressed too
     records = json.loads((out / "records.json").read_text())
@@ -382,6 +383,7 @@ def test_evaluate_measures_a_folder(pictures, weights, tmp_path, capsys):
     roi = [r["roi_count"] for r in records]
     assert set(roi) == {3 * 48 * 30}
     assert main(words) == 0  # its own files are written again
+    assert f"replaces the earlier results in {out}" in capsys.readouterr().err
     (out / "provenance.json").unlink()
     refused(capsys, words, "records.json: exists, and does not say that roilib made it")
     refused(capsys, ["evaluate", tmp_path / "none", *words[2:], "--force"], "none: ")
