@@ -16,7 +16,6 @@ from pathlib import Path
 
 from swaps import swap_records, swap_table
 
-from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import evaluation_pictures
 from roilib.engines.runs import Run
 from roilib.evaluation.evaluate import finished_runs, read_records
@@ -64,7 +63,7 @@ def arm_row(run: Run, records: list[dict]) -> dict:
 
 def swap_rows(run: Run, data_root: str, pictures: int | None) -> list[dict]:
     """Return the swap test of a run, with its arm's name and the number of pictures."""
-    codec = load_codec(run.weights)
+    codec = run.codec()
     where = {"data_root": data_root, "unlabelled": None}
     data = evaluation_pictures(codec.parameters.model_copy(update=where))
     data.samples = data.samples[:pictures]

@@ -48,7 +48,8 @@ def task(record: dict, runs: Sequence[Run], data: RoiDataset) -> Task:
         run = next((run for run in runs if run.folder.name == record["run"]), None)
         if run is None:
             raise ValueError(f"run {record['run']} is not among the finished ones")
-        source, model = ("run", record["run"]), {"weights": run.weights}
+        source = "run", record["run"]
+        model = {"weights": run.weights, "detector": run.parameters.own_detector}
     else:
         source, model = None, {"conventional": record["codec"]}
     names = ("lmbda", "alpha") if source else ("quality", "qoffset")

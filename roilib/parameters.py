@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from roilib.roi import LMBDA_MAX, LMBDA_MIN
+from roilib.utils.files import content_hash
 from roilib.utils.pretrained import PRETRAINED_BASELINE, PRETRAINED_CODECS, pretrained
 
 SHIPPED = "shipped"  # names our weights and our detector in parameters
@@ -290,6 +291,11 @@ class Parameters(BaseModel):
         )
 
     @property
+    def own_detector(self) -> Path | None:
+        """The detector whose features the model needs, where it is not the pretrained one."""
+        return Path(self.detector_weights) if self.uses_detector and self.detector_weights else None
+
+    @property
     def start_file(self) -> Path | None:
         """The file of `model_load_file`. Raises ValueError where the pretrained one is missing."""
         if self.model_load_file == SHIPPED:
@@ -327,7 +333,7 @@ def _injected(sources: Sequence[str]) -> set[str]:
 
 def _digest(path: str) -> str:
     """A hash of a file's content for a run's name; the path itself while there is no file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else path
+    return content_hash(path) if Path(path).is_file() else path
 
 
 def _one_line(validate: Callable[[dict], Parameters], values: dict) -> Parameters:

@@ -164,6 +164,16 @@ def untrained_codec(id: bytes = b"test", **values):
     return Codec(p, model, id, precision="32")
 
 
+def other_detector(folder: Path) -> Path:
+    """The file of a YOLOv8n whose features are not the pretrained detector's."""
+    from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
+
+    checkpoint = torch.load(pretrained(PRETRAINED_DETECTOR), map_location="cpu", weights_only=False)
+    checkpoint["model"].model[15].cv2.conv.weight.data.mul_(2)
+    torch.save(checkpoint, folder / "other.pt")
+    return folder / "other.pt"
+
+
 UNTRAINED = (  # one of each kind of model
     {"which": "roi_vbr", "N": 4, "M": 20},
     {"which": "hyperprior", "N": 4, "M": 6},

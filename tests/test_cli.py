@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -15,7 +16,10 @@ from PIL import Image
 from roilib.cli import main
 from roilib.codecs.roic import load_codec
 from roilib.datasets.images import read_picture
+from roilib.models.weights import save_weights
 from roilib.utils.pretrained import PRETRAINED_CODECS, PRETRAINED_DETECTOR, pretrained
+
+WITH_FEATURES = {"which": "hyperprior_with_obj_features", "N": 4, "M": 6}
 
 
 @pytest.fixture
@@ -116,6 +120,22 @@ def test_kitti_labels_and_detectors_give_boxes(picture, weights, tmp_path, tiny_
     assert found[3] == 0
     refused(capsys, [*words[:-1], "Horse"], "no class Horse; it has Car, ")
     refused(capsys, [*words, "--confidence", "7"], "--confidence")
+
+
+def test_a_detector_that_weights_need_is_named_by_the_caller(picture, tmp_path, capsys):
+    own, path = tmp_path / "own.pt", tmp_path / "w.safetensors"
+    shutil.copy(pretrained(PRETRAINED_DETECTOR), own)
+    codec = untrained_codec(**WITH_FEATURES, detector_weights=str(own))
+    save_weights(path, codec.model, codec.parameters, 1)  # without the hash of its detector
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text("[[10, 50, 58, 80]]")
+    words = ["--boxes", str(boxes), "--weights", str(path)]
+    coded = ["encode", str(picture), str(tmp_path / "a.roic"), *words]
+    refused(capsys, coded, "name it (encode --detector")
+    refused(capsys, ["compare", str(picture), *words], "name it (encode --detector")
+    assert main([*coded, "--detector", str(own)]) == 0
+    assert main(["compare", str(picture), *words, "--detector", str(own)]) == 0
+    assert "no effect" not in capsys.readouterr().err
 
 
 def test_folders_are_coded_and_decoded_in_the_order_of_numbers(pictures, weights, tmp_path, capsys):

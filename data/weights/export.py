@@ -19,7 +19,13 @@ import torch
 from roilib.datasets.dataset import load_splits
 from roilib.engines.checkpoints import Checkpoints
 from roilib.engines.trainer import make_tables
-from roilib.models.weights import build_model, picture_hash, save_weights, trained_on
+from roilib.models.weights import (
+    build_model,
+    detector_hash,
+    picture_hash,
+    save_weights,
+    trained_on,
+)
 from roilib.parameters import Parameters
 
 PATHS = ("data_root", "unlabelled", "model_load_file", "logdir", "detector_weights")
@@ -50,7 +56,7 @@ def export(folder: Path, out: Path, licence: str = "") -> int:
         weight.copy_(weight.half())  # the integer networks are made of the exported weights
     pictures = load_splits(p)[0]
     make_tables(model, p, pictures)
-    about = {"licence": licence, "hours": f"{state['seconds'] / 3600:.2f}"}
+    about = {"licence": licence, "hours": f"{state['seconds'] / 3600:.2f}"} | detector_hash(p)
     seen = {picture_hash(sample.path) for sample in pictures.samples}
     if p.start_file:
         seen |= trained_on(p.start_file)

@@ -54,7 +54,8 @@ def encode(
             of several pictures a folder of such files, or KITTI tracking labels
         box_format: kitti, yolo, xyxy, xywh, coco or labelme; default: recognised by content
         detect: find the regions of interest with the pretrained detector
-        detector: find them with this YOLOv8 file instead
+        detector: find them with this YOLOv8 file instead; weights that were trained with it need
+            it also with --boxes
         confidence: lowest confidence of a detection that counts, 0 to 1; default 0.25
         classes: classes of detections that count, such as Car,Pedestrian; default: all
         lmbda: quality: 0.0004 (fewest bytes) to 0.12 (best picture); default 0.012
@@ -78,7 +79,7 @@ def encode(
         raise ValueError(f"--preview is of one picture, not of {len(jobs)}")
     if preview:
         io.check_picture_name(preview)
-    if boxes and (detect or detector):
+    if boxes and (detect or (detector and not weights)):
         raise ValueError("--boxes and --detect exclude each other")
     if json and jobs[0].out == io.STANDARD:
         raise ValueError("--json and the output - would both be standard output")
@@ -89,7 +90,7 @@ def encode(
     note_ignored("encode", seen, "without --boxes or --detect", alpha=alpha)
     note_ignored("encode", max_bytes is None, "with --max-bytes", lmbda=lmbda)
     note_ignored("encode", bool(boxes), "without --boxes", box_format=box_format)
-    note_ignored("encode", bool(detect or detector), "without --detect", **detects)
+    note_ignored("encode", bool(detect or detector) and not boxes, "without --detect", **detects)
 
     from roilib.apps import transcode
     from roilib.codecs.codec import DEFAULT_ALPHA, DEFAULT_LMBDA
@@ -100,7 +101,7 @@ def encode(
     regions = transcode.regions_of(
         sources, boxes, box_format, detect, detector, confidence, classes
     )
-    codec = load_codec(weights, device, precision, tune)
+    codec = load_codec(weights, device, precision, tune, detector)
     setting = {
         "lmbda": DEFAULT_LMBDA if lmbda is None else lmbda,
         "alpha": DEFAULT_ALPHA if alpha is None else alpha,
@@ -217,7 +218,7 @@ def compare(
         picture: the picture
         boxes: regions of interest, as for encode
         box_format: as for encode
-        detector: a YOLOv8 file instead of the pretrained detector
+        detector: a YOLOv8 file instead of the pretrained detector; as for encode
         confidence: lowest confidence of a detection that counts, 0 to 1; default 0.25
         classes: classes of detections that count, such as Car,Pedestrian; default: all
         lmbda: quality of our codec: 0.0004 (fewest bytes) to 0.12 (best picture); default 0.012
@@ -234,7 +235,8 @@ def compare(
     if out:
         io.check_picture_name(out)
     io.protect([out] if out else [], [p for p in (picture, boxes, weights, detector) if p], force)
-    detects = {"detector": detector, "confidence": confidence, "classes": classes}
+    detects = {"confidence": confidence, "classes": classes}
+    detects |= {} if weights else {"detector": detector}
     note_ignored("compare", not boxes, "with --boxes", **detects)
     note_ignored("compare", bool(boxes), "without --boxes", box_format=box_format)
     note_ignored("compare", max_bytes is None, "with --max-bytes", lmbda=lmbda)
@@ -247,7 +249,7 @@ def compare(
 
     options = (boxes, box_format, not boxes, detector, confidence, classes)
     regions = transcode.regions_of([picture], *options)
-    coder = Coder(load_codec(weights, device, tune=tune))
+    coder = Coder(load_codec(weights, device, tune=tune, detector=detector))
     knobs = {"lmbda": DEFAULT_LMBDA if lmbda is None else lmbda, "alpha": alpha}
     coded, rows = comparison.compare(picture, regions, coder, **knobs, max_bytes=max_bytes)
     if out:

@@ -9,9 +9,10 @@ ValueError of one line, never a wrong picture.
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Real
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,10 +46,12 @@ class Codec:
         id: bytes,
         device: torch.device | str = "cpu",
         precision: str = "auto",
+        find_detector: Callable[[], Path | None] = lambda: None,
     ):
         use_one_thread_after_fork()
         self.parameters, self.id, self.device = parameters, id, torch.device(device)
         self.name = codec_name(parameters)
+        self.find_detector = find_detector
         self.attempts = 0  # streams written for the latest picture
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.bf16 = model.portable and resolve_precision(precision, self.device) == "bf16-mixed"
@@ -59,8 +62,8 @@ class Codec:
 
     @functools.cached_property
     def detector(self) -> HookedDetector:
-        """The run's detector, loaded when a model that needs its features encodes a picture."""
-        return HookedDetector(self.parameters.detector_weights).to(self.device)
+        """The model's detector, loaded when a model that needs its features encodes a picture."""
+        return HookedDetector(self.find_detector()).to(self.device)
 
     @torch.no_grad()
     def encode(

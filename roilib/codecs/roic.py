@@ -18,6 +18,7 @@ from roilib.models.weights import (
     build_model,
     check_size,
     check_tables,
+    detector_of,
     load_state,
     model_id,
     read_weights,
@@ -58,12 +59,15 @@ def load_codec(
     device: str = "cpu",
     precision: str = "auto",
     tune: str = "rgb",
+    detector: str | Path | None = None,
 ) -> Codec:
     """Return the codec of a weights file that a training wrote; None: a pretrained roi_vbr.
 
     precision (auto, 32, bf16): of roi_vbr's analysis, so of what an encoder chooses to write. What
     a stream decodes to does not depend on it. tune: which pretrained weights; those for the squared
-    error of RGB, or of luma and of chroma at 4:2:0 (yuv). Raises ValueError naming the file.
+    error of RGB, or of luma and of chroma at 4:2:0 (yuv). detector: the YOLOv8 file that the
+    weights were trained with, where it is not the pretrained one; only an encoder that needs its
+    features opens it. Raises ValueError naming the file.
     """
     if tune not in PRETRAINED_CODECS:
         raise ValueError(f"tune is one of {', '.join(PRETRAINED_CODECS)}, not {tune!r}")
@@ -79,7 +83,8 @@ def load_codec(
     model = build_model(parameters)
     load_state(path, model, state, parameters.which)
     check_tables(path, model)
-    return Codec(parameters, model, model_id(state), resolve_device(device), precision)
+    find = functools.partial(detector_of, path, parameters, detector)
+    return Codec(parameters, model, model_id(state), resolve_device(device), precision, find)
 
 
 def encode(

@@ -22,7 +22,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from roilib.codecs.codec import Codec
 from roilib.codecs.registry import codec_label, codec_name
+from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.images import read_picture
 from roilib.engines.checkpoints import Checkpoints
@@ -57,6 +59,10 @@ class Run:
         """The weights that the run trained; of a test run, those that it tested."""
         p = self.parameters
         return p.start_file if p.what == "test" else self.weights
+
+    def codec(self, device: str = "cpu") -> Codec:
+        """The codec of `model_file`, with the detector that the run's own parameters name."""
+        return load_codec(self.model_file, device, detector=self.parameters.own_detector)
 
     @property
     def splits(self) -> Path:

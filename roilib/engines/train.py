@@ -38,7 +38,7 @@ from roilib.engines.runs import (
 )
 from roilib.engines.step import Session, start
 from roilib.engines.trainer import Trainer, make_tables
-from roilib.models.weights import save_weights
+from roilib.models.weights import detector_hash, save_weights
 from roilib.parameters import Parameters
 from roilib.utils.device import out_of_memory
 from roilib.utils.files import write_json
@@ -232,7 +232,7 @@ def _finish(run: Run, session: Session) -> dict:
         metrics["continues"] = session.continues
     if fabric.is_global_zero:
         if p.what == "train":
-            save_weights(run.weights, session.trained, p, session.step)
+            save_weights(run.weights, session.trained, p, session.step, **detector_hash(p))
         timing = {
             "seconds": session.seconds,
             "seconds_per_step": session.seconds / max(session.step, 1),

@@ -41,7 +41,7 @@ from roilib.evaluation.evaluate import (
     weights_file,
 )
 from roilib.models.detector import HookedDetector, open_yolo
-from roilib.parameters import WITHOUT_EFFECT
+from roilib.parameters import WITHOUT_EFFECT, Parameters
 from roilib.roi import alpha_index, quality_index
 from roilib.utils import provenance
 from roilib.utils.files import write_json
@@ -62,6 +62,7 @@ FORMAT = 3  # of the cached files; a new number invalidates them all
 class Task:
     """One picture under a setting of trained `weights` or a `conventional` codec, or uncompressed.
 
+    detector: the file of the detector whose features the model needs; None: the pretrained one.
     detectors: files of the detectors that see the decoded picture. source: the name of the weights
     in the record, ("run", name) or ("weights", name).
     """
@@ -70,6 +71,7 @@ class Task:
     classes: tuple[str, ...]
     setting: Setting = field(default_factory=dict)
     weights: Path | None = None
+    detector: Path | None = None
     conventional: str = ""
     device: str = "cpu"
     detectors: tuple[Path, ...] = ()
@@ -82,7 +84,7 @@ class Task:
         if not self.weights and not self.conventional:
             return next(uncompressed(data, detectors))
         codec = (
-            _codec(self.weights, self.device)
+            _codec(self.weights, self.device, self.detector)
             if self.weights
             else ConventionalCodec(self.conventional)
         )
@@ -91,7 +93,7 @@ class Task:
     def key(self) -> str:
         """Return the hash of this point's content."""
         if self.weights:
-            coder = _codec(self.weights, self.device)
+            coder = _codec(self.weights, self.device, self.detector)
             unit = torch.backends.cpu.get_cpu_capability()
             codec = [coder.id.hex(), coder.device.type, coder.bf16, unit, _code(OURS)]
         else:
@@ -106,8 +108,8 @@ class Task:
 
 
 @functools.lru_cache(4)
-def _codec(weights: Path, device: str) -> Codec:
-    return load_codec(weights, device)
+def _codec(weights: Path, device: str, detector: Path | None) -> Codec:
+    return load_codec(weights, device, detector=detector)
 
 
 @functools.lru_cache(4)
@@ -146,6 +148,18 @@ def detector_files(names: Sequence[str]) -> tuple[Path, ...]:
     return files
 
 
+def _run_model(run: Run) -> tuple[Parameters, dict]:
+    """Return a run's parameters, and the fields of a Task that measures it."""
+    p = run.parameters
+    return p, {"weights": run.weights, "detector": p.own_detector, "source": ("run", p.name)}
+
+
+def _weights_model(name: str) -> tuple[Parameters, dict]:
+    """Return the parameters of a weights file, and the fields of a Task that measures it."""
+    path = weights_file(name)
+    return load_codec(path).parameters, {"weights": path, "source": ("weights", name)}
+
+
 def tasks(
     runs: Sequence[Run],
     data: RoiDataset,
@@ -168,17 +182,11 @@ def tasks(
             check(value)
     _check_trainings(runs)
     grids = {name: conventional_settings(name, grid) for name, grid in (conventional or {}).items()}
-    models = [(run.weights, run.parameters, ("run", run.parameters.name)) for run in runs]
-    models += [
-        (weights_file(name), load_codec(weights_file(name)).parameters, ("weights", name))
-        for name in weights
-    ]
+    models = [_run_model(run) for run in runs] + [_weights_model(name) for name in weights]
     ours = [
-        (setting, {"weights": path, "source": source})
-        for path, p, source in models
-        for setting in trained_settings(p, lmbdas, alphas)
+        (setting, model) for p, model in models for setting in trained_settings(p, lmbdas, alphas)
     ]
-    with_knobs = [p for _, p, _ in models if p.which == "roi_vbr"]
+    with_knobs = [p for p, _ in models if p.which == "roi_vbr"]
     knobs = [s for p in with_knobs for s in trained_settings(p, lmbdas, alphas)]
     _check_boxes(data, knobs + [setting for grid in grids.values() for setting in grid])
     theirs = [(setting, {"conventional": name}) for name, grid in grids.items() for setting in grid]

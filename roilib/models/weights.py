@@ -25,12 +25,14 @@ from roilib.models.integer.synthesis import IntegerSynthesis
 from roilib.models.range_coded import update_tables
 from roilib.models.roi_vbr import RoiVbr
 from roilib.parameters import BASELINES, EXTENSIONS, Parameters
-from roilib.utils.files import replacing
+from roilib.utils.files import content_hash, replacing
+from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
 
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # made by update_tables
 CONSTANTS = ("bound", "y_counts")  # bounds in fp16 were 0, which costs infinite bits
 SYNTHESIS = "synthesis_integer."
 PICKLED = (".pt", ".pth", ".ckpt", ".tar")
+DETECTOR_HASH = "detector_sha256"  # of metadata, where the detector is not the pretrained one
 QUIET = 0.05  # factor of the initial weights of new channels of y, which have no fitting scale yet
 STRUCTURE = ("which", "N", "M", *EXTENSIONS)  # parameters that weights must match
 
@@ -120,7 +122,7 @@ def training_of(path: str | Path) -> dict[str, float]:
 
 def picture_hash(path: Path) -> str:
     """Return the hash by which a weights file lists a picture that it was trained on."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return content_hash(path)[:16]
 
 
 def trained_on(path: str | Path) -> set[str]:
@@ -133,6 +135,35 @@ def trained_on(path: str | Path) -> set[str]:
             return {str(digest) for digest in json.loads(file.metadata().get("pictures", "[]"))}
     except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:
         raise _not_weights(path, error) from None
+
+
+def detector_hash(p: Parameters) -> dict[str, str]:
+    """Return the metadata that identify the detector of `p`; none of the pretrained one."""
+    own = p.own_detector
+    return {DETECTOR_HASH: content_hash(own)} if own and own.is_file() else {}
+
+
+def detector_of(path: Path, p: Parameters, given: str | Path | None = None) -> Path | None:
+    """Return the file of the detector that weights were trained with; None: the pretrained one.
+
+    p: the parameters in the weights' metadata. given: the file that the caller names. A detector's
+    file can run code, so the file that metadata name is never opened. Raises ValueError where the
+    caller has to name the file, or names another one.
+    """
+    if p.own_detector is None:
+        return None
+    with safe_open(path, "pt") as file:
+        stored = file.metadata().get(DETECTOR_HASH)
+    if given is None and stored == content_hash(pretrained(PRETRAINED_DETECTOR)):
+        return None
+    if given is None:
+        raise ValueError(
+            f"{path}: trained with the detector {p.detector_weights}, and a detector's file can "
+            "run code; if you trust it, name it (encode --detector, load_codec's detector)"
+        )
+    if stored and Path(given).is_file() and content_hash(given) != stored:
+        raise ValueError(f"{given}: not the detector that {path} was trained with")
+    return Path(given)
 
 
 def check_size(path: str | Path, state: dict[str, Tensor], p: Parameters) -> None:

@@ -1,6 +1,7 @@
 """Files: which are pictures; text and JSON read with errors that name the file, written whole."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -42,6 +43,11 @@ def natural_key(name: str) -> tuple:
     """A key that sorts numbers within names by value: frame_2 before frame_10."""
     parts = re.split(r"(\d+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def content_hash(path: str | Path) -> str:
+    """The SHA-256 of a file's content, as hexadecimal digits."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Pretrained weights: files of data/weights, in the repository or in an installed wheel."""
 
 import functools
-import hashlib
 from pathlib import Path
+
+from roilib.utils.files import content_hash
 
 PRETRAINED_CODECS = {  # by what their training counted as an error: tune → file
     "rgb": "roi_vbr.safetensors",  # red, green and blue alike
@@ -27,7 +28,7 @@ def pretrained(name: str) -> Path:
     folder = _folder()
     path = folder / name
     try:
-        sums, found = _sums(folder), hashlib.sha256(path.read_bytes()).hexdigest()
+        sums, found = _sums(folder), content_hash(path)
     except OSError as error:
         raise ValueError(
             f"{error.filename}: {error.strerror}; data/weights comes with the repository "
@@ -40,7 +41,7 @@ def pretrained(name: str) -> Path:
 
 def is_pretrained(path: Path) -> bool:
     """Whether a file has the content of a pretrained one, wherever it lies."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() in _sums(_folder()).values()
+    return content_hash(path) in _sums(_folder()).values()
 
 
 def _folder() -> Path:

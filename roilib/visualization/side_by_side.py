@@ -99,7 +99,7 @@ def arms(run: Run, data: RoiDataset, place: int, box: np.ndarray) -> Scene:
         if {name: getattr(other.parameters, name) for name in SAME} == wanted
     ]
     one = RoiDataset([data.samples[place]], data.classes)
-    records = [record for other in runs for record, _ in evaluate(load_codec(other.weights), one)]
+    records = [record for other in runs for record, _ in evaluate(other.codec(), one)]
     return compare(runs, records, one, [(0, box)])[0]
 
 
@@ -251,5 +251,5 @@ def _codec(runs: list[Run], record: dict) -> ImageCodec:
     if "weights" in record:
         return load_codec(weights_file(record["weights"]))
     if "run" in record:
-        return load_codec(next(run for run in runs if run.folder.name == record["run"]).weights)
+        return next(run for run in runs if run.folder.name == record["run"]).codec()
     return ConventionalCodec(record["codec"])

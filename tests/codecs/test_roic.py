@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import UNTRAINED, refusal, street, untrained_codec
+from conftest import UNTRAINED, other_detector, refusal, street, untrained_codec
 from PIL import Image
 
 from roilib.codecs import roic
@@ -465,6 +465,19 @@ def test_the_extended_codec_uses_the_pretrained_detector(tiny_parameters, image)
     run = open_run(tiny_parameters(which="hyperprior_with_obj_features", max_steps=1))
     train.train(run, *load_splits(run.parameters))
     assert isinstance(roic.load_codec(run.weights).detector, HookedDetector)
+
+
+@pytest.mark.filterwarnings("ignore:.*can run code")
+def test_a_run_codes_with_the_detector_that_its_parameters_name(tiny_parameters, image, tmp_path):
+    own = other_detector(tmp_path)
+    options = {"which": "hyperprior_with_obj_features", "max_steps": 1}
+    run = open_run(tiny_parameters(detector_weights=str(own), **options))
+    train.train(run, *load_splits(run.parameters))
+    stream = run.codec().encode(image)
+    assert roic.load_codec(run.weights, detector=own).encode(image) == stream
+    stranger = roic.load_codec(run.weights)
+    assert "other.pt, and a detector's file can run code" in refusal(stranger.encode, image)
+    assert stranger.decode(stream).shape == image.shape
 
 
 def test_weights_that_are_none_are_named(tmp_path):

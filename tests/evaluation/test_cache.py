@@ -188,7 +188,7 @@ def test_other_code_or_precision_is_another_point(points, tmp_path, monkeypatch)
         assert [points[0].key() != ours, points[-1].key() != theirs] == changed
         path.write_text(content)
         cache._code.cache_clear()
-    codec = cache._codec(points[0].weights, "cpu")
+    codec = cache._codec(points[0].weights, "cpu", None)
     monkeypatch.setattr(codec, "bf16", not codec.bf16)
     assert points[0].key() != ours
 

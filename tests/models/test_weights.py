@@ -3,18 +3,28 @@
 import json
 import pickle
 import re
+import shutil
 
 import pytest
 import torch
-from conftest import REPOSITORY, UNTRAINED, street, untrained_codec
+from conftest import REPOSITORY, UNTRAINED, refusal, street, untrained_codec
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from roilib.codecs import roic
 from roilib.models.detector import HookedDetector
-from roilib.models.weights import build_model, load_weights, read_weights, save_weights
+from roilib.models.weights import (
+    build_model,
+    detector_hash,
+    detector_of,
+    load_weights,
+    read_weights,
+    save_weights,
+)
 from roilib.parameters import Parameters
 from roilib.utils.pretrained import PRETRAINED_CODECS, PRETRAINED_DETECTOR, pretrained
+
+WITH_FEATURES = {"which": "hyperprior_with_obj_features", "N": 4, "M": 6}
 
 
 def written(folder, **values):
@@ -263,6 +273,32 @@ def test_ultralytics_files_have_one_way_in():
         for text in sources.values()
         for call in re.findall(r"torch\.load\((?:[^()]|\([^()]*\))*\)", text)
     )
+
+
+def test_the_detector_that_a_weights_file_names_is_not_opened(tmp_path):
+    """Unpickled, it would run code, though the caller has named safetensors alone."""
+    (tmp_path / "d.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    codec = roic.load_codec(
+        written(tmp_path, detector_weights=str(tmp_path / "d.pt"), **WITH_FEATURES)
+    )
+    assert "if you trust it, name it (encode --detector" in refusal(codec.encode, street(0))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_detector_of_weights_is_told_by_its_content(tmp_path):
+    other = tmp_path / "d.pt"
+    other.write_bytes(b"another")
+    shutil.copy(pretrained(PRETRAINED_DETECTOR), tmp_path / "copy.pt")
+
+    def find(name, given=None):
+        p = Parameters(detector_weights=name and str(tmp_path / name), **WITH_FEATURES)
+        save_weights(tmp_path / "w.safetensors", build_model(p), p, 1, **detector_hash(p))
+        return detector_of(tmp_path / "w.safetensors", p, given)
+
+    assert [find(None), find(None, other), find("copy.pt")] == [None, None, None]
+    assert find("d.pt", other) == other
+    assert "copy.pt: not the detector that" in refusal(find, "d.pt", tmp_path / "copy.pt")
+    assert "name it" in refusal(find, "d.pt")
 
 
 def test_a_detector_file_that_names_a_missing_module_installs_nothing(tmp_path, monkeypatch):
