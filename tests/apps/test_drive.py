@@ -215,6 +215,21 @@ def test_the_first_frame_arrives_and_seeds_lose_others(sent):
     assert lost[1] != lost[2]
 
 
+def test_the_first_frame_that_is_sent_arrives_where_earlier_ones_are_dropped(tiny_kitti, tmp_path):
+    trace = tmp_path / "tunnel.csv"
+    trace.write_text("time_s,mbit_s\n0,0\n0.15,1\n")
+    options = {"loss": 0.95, "seeds": (0, 1, 2), "codecs": ("x264 ultrafast live",)}
+    plan = Plan(trace=str(trace), latency_ms=1, **options)
+    labels = tiny_kitti / "training" / "label_2"
+    records, _ = drive.send(Drive(tiny_kitti, boxes=labels, count=4), drive.transmissions(plan))
+    lossy = records[records["network"] == "lossy"].set_index(["codec", "frame"]).sort_index()
+    for codec, rows in lossy.groupby("codec"):
+        first = rows[~rows["dropped"]].index[0][1]
+        assert first > 0
+        assert not rows.loc[(codec, first), "lost"].any()
+        assert rows.loc[(codec, first + 1), "lost"].any()
+
+
 def test_a_receiver_that_shows_the_same_measures_the_same(sent):
     _, records, _ = sent
     whole = records[records["network"] == "whole"].set_index(["codec", "frame"])

@@ -5,8 +5,8 @@
 
 A frame that does not fit is dropped, and one that takes longer than the latency is late; both are
 counted. A receiver that gets no picture shows the last one again, and this is measured; before the
-first picture it shows grey. No packet of the first frame is lost, so that grey is never measured
-because of a loss. ROI and background are the pixels inside and outside the true boxes.
+first picture it shows grey. The first frame that is sent loses no packet, so that no loss causes
+grey to be measured. ROI and background are the pixels inside and outside the true boxes.
 """
 
 import math
@@ -94,6 +94,7 @@ class Transmission:
 
     def __init__(self, sender: Sender, plan: Plan, link: str):
         self.sender, self.link, self.receiver = sender, link, Receiver(sender)
+        self.first: int | None = None  # number of the first frame that was sent
         seeds = plan.seeds if plan.loss else ()
         self.lossy = {seed: (Loss(plan.loss, plan.burst, seed), Receiver(sender)) for seed in seeds}
 
@@ -108,6 +109,8 @@ class Transmission:
         budget, start = self.sender.budget(now), time.perf_counter()
         data = self.sender.encode(frame.image, frame.boxes, now) if budget > 0 else None
         encode_ms, size = 1000 * (time.perf_counter() - start), len(data or b"")
+        if self.first is None and data is not None:
+            self.first = number
         delivery = NOT_SENT if data is None else asdict(self.sender.bucket.send(now, size))
         record = {
             "link": self.link,
@@ -148,7 +151,7 @@ class Transmission:
     ) -> dict:
         """Show what arrives with the losses of `seed`; decoded: the frame if nothing is lost."""
         loss, receiver = self.lossy[seed]
-        arrives = loss.arrives(number, len(data or b"")) or number == 0
+        arrives = loss.arrives(number, len(data or b"")) or number == self.first
         if data is None or not arrives:
             decoded = None
         elif receiver.decode != self.receiver.decode:  # it depends on the frames before

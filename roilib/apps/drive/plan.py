@@ -29,8 +29,8 @@ class Plan:
             to 0, none; default -0.2. Intra codecs halve it, then drop it, where a frame does not
             fit
         keyint: frames from keyframe to keyframe of a live encoder; default 20
-        loss: probability that a packet is lost, except those of the first frame; 0 simulates no
-            losses; default 0.01
+        loss: probability that a packet is lost, except those of the first frame that is sent; 0
+            simulates no losses; default 0.01
         burst: mean number of packets lost in a row; default: losses are independent
         seeds: random seeds of the losses; each has a receiver of its own; default 0 1 2
         tune: which pretrained weights, as for `roilib encode`; default rgb
