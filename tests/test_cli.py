@@ -13,6 +13,7 @@ import pytest
 from conftest import REPOSITORY, UNTRAINED, street, untrained_codec
 from PIL import Image
 
+from roilib.apps import transcode
 from roilib.cli import main
 from roilib.codecs.roic import load_codec
 from roilib.datasets.images import read_picture
@@ -378,12 +379,35 @@ def test_tracking_labels_of_a_sequence(pictures, weights, tmp_path, capsys):
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     found = [r["boxes"] for r in records]  # of frames 1, 2 and 10
     assert found == [[[10, 50, 58, 80, 1.0]], [], [[20, 50, 58, 80, 1.0]]]
+    last, out = str(pictures / "frame_10.png"), str(tmp_path / "last.roic")
+    assert main(["encode", last, out, *options]) == 0  # a single picture
+    assert json.loads(capsys.readouterr().out)["boxes"] == [[20, 50, 58, 80, 1.0]]
     (tmp_path / "one.json").write_text("[]")
     words = ["encode", pictures, tmp_path / "b", "--boxes", tmp_path / "one.json", *weights]
     refused(capsys, words, "one.json: boxes of one picture, but there are 3")
     (tmp_path / "0000.txt").write_text(row.format(0, 10) + row.format(11, 20))
     words = ["encode", pictures, tmp_path / "b", "--boxes", tmp_path / "0000.txt", *weights]
     refused(capsys, words, "0000.txt: no frame of", "is in these labels")
+
+
+def test_pictures_of_two_cameras_do_not_share_tracking_labels(pictures, weights, tmp_path, capsys):
+    (tmp_path / "0000.txt").write_text(f"1 0 Car 0 0 -10 10 50 58 80{' 0' * 7}\n")
+    (pictures / "frame_2.png").rename(pictures / "right_1.png")
+    words = ["encode", pictures, tmp_path / "b", "--boxes", tmp_path / "0000.txt", *weights]
+    refused(capsys, words, "0000.txt: two pictures of one frame number")
+
+
+def test_tracking_labels_are_read_once(pictures, tmp_path, monkeypatch):
+    (tmp_path / "0000.txt").write_text(f"1 0 Car 0 0 -10 10 50 58 80{' 0' * 7}\n")
+    sizes = []
+    read = transcode.read_tracking
+    monkeypatch.setattr(
+        transcode, "read_tracking", lambda path, size=None: sizes.append(size) or read(path, size)
+    )
+    files = sorted(pictures.glob("frame_*.png"))
+    find = transcode.boxes_of(files, tmp_path / "0000.txt")
+    assert [len(find(path, (96, 160))) for path in files] == [1, 0, 0]
+    assert sizes == [None, (96, 160)]
 
 
 def test_evaluate_measures_a_folder(pictures, weights, tmp_path, capsys):

@@ -4,8 +4,8 @@ Job ──► picture ──► boxes: a file's, a detector's or none ──► 
 Job ──► stream ──► codec ──► picture ──► file
 """
 
+import functools
 import io
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,11 +19,12 @@ from roilib.apps.files import PICTURES, SOFTWARE, STANDARD, Job, describe, name_
 from roilib.codecs import roic
 from roilib.codecs.codec import Codec
 from roilib.codecs.container import Header
-from roilib.datasets.boxes import box_file, is_tracking, read_boxes, read_tracking
+from roilib.datasets.boxes import box_file, by_frame, is_tracking, read_boxes, read_tracking
 from roilib.datasets.images import read_picture
 from roilib.models.detector import HookedDetector
 
 Regions = Callable[[Path, np.ndarray], Sequence]  # picture's file and pixels → its boxes
+FindBoxes = Callable[[Path, tuple[int, int]], np.ndarray]  # file, height and width → its boxes
 
 
 def regions_of(
@@ -55,9 +56,7 @@ def regions_of(
     return lambda path, image: ()
 
 
-def boxes_of(
-    pictures: Sequence[Path], boxes: Path, box_format: str | None = None
-) -> Callable[[Path, tuple[int, int]], np.ndarray]:
+def boxes_of(pictures: Sequence[Path], boxes: Path, box_format: str | None = None) -> FindBoxes:
     """Return a function that reads a picture's boxes, given its file and its height and width.
 
     boxes: a box file of one picture, a folder of box files named like the pictures, or a file of
@@ -69,22 +68,27 @@ def boxes_of(
         return lambda path, size: read_boxes(files[path], size, box_format)
     if not boxes.is_file():
         raise ValueError(f"{boxes}: no such file or folder")
-    if len(pictures) == 1:
-        return lambda path, size: read_boxes(boxes, size, box_format)
-    if not is_tracking(boxes):
+    if is_tracking(boxes):
+        return _tracked_boxes(pictures, boxes)
+    if len(pictures) > 1:
         raise ValueError(f"{boxes}: boxes of one picture, but there are {len(pictures)}")
-    frames = {path: re.search(r"(\d+)$", path.stem) for path in pictures}
-    for path, number in frames.items():
-        if not number:
-            raise ValueError(f"{path}: no frame number at the end of its name, as {boxes} needs")
-    if read_tracking(boxes).keys().isdisjoint(int(number[1]) for number in frames.values()):
-        raise ValueError(f"{boxes}: no frame of {pictures[0]} or the others is in these labels")
+    return lambda path, size: read_boxes(boxes, size, box_format)
 
-    def tracked(path: Path, size: tuple[int, int]) -> np.ndarray:
-        found = read_tracking(boxes, size).get(int(frames[path][1]))
-        return np.zeros((0, 4), np.float32) if found is None else found[1]
 
-    return tracked
+def _tracked_boxes(pictures: Sequence[Path], labels: Path) -> FindBoxes:
+    """Return a function that finds a picture's boxes in KITTI tracking labels, as `boxes_of`."""
+    frames = {
+        path: frame for frame, path in by_frame(labels, {p: p.stem for p in pictures}).items()
+    }
+    for path in pictures:
+        if path not in frames:
+            raise ValueError(f"{path}: no frame number at the end of its name, as {labels} needs")
+    if read_tracking(labels).keys().isdisjoint(frames.values()):
+        others = " or the others" if len(pictures) > 1 else ""
+        raise ValueError(f"{labels}: no frame of {pictures[0]}{others} is in these labels")
+    tracked = functools.cache(functools.partial(read_tracking, labels))  # by a picture's size
+    nothing = ([], np.zeros((0, 4), np.float32))
+    return lambda path, size: tracked(size).get(frames[path], nothing)[1]
 
 
 def read(path: Path, depth: int | None = None, content: bytes | None = None) -> np.ndarray:

@@ -16,10 +16,12 @@ coordinates that all lie in 0 … 1, and boxes outside the picture. Warnings nam
 outside, and detections of low confidence.
 """
 
+import re
 import reprlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +33,7 @@ LEAST_WITHIN = 0.5  # share of a box in the picture; labels of a larger picture 
 UNSURE = 0.1  # confidence of a detection; files made to measure a detector go down to 0.001
 MAX_COORDINATE = 1e6  # pixels; float32 still resolves sixteenths of a pixel there
 
+Key = TypeVar("Key")
 Labels = tuple[list[str], np.ndarray]  # class names and boxes (K, 4), or (K, 5) with importance
 
 
@@ -112,6 +115,19 @@ def read_tracking(path: Path, size: Size | None = None) -> dict[int, Labels]:
         return {f: _checked(path, formats.kitti(own), size) for f, own in frames.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def by_frame(labels: Path, names: Mapping[Key, str]) -> dict[int, Key]:
+    """Return pictures by frame number, for a file of KITTI tracking labels.
+
+    names: the pictures' names without suffixes; the number is at the end. Pictures without one are
+    left out. Raises ValueError naming `labels` for two pictures of one number.
+    """
+    numbers = {key: re.search(r"\d+$", name) for key, name in names.items()}
+    frames = {int(number[0]): key for key, number in numbers.items() if number}
+    if len(frames) < sum(number is not None for number in numbers.values()):
+        raise ValueError(f"{labels}: two pictures of one frame number")
+    return frames
 
 
 def is_tracking(path: Path) -> bool:

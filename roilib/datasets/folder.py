@@ -13,7 +13,6 @@ A picture without a label file has no objects. Files that begin with a dot are i
 """
 
 import os
-import re
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from roilib.datasets.boxes import Labels, is_tracking, read_labels, read_tracking
+from roilib.datasets.boxes import Labels, by_frame, is_tracking, read_labels, read_tracking
 from roilib.datasets.images import Sample, is_turned, picture_size
 from roilib.utils.files import PICTURE_SUFFIXES, picture_files, read_text, visible_files
 
@@ -102,10 +101,7 @@ def _check_classes(path: Path, names: list[str], known: tuple[str, ...]) -> None
 
 def _by_frame(path: Path, images: dict[str, Path], sizes: dict) -> dict[str, Labels]:
     """The objects of a sequence by picture."""
-    numbers = {id: re.search(r"\d+$", id) for id in images}
-    frames = {int(number[0]): id for id, number in numbers.items() if number}
-    if len(frames) < sum(number is not None for number in numbers.values()):
-        raise ValueError(f"{path}: two pictures of one frame number")
+    frames = by_frame(path, {id: id for id in images})
     tracked = read_tracking(path, next(iter(sizes.values())))
     for frame in tracked:
         if frame not in frames:
