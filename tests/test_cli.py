@@ -520,6 +520,18 @@ def test_compare_names_the_picture_that_does_not_fit(picture, weights, tmp_path,
     assert f"roilib compare: {picture}: max_bytes=5" in capsys.readouterr().err
 
 
+def test_compare_leaves_out_a_codec_for_which_the_picture_is_too_small(weights, tmp_path, capsys):
+    picture = tmp_path / "small.png"
+    Image.fromarray(street(0)[:8, :40]).save(picture)
+    (tmp_path / "boxes.json").write_text("[]")
+    words = ["compare", str(picture), "--boxes", str(tmp_path / "boxes.json"), *weights]
+    why = r"x265 \+ ROI is left out: x265 codes pictures of at least 16x16 pixels, not of 40x8"
+    with pytest.warns(UserWarning, match=why):
+        assert main([*words, "--json", "--out", str(tmp_path / "compared.png")]) == 0
+    names = [json.loads(line)["codec"] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["roi_vbr", "JPEG", "AVIF", "x264 + ROI"]
+
+
 def test_compare_says_too_what_has_no_effect(picture, weights, tmp_path, capsys):
     (tmp_path / "boxes.json").write_text("[[10, 50, 58, 80]]")
     words = ["compare", str(picture), "--boxes", str(tmp_path / "boxes.json"), *weights]

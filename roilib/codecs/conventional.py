@@ -23,6 +23,7 @@ from roilib.codecs.rate_search import highest_within
 from roilib.codecs.video import (
     SVT_AV1,
     WITH_ROI,
+    check_size,
     decode_frame,
     encode_frame,
     padded_to_even,
@@ -121,8 +122,9 @@ class ConventionalCodec:
     def encode(
         self, image: np.ndarray, boxes: Sequence = (), *, quality: float, qoffset: float = 0.0
     ) -> bytes:
-        """Code a picture, uint8 (H, W, 3), at this quality."""
+        """Code a picture, uint8 (H, W, 3), at this quality. Raises TooSmall as `check_size`."""
         if self.is_video:
+            self.check_size(*image.shape[:2])
             prefix = b""
             if self.is_padded:
                 image, prefix = padded_to_even(image)
@@ -143,6 +145,10 @@ class ConventionalCodec:
         file = io.BytesIO()
         Image.fromarray(image).save(file, self.format, quality=quality, **options)
         return file.getvalue()
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise TooSmall, a ValueError, for a picture that the encoder does not take."""
+        check_size(self.format, height, width, self.is_padded)
 
     def decode(self, data: bytes) -> np.ndarray:
         """Decode a stream that `encode` returned."""

@@ -30,11 +30,28 @@ PARAMETERS = {
     "x265": "keyint=1:info=0:aq-mode=1:aq-strength=0.01:psy-rd=0:psy-rdoq=0:log-level=none",
     SVT_AV1: "avif=1:tune=1",  # one still picture, tuned for PSNR
 }
+LEAST_SIDES = {"x265": 16, SVT_AV1: 4}  # pixels of the smallest pictures that they code
 DECODERS = {"x264": "h264", "x265": "hevc", SVT_AV1: "libdav1d"}
 SEI = {"x264": lambda header: header & 31 == 6, "x265": lambda header: header >> 1 & 63 in (39, 40)}
 QPS = 51  # from the best to the worst; a quantiser offset of 1 is so many
 BAND = 32  # rows
 CHROMA_SHIFT = 127.5  # compressai's chroma is centred on 0.5, 8-bit video's on 128: 128 - 0.5
+
+
+class TooSmall(ValueError):
+    """A picture is smaller than the smallest one that its encoder takes."""
+
+
+def check_size(codec: str, height: int, width: int, padded: bool = False) -> None:
+    """Raise TooSmall for a picture that an encoder does not take.
+
+    padded: the picture passes `padded_to_even` first.
+    """
+    least = LEAST_SIDES.get(codec, 1) - padded
+    if min(height, width) < least:
+        raise TooSmall(
+            f"{codec} codes pictures of at least {least}x{least} pixels, not of {width}x{height}"
+        )
 
 
 def to_yuv(image: np.ndarray) -> np.ndarray:

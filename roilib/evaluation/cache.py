@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,6 +27,7 @@ from roilib.codecs.codec import Codec
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.registry import codec_name
 from roilib.codecs.roic import load_codec
+from roilib.codecs.video import TooSmall
 from roilib.datasets.dataset import RoiDataset
 from roilib.datasets.images import Sample
 from roilib.engines.runs import Run
@@ -174,14 +175,15 @@ def tasks(
 
     Runs and weights files ("shipped": ours) are measured at the `trained_settings` of lmbdas and
     alphas, each conventional codec at its grid of `quality` and `qoffset`. With detectors the
-    uncompressed pictures are measured too. Raises ValueError for invalid settings, and where there
-    is nothing to measure.
+    uncompressed pictures are measured too. Raises ValueError for invalid settings, for a picture
+    that is too small for a codec, and where there is nothing to measure.
     """
     for check, values in ((quality_index, lmbdas), (alpha_index, alphas)):
         for value in values:
             check(value)
     _check_trainings(runs)
     grids = {name: conventional_settings(name, grid) for name, grid in (conventional or {}).items()}
+    _check_sizes(data, grids)
     models = [_run_model(run) for run in runs] + [_weights_model(name) for name in weights]
     ours = [
         (setting, model) for p, model in models for setting in trained_settings(p, lmbdas, alphas)
@@ -221,6 +223,18 @@ def _check_trainings(runs: Sequence[Run]) -> None:
                 "points of one curve: name those to measure in runs, or give each a logdir"
             )
         found[key] = run
+
+
+def _check_sizes(data: RoiDataset, conventional: Iterable[str]) -> None:
+    """Raise ValueError naming a picture that is too small for one of the conventional codecs."""
+    codecs = [ConventionalCodec(name) for name in conventional]
+    for i, sample in enumerate(data.samples if codecs else ()):
+        size = data.size(i)
+        for codec in codecs:
+            try:
+                codec.check_size(*size)
+            except TooSmall as error:
+                raise ValueError(f"{sample.path}: {error}") from None
 
 
 def _check_boxes(data: RoiDataset, settings: Sequence[Setting]) -> None:

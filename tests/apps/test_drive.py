@@ -7,6 +7,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import refusal
 from PIL import Image
 
 from roilib.apps.drive import drive, report, senders
@@ -116,6 +117,14 @@ def test_a_lost_frame_hurts_until_the_next_keyframe_or_itself_alone(codec):
 
     assert different("intra") == [2]
     assert different("live") == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", ["intra", "live"])
+def test_frames_too_small_for_an_encoder_are_refused_in_a_line(kind):
+    name = f"x265 ultrafast {kind}"
+    sender = senders.conventional_sender(name, Bucket(constant(0.5), 10, 200), -0.2, 20)
+    said = refusal(sender.encode, np.zeros((8, 40, 3), np.uint8), np.zeros((0, 4)), 0.0)
+    assert said == "x265 codes pictures of at least 16x16 pixels, not of 40x8"
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])

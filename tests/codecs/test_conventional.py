@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import street
+from conftest import refusal, street
 
 from roilib.codecs.conventional import STILL, ConventionalCodec
 from roilib.codecs.protocol import DoesNotFit
@@ -115,6 +115,22 @@ def test_colours_and_odd_sizes_come_back_at_420(name, size):
     assert decoded.shape == image.shape
     assert np.abs(decoded.astype(int) - image).max() <= 6  # another range or order would be more
     assert np.abs(decoded.astype(int) - image).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("x264 fast", 1), ("x265 fast", 16), ("x265 fast 4:2:0", 15), ("svtav1 12 4:2:0", 4)],
+)
+def test_the_smallest_picture_of_an_encoder(name, least):
+    codec = ConventionalCodec(name)
+    for size in ((least, 40), (40, least)):
+        image = smooth(*size)
+        assert codec.decode(codec.encode(image, quality=30)).shape == image.shape
+    if least > 1:
+        said = refusal(lambda: codec.encode(smooth(40, least - 1), quality=30))
+        assert said.endswith(
+            f" codes pictures of at least {least}x{least} pixels, not of {least - 1}x40"
+        )
 
 
 @pytest.mark.parametrize("name", SUBSAMPLED)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, street
+from PIL import Image
 from ultralytics import YOLO
 
 from roilib.codecs.roic import load_codec
 from roilib.datasets.dataset import RoiDataset
+from roilib.datasets.folder import folder_samples
 from roilib.datasets.kitti import kitti_samples
 from roilib.evaluation import cache
 from roilib.evaluation.cache import detector_files, measure, tasks
@@ -149,6 +151,17 @@ def test_roi_settings_need_boxes(tiny_kitti, vbr_run):
 def test_what_cannot_be_measured_is_found_before_anything_is(tiny_kitti, more, message):
     with pytest.raises(ValueError, match=message):
         tasks([], RoiDataset(kitti_samples(tiny_kitti)[:2]), **more)
+
+
+def test_a_picture_too_small_for_a_codec_is_named_before_any_is_measured(tmp_path):
+    for name, side in (("a", 40), ("b", 15)):
+        Image.fromarray(street(0)[:40, :side]).save(tmp_path / f"{name}.png")
+    data = RoiDataset(folder_samples(tmp_path)[0])
+    grid = {"quality": [30]}
+    assert len(tasks([], data, conventional={"jpeg": grid, "x265 fast 4:2:0": grid})) == 4
+    message = r"b\.png: x265 codes pictures of at least 16x16 pixels, not of 15x40$"
+    with pytest.raises(ValueError, match=message):
+        tasks([], data, conventional={"jpeg": grid, "x265 fast": grid})
 
 
 def test_workers_end_with_the_process_that_started_them(tiny_kitti, tmp_path):

@@ -22,6 +22,7 @@ from roilib.codecs.protocol import DoesNotFit, ImageCodec
 from roilib.codecs.video import (
     DECODERS,
     WITH_ROI,
+    check_size,
     open_encoder,
     padded_to_even,
     picture_of,
@@ -93,6 +94,7 @@ class Live:
 
     def encode(self, image: np.ndarray, boxes: np.ndarray, time: float) -> bytes:
         """Code the stream's next frame, of a size that the encoder's rate control chooses."""
+        check_size(self.codec, *image.shape[:2], padded=self.subsampled)
         if self.subsampled:
             image, (self.padding,) = padded_to_even(image)
         if self.bucket.link.rate(time) != self.rate:

@@ -10,6 +10,7 @@ A newer request replaces a waiting one, and stops the one being coded at its nex
 import functools
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from roilib.codecs.container import Header
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.registry import codec_label
 from roilib.codecs.roic import checked, pretrained_codec
+from roilib.codecs.video import TooSmall
 from roilib.metrics import psnr_of, regions, squared_errors
 from roilib.roi import roi_mask
 
@@ -123,10 +125,19 @@ class Coder:
         return result
 
     def compare(self, request: Request) -> list[Coded]:
-        """Code a picture by our codec, and by every conventional one at no more bytes."""
+        """Code a picture by our codec, and by every conventional one at no more bytes.
+
+        Warns of a codec for which the picture is too small, and leaves it out.
+        """
         image, boxes = self._seen(request)
         stream, ours = self._coded(image, boxes, request)
-        return [ours, *(code_within(image, boxes, name, stream) for name in CONVENTIONAL)]
+        coded = [ours]
+        for name in CONVENTIONAL:
+            try:
+                coded.append(code_within(image, boxes, name, stream))
+            except TooSmall as error:
+                warnings.warn(f"{CONVENTIONAL[name]} is left out: {error}", stacklevel=2)
+        return coded
 
     def _seen(self, request: Request) -> tuple[np.ndarray, Sequence]:
         """Return a request's picture and its boxes."""
