@@ -484,9 +484,10 @@ def test_a_person_who_looks_on_sees_progress(pictures, weights, tmp_path, capsys
     assert "3/3" in capsys.readouterr().err
 
 
-def test_a_turned_photograph_is_said(tmp_path, weights, capsys):
+@pytest.mark.parametrize("orientation", [3, 6])  # upside down, turned by a quarter
+def test_a_turned_photograph_is_said(tmp_path, weights, capsys, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = orientation
     Image.fromarray(street(0)).save(tmp_path / "a.jpg", exif=exif)
     (tmp_path / "a.json").write_text("[[10, 50, 58, 80]]")
     words = ["encode", str(tmp_path / "a.jpg"), str(tmp_path / "a.roic"), *weights]

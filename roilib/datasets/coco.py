@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from roilib.datasets.boxes import checked_box
-from roilib.datasets.images import Sample, is_turned, picture_size
+from roilib.datasets.images import Sample, is_turned, picture_size, swaps_sides
 from roilib.utils.files import read_text
 
 LEAST_CROSSING = 2  # boxes over the border that are believed in any data set
@@ -81,6 +81,7 @@ def coco_samples(
         _check_boxes(rows, sizes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    _warn_of_turned(path, [(file, pictures[id]) for id, file in files.items() if rows[id]])
     return [_sample(id, file, rows[id]) for id, file in files.items()], classes
 
 
@@ -129,6 +130,26 @@ def _check_boxes(rows: dict[int, list[tuple]], sizes: dict[int, tuple[int, int]]
         raise ValueError(
             f"{crossing} of {count} boxes reach over the border of their pictures; "
             "COCO's are x, y, width, height, not the corners"
+        )
+
+
+def _warn_of_turned(path: Path, labelled: Iterable[tuple[Path, _Picture]]) -> None:
+    """Warn of pictures with objects that EXIF turns, unless their sizes tell how boxes are meant.
+
+    labelled: files of pictures with objects, and what the annotations say of each.
+    """
+    turned = [
+        file
+        for file, picture in labelled
+        if file.suffix.lower() != ".png"  # cameras write no PNG
+        and is_turned(file)
+        and not (swaps_sides(file) and picture.width != picture.height)
+    ]
+    if turned:
+        warnings.warn(
+            f"{path}: EXIF turns {len(turned)} of its pictures, as {turned[0]}, but boxes are "
+            "taken to be in the stored pixels",
+            stacklevel=3,
         )
 
 
@@ -200,7 +221,7 @@ def _checked_size(file: Path, picture: _Picture, path: Path) -> tuple[int, int]:
     if None in stored or stored == (height, width):
         return height, width
     hint = ""
-    if stored == (width, height) and is_turned(file):
+    if stored == (width, height) and swaps_sides(file):
         hint = "; EXIF turns it: its boxes are those of the turned picture, so save it turned"
     raise ValueError(
         f"{file}: {width}x{height} pixels, but {path.name} says "

@@ -20,7 +20,9 @@ from torchvision.transforms.v2 import functional as F
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")  # EPS would start Ghostscript
 LEAST_BITS = 15  # 16-bit pictures of which all values need fewer bits probably hold fewer
-EXIF_ORIENTATION = 0x0112  # 5 to 8: the picture is shown turned by a quarter
+EXIF_ORIENTATION = 0x0112
+TURNED = range(2, 9)  # values of EXIF's orientation: the picture is shown turned or mirrored
+SWAPPED = range(5, 9)  # by a quarter, so that width and height change places
 
 # Once, and not around each opening: threads that open pictures would restore each other's filters.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -111,9 +113,18 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def is_turned(path: Path) -> bool:
+    """Whether EXIF says that the picture is shown turned, upside down or mirrored."""
+    return _orientation(path) in TURNED
+
+
+def swaps_sides(path: Path) -> bool:
     """Whether EXIF says that the picture is shown turned by a quarter."""
+    return _orientation(path) in SWAPPED
+
+
+def _orientation(path: Path) -> int | None:
     with _opened(path) as picture:
-        return picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        return picture.getexif().get(EXIF_ORIENTATION)
 
 
 @contextmanager

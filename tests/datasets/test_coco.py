@@ -121,10 +121,10 @@ def test_equal_ids_of_train_and_val_stay_apart(tmp_path):
 # Sizes
 
 
-def turned(root):
-    """A picture that is stored as 160x96 and shown as 96x160."""
+def turned(root, orientation=6):
+    """A picture that is stored as 160x96 and, turned by a quarter, shown as 96x160."""
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     Image.fromarray(street(5)).save(root / "val2017" / "000000000005.jpg", exif=exif)
 
 
@@ -154,6 +154,26 @@ def test_a_size_that_exif_swaps_is_explained(tiny_coco):
     turned(tiny_coco)
     edit(val(tiny_coco), lambda c: c["images"][0].update(width=96, height=160))
     assert "EXIF turns it" in refusal(coco_samples, tiny_coco, "val")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "is_said"),
+    [
+        (1, (160, 96), False),
+        (3, (160, 96), True),
+        (3, (None, None), True),
+        (6, (160, 96), False),  # the stored size, so its boxes are those of the stored picture
+        (6, (None, None), True),
+    ],
+)
+def test_labels_of_a_picture_that_exif_turns_are_said(
+    tiny_coco, recwarn, orientation, size, is_said
+):
+    turned(tiny_coco, orientation)
+    edit(val(tiny_coco), lambda c: c["images"][0].update(width=size[0], height=size[1]))
+    coco_samples(tiny_coco, "val")
+    said = [str(w.message) for w in recwarn if "EXIF turns 1 of its pictures, as" in str(w.message)]
+    assert len(said) == is_said
 
 
 # Pictures

@@ -104,10 +104,13 @@ def test_yolos_labels_and_class_names(tmp_path, names, wanted):
     assert len(second.boxes) == 0
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.tiff", "a.webp"])
-def test_labels_of_a_picture_that_exif_turns_are_said(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "orientation"),
+    [("a.jpg", 6), ("a.tiff", 6), ("a.webp", 6), ("a.jpg", 2), ("a.jpg", 3), ("a.jpg", 4)],
+)
+def test_labels_of_a_picture_that_exif_turns_are_said(tmp_path, name, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     Image.fromarray(street(0)).save(tmp_path / name, exif=exif)
     assert len(folder_samples(tmp_path)[0]) == 1  # without labels nothing can be wrong
     (tmp_path / "a.txt").write_text("0 0.5 0.5 0.25 0.5")
