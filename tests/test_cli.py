@@ -18,7 +18,12 @@ from roilib.cli import main
 from roilib.codecs.roic import load_codec
 from roilib.datasets.images import read_picture
 from roilib.models.weights import save_weights
-from roilib.utils.pretrained import PRETRAINED_CODECS, PRETRAINED_DETECTOR, pretrained
+from roilib.utils.pretrained import (
+    PRETRAINED_BASELINE,
+    PRETRAINED_CODECS,
+    PRETRAINED_DETECTOR,
+    pretrained,
+)
 
 WITH_FEATURES = {"which": "hyperprior_with_obj_features", "N": 4, "M": 6}
 
@@ -512,6 +517,19 @@ def test_settings_without_effect_are_said(picture, weights, tmp_path, capsys, op
     options = [option.format(tmp=tmp_path) for option in options]
     assert main(["encode", str(picture), str(tmp_path / "a.roic"), *options, *weights]) == 0
     assert said in capsys.readouterr().err
+
+
+def test_settings_without_effect_on_weights_of_one_rate_are_said(picture, tmp_path, capsys):
+    (tmp_path / "boxes.json").write_text("[[10, 50, 58, 80]]")
+    weights = ["--weights", str(pretrained(PRETRAINED_BASELINE))]
+    options = ["--boxes", str(tmp_path / "boxes.json"), *weights]
+    for words in (["encode", str(picture), str(tmp_path / "a.roic")], ["compare", str(picture)]):
+        assert main([*words, *options, "--lmbda", "0.05", "--alpha", "0.7"]) == 0
+        said = capsys.readouterr().err
+        for name in ("lmbda", "alpha"):
+            assert f"roilib {words[0]}: --{name} has no effect with weights of one rate" in said
+        assert main([*words, *options]) == 0
+        assert capsys.readouterr().err == ""
 
 
 def test_compare_names_the_picture_that_does_not_fit(picture, weights, tmp_path, capsys):

@@ -19,6 +19,7 @@ from roilib.utils.files import PICTURE_SUFFIXES
 
 Tune = Literal["rgb", "yuv"]
 File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # "-" is standard input or output
+ONE_RATE = "with weights of one rate: the λ and α of their training are used"
 
 
 def encode(
@@ -102,6 +103,7 @@ def encode(
         sources, boxes, box_format, detect, detector, confidence, classes
     )
     codec = load_codec(weights, device, precision, tune, detector)
+    note_ignored("encode", codec.variable_rate, ONE_RATE, lmbda=lmbda, alpha=alpha)
     setting = {
         "lmbda": DEFAULT_LMBDA if lmbda is None else lmbda,
         "alpha": DEFAULT_ALPHA if alpha is None else alpha,
@@ -198,7 +200,7 @@ def compare(
     confidence: float | None = None,
     classes: str | None = None,
     lmbda: float | None = None,
-    alpha: float = 0.9,
+    alpha: float | None = None,
     max_bytes: int | None = None,
     tune: Tune = "rgb",
     weights: Path | None = None,
@@ -244,13 +246,17 @@ def compare(
     from roilib.apps import compare as comparison
     from roilib.apps import transcode
     from roilib.apps.playground.coding import Coder
-    from roilib.codecs.codec import DEFAULT_LMBDA
+    from roilib.codecs.codec import DEFAULT_ALPHA, DEFAULT_LMBDA
     from roilib.codecs.roic import load_codec
 
     options = (boxes, box_format, not boxes, detector, confidence, classes)
     regions = transcode.regions_of([picture], *options)
     coder = Coder(load_codec(weights, device, tune=tune, detector=detector))
-    knobs = {"lmbda": DEFAULT_LMBDA if lmbda is None else lmbda, "alpha": alpha}
+    note_ignored("compare", coder.codec.variable_rate, ONE_RATE, lmbda=lmbda, alpha=alpha)
+    knobs = {
+        "lmbda": DEFAULT_LMBDA if lmbda is None else lmbda,
+        "alpha": DEFAULT_ALPHA if alpha is None else alpha,
+    }
     coded, rows = comparison.compare(picture, regions, coder, **knobs, max_bytes=max_bytes)
     if out:
         io.write_bytes(out, transcode.picture_bytes(out, rows))

@@ -19,7 +19,7 @@ from roilib.cli import main
 from roilib.codecs.conventional import ConventionalCodec
 from roilib.metrics import psnr_from_mse, regions, squared_errors, yuv_psnrs
 from roilib.utils import notebooks
-from roilib.utils.pretrained import PRETRAINED_CODECS, pretrained
+from roilib.utils.pretrained import PRETRAINED_BASELINE, PRETRAINED_CODECS, pretrained
 
 NAME = "x264 ultrafast intra"
 MBIT = 0.09  # 1,125 bytes a frame: 0.6 bpp of the small pictures
@@ -418,6 +418,10 @@ def test_frames_that_do_not_go_together_are_named_before_any_is_coded(tmp_path):
     [
         ({"mbit": [2.0], "trace": "TRACE"}, "mbit has no effect with trace"),
         ({"burst": 3.0, "loss": 0.0}, "burst has no effect with loss=0"),
+        (
+            {"alpha": 0.7, "weights": str(pretrained(PRETRAINED_BASELINE))},
+            "alpha has no effect with weights of one rate",
+        ),
     ],
 )
 def test_settings_of_a_drive_without_effect_are_said(tmp_path, options, said):

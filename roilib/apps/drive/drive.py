@@ -170,6 +170,8 @@ def transmissions(plan: Plan) -> list[Transmission]:
     if plan.burst is not None and not plan.loss:
         warnings.warn("burst has no effect with loss=0", stacklevel=2)
     codec = load_codec(plan.weights, tune=plan.tune)
+    if plan.alpha != Plan.alpha and not codec.variable_rate:
+        warnings.warn("alpha has no effect with weights of one rate", stacklevel=2)
     default = CODECS_AT_420 if codec.name == TUNED_FOR_YUV else CODECS
     names = default if plan.codecs is None else plan.codecs
     if len(set(names)) < len(names):
