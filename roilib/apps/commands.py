@@ -62,7 +62,8 @@ def encode(
         lmbda: quality: 0.0004 (fewest bytes) to 0.12 (best picture); default 0.012
         alpha: ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
             default 0.9
-        max_bytes: largest size of a stream; the largest lmbda that fits is used
+        max_bytes: largest size of a stream; lmbda is chosen so that a stream takes about 99 % of
+            it or more, or where none does, it is the largest that fits
         tune: which pretrained weights: rgb, where red, green and blue count alike; yuv, where luma
             counts most, and chroma at half the size, as in video at 4:2:0; default rgb
         weights: a trained model's weights.safetensors; default: the pretrained ones of --tune
@@ -226,7 +227,7 @@ def compare(
         lmbda: quality of our codec: 0.0004 (fewest bytes) to 0.12 (best picture); default 0.012
         alpha: ROI strength: 0.5 treats all pixels alike, 1 gives all quality to the boxes;
             default 0.9
-        max_bytes: largest size of our stream; the largest lmbda that fits is used
+        max_bytes: largest size of our stream; lmbda is chosen as for encode
         tune: as for encode
         weights: a trained model's weights.safetensors; default: the pretrained ones of --tune
         device: torch device, such as cpu or cuda; default cpu

@@ -93,10 +93,12 @@ class Codec:
         lmbda: float = DEFAULT_LMBDA,
         alpha: float = DEFAULT_ALPHA,
     ) -> bytes:
-        """Code a picture with the largest λ that fits into `max_bytes`.
+        """Code a picture in at most `max_bytes`.
 
-        lmbda: where the search begins. It computes the bytes of a λ from the probability tables,
-        without coding. Raises DoesNotFit where even the smallest stream is larger.
+        λ is one whose stream takes about 99 % of `max_bytes` or more, or where none does, the
+        largest that fits. lmbda: where the search begins. It computes the bytes of a λ from the
+        probability tables, without coding. Raises DoesNotFit where even the smallest stream is
+        larger.
         """
         if not (isinstance(max_bytes, Real) and max_bytes >= 1):
             raise ValueError(f"max_bytes is at least 1, not {max_bytes!r}")

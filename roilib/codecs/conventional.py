@@ -178,7 +178,7 @@ class ConventionalCodec:
         qoffset: float = 0.0,
         before_each: Callable[[], None] = lambda: None,
     ) -> Found:
-        """Find the best quality that takes at most `max_bytes`, or the worst where none does.
+        """Find the quality for `max_bytes` as `highest_within`, or the worst where none fits.
 
         before_each: called before each encoding; an exception that it raises ends the search.
         """

@@ -1,4 +1,4 @@
-"""Find the highest quality whose stream fits a byte budget."""
+"""Find a quality whose stream nearly fills a byte budget, or the highest one that fits."""
 
 import math
 from collections.abc import Callable
@@ -16,9 +16,10 @@ def highest_within(
     top: int = Q_MAX,
     slope: float = 0.5 / STEPS_PER_OCTAVE,
 ) -> int:
-    """Find the highest index in 0 … top whose `size` is at most `limit` bytes; 0 if none fits.
+    """Find an index in 0 … top whose `size` is at most `limit` bytes; 0 if none fits.
 
-    An index whose size is within 1 % below the limit is taken at once. `size` must rise with the
+    The first index that is seen to take about 99 % of the limit or more is returned, though a
+    higher one may fit; where there is none, the highest that fits. `size` must rise with the
     index. The search follows a line through the logarithms of the sizes seen so far, beginning at
     `start`, and stays between the highest index that fits and the lowest that does not.
     slope: the octaves of size that one index is assumed to add before two sizes are known.

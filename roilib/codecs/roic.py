@@ -103,7 +103,8 @@ def encode(
     (K, 4) x0, y0, x1, y1 in pixels, or (K, 5) with importance in (0, 1].
     lmbda in [0.0004, 0.12]: larger is better and bigger. alpha in [0, 1]: 1 gives all quality to
     the boxes, 0.5 treats all pixels alike. Models of one rate keep the λ and α of their training.
-    max_bytes: choose the largest λ whose stream is at most that long, whatever `lmbda` says.
+    max_bytes: the largest size of the stream. Whatever `lmbda` says, λ is chosen: one whose stream
+    takes about 99 % of max_bytes or more, or where none does, the largest that fits.
     model: a codec made by `load_codec`; None: the pretrained weights that `tune` names (rgb, yuv).
 
     Raises ValueError with one line for bad input, and DoesNotFit with the smallest possible size

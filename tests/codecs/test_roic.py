@@ -208,6 +208,12 @@ def test_the_highest_quality_within_a_limit_is_found_in_few_looks(bend):
     assert highest_within(size, 1e9, 10, top=99) == 99
 
 
+def test_the_search_ends_at_99_percent_of_the_limit_or_at_the_highest_that_fits():
+    assert highest_within(lambda index: 1000 + index, 1200, 195) == 195  # though 200 fits
+    assert highest_within(lambda index: 1000 + index, 1200, 180) > 180
+    assert highest_within(lambda index: 100 * 2**index, 1000, 0, top=9) == 3
+
+
 def test_without_boxes_everything_is_alike_whatever_alpha_says(vbr, image):
     symbols = [
         vbr.decode_symbols(roic.encode(image, alpha=alpha, model=vbr))[0]
