@@ -78,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("--data-root", default="data/kitti")
-    parser.add_argument("--pictures", type=int, help="swap only the first of the test pictures")
+    parser.add_argument(
+        "--pictures", type=int, help="swap only the first of the test pictures, 2 or more"
+    )
     parser.add_argument("--arms-only", action="store_true", help="leave swaps.json as it is")
     options = parser.parse_args(arguments)
     try:

@@ -52,8 +52,10 @@ def swap_records(codec: Codec, data: RoiDataset) -> list[dict]:
     """Measure every whole picture under its own hooks and under every swap.
 
     A record has image, hooks, bits, pixels, and squared errors and counts of all pixels, of the ROI
-    (`roi_sse`, `roi_count`) and of the background.
+    (`roi_sse`, `roi_count`) and of the background. Raises ValueError for fewer than two pictures.
     """
+    if len(data) < 2:
+        raise ValueError(f"the swap test needs 2 pictures or more, not {len(data)}")
     pictures = []
     for image, boxes, _ in data:
         image, boxes = image.permute(1, 2, 0).numpy(), boxes.numpy()
@@ -106,7 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", nargs="+")
     parser.add_argument("--data-root", default="data/kitti")
-    parser.add_argument("--pictures", type=int, help="only the first of the test pictures")
+    parser.add_argument(
+        "--pictures", type=int, help="only the first of the test pictures, 2 or more"
+    )
     options = parser.parse_args(arguments)
     try:
         for path in options.weights:

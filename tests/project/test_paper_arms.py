@@ -59,7 +59,7 @@ def test_rows_are_those_of_the_records_and_only_first_seeds_swap(
     write_records(tmp_path / "results", "records", records)
     folder = tmp_path / "results"
     logdir = str(runs["plain"].folder.parent)
-    words = [logdir, str(folder), "--data-root", str(tiny_kitti), "--pictures", "1"]
+    words = [logdir, str(folder), "--data-root", str(tiny_kitti), "--pictures", "2"]
     assert paper_arms.main(words) == 0
     arms, swaps = (strictly(folder / f"{name}.json") for name in ("arms", "swaps"))
     assert arms["environment"]["commit"]
@@ -79,7 +79,7 @@ def test_rows_are_those_of_the_records_and_only_first_seeds_swap(
         for arm in [*((arm, False) for arm in first), ("plain", True)]
         for hooks in ("own", "zeros", "ones", "inverted", "another")
     ]
-    assert {row["pictures"] for row in swaps["rows"]} == {1}
+    assert {row["pictures"] for row in swaps["rows"]} == {2}
     (folder / "swaps.json").unlink()
     assert paper_arms.main([*words, "--arms-only"]) == 0
     assert not (folder / "swaps.json").exists()

@@ -50,12 +50,12 @@ def test_features_have_no_inverse(two):
 def test_the_command_line(tmp_path, tiny_kitti, capsys):
     codec = untrained_codec(**SMALL, mask_hooks=True, train_size_p1=0.67)
     save_weights(tmp_path / "w.safetensors", codec.model, codec.parameters, step=1)
-    assert (
-        swaps.main(
-            [str(tmp_path / "w.safetensors"), "--data-root", str(tiny_kitti), "--pictures", "1"]
-        )
-        == 0
-    )
+    words = [str(tmp_path / "w.safetensors"), "--data-root", str(tiny_kitti), "--pictures"]
+    assert swaps.main([*words, "2"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["hooks"] for row in rows] == ["own", *swaps.SWAPS]
+    assert rows[-1]["bits"] != 0
+    assert swaps.main([*words, "1"]) == 2
+    said = "swaps: the swap test needs 2 pictures or more, not 1\n"
+    assert capsys.readouterr().err == said
     assert swaps.main([str(tmp_path / "none.safetensors"), "--data-root", str(tiny_kitti)]) == 2
