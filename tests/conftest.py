@@ -16,6 +16,13 @@ from roilib.parameters import Parameters
 # On such small pictures threads wait for each other: up to 20 times as long on a busy machine.
 torch.set_num_threads(1)
 
+
+def on_gpu(test):
+    """Mark a test that needs a GPU, and skip it where there is none."""
+    skipped = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+    return pytest.mark.gpu(skipped(test))
+
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 LONGEST_FIRST = (  # files of a minute or more on one core

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import UNTRAINED, other_detector, refusal, street, untrained_codec
+from conftest import UNTRAINED, on_gpu, other_detector, refusal, street, untrained_codec
 from PIL import Image
 
 from roilib.codecs import roic
@@ -70,6 +70,16 @@ def test_a_stream_of_another_machine_decodes_to_the_same_picture(tune):
     decoded = roic.decode((STREAMS / f"{tune}.roic").read_bytes())
     assert decoded.shape == (375, 1242, 3)
     assert hashlib.sha256(decoded.tobytes()).hexdigest() == DECODED[tune]
+
+
+@on_gpu
+@pytest.mark.parametrize("tune", DECODED)
+def test_a_gpu_decodes_to_the_same_picture_and_writes_what_a_cpu_decodes(tune, image):
+    on_cuda = roic.load_codec(device="cuda", tune=tune)
+    decoded = on_cuda.decode((STREAMS / f"{tune}.roic").read_bytes())
+    assert hashlib.sha256(decoded.tobytes()).hexdigest() == DECODED[tune]
+    stream = on_cuda.encode(image, BOX)
+    assert np.array_equal(roic.decode(stream), on_cuda.decode(stream))
 
 
 def test_tune_chooses_among_the_pretrained_weights(vbr_run):

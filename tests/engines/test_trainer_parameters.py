@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import other_detector, street, write_tiny_kitti
+from conftest import on_gpu, other_detector, street, write_tiny_kitti
 from PIL import Image
 from torch._dynamo.eval_frame import OptimizedModule
 
@@ -96,14 +96,38 @@ def test_device(tiny_parameters):
             start(tiny_parameters(device=name), 2)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@on_gpu
 def test_device_cuda(tiny_parameters):
     session = start(tiny_parameters(device="cuda", **WITH_FEATURES), 2)
     assert {
         v.device.type for v in [*session.codec.parameters(), *session.detector.parameters()]
     } == {"cuda"}
     assert train_step(session, first_batch(session.p))[0]["loss"].isfinite()
+
+
+@on_gpu
+def test_device_cuda_makes_a_codec_whose_pictures_are_those_of_the_cpu(tiny_parameters):
+    run, metrics = trained(tiny_parameters(device="cuda", which="roi_vbr", M=48, lmbda=0.012))
+    assert metrics["steps"] == 3
+    on_cuda, on_cpu = run.codec("cuda"), run.codec("cpu")
+    stream = on_cuda.encode(street(0))
+    assert np.array_equal(on_cuda.decode(stream), on_cpu.decode(stream))
+
+
+@on_gpu
+def test_device_cuda_resumes(tiny_parameters):
+    shorter, _ = trained(tiny_parameters(device="cuda", max_steps=2))
+    _, metrics = trained(tiny_parameters(device="cuda", max_steps=3))
+    assert metrics["continues"] == {"run": shorter.folder.name, "step": 2}
+    assert metrics["steps"] == 3
+    assert np.isfinite(metrics["test"]["loss"])
+
+
+@on_gpu
+def test_precision_16_trains_on_cuda(tiny_parameters):
+    session = start(tiny_parameters(device="cuda", precision="16"), 2)
+    assert train_step(session, first_batch(session.p))[0]["loss"].isfinite()
+    assert session.step == 1
 
 
 def test_devices(tiny_parameters):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, street
+from conftest import REPOSITORY, on_gpu, street
 from PIL import Image
 from ultralytics import YOLO
 
@@ -113,6 +113,18 @@ def test_other_content_is_another_point(points, vbr_run, tiny_kitti):
     )
     other = replace(sample, coder_boxes=sample.boxes)
     assert replace(points[0], sample=other).key() not in keys
+
+
+@on_gpu
+def test_a_point_is_measured_on_a_gpu(points):
+    detectors = (pretrained(PRETRAINED_DETECTOR),)
+    (record, _), (expected, _) = (
+        replace(points[0], device=device, detectors=detectors).measure()
+        for device in ("cuda", "cpu")
+    )
+    assert record.keys() == expected.keys()
+    assert record["psnr"] == pytest.approx(expected["psnr"], abs=0.2)
+    assert record["bytes"] == pytest.approx(expected["bytes"], rel=0.05)
 
 
 def test_roi_settings_need_boxes(tiny_kitti, vbr_run):
