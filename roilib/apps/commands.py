@@ -19,6 +19,15 @@ from roilib.utils.files import PICTURE_SUFFIXES
 
 Tune = Literal["rgb", "yuv"]
 File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # "-" is standard input or output
+MEANT = {  # options of other tools → ours
+    "--roi": "--boxes",
+    "--box": "--boxes",
+    "--mask": "--boxes",
+    "--quality": "--lmbda",
+    "--crf": "--lmbda",
+    "--bpp": "--max-bytes",
+    "--size": "--max-bytes",
+}
 ONE_RATE = "with weights of one rate: the λ and α of their training are used"
 
 
@@ -120,7 +129,10 @@ def encode(
             note("encode", f"{record['source']}: no boxes, so --alpha has no effect")
         return record
 
-    return each("encode", jobs, work, json)
+    code = each("encode", jobs, work, json)
+    if not (seen or code):
+        note("encode", "all pixels are alike; --detect or --boxes mark regions of interest")
+    return code
 
 
 def decode(
@@ -212,7 +224,8 @@ def compare(
 ) -> int:
     """Code a picture with our codec, and with x264, x265, AVIF and JPEG at no more bytes.
 
-    Prints bytes and PSNRs inside and outside the boxes. A codec whose worst quality takes more
+    Prints bytes and PSNRs inside and outside the boxes. With --tune yuv the others are x264, x265
+    and AVIF at 4:2:0, and YUV-PSNRs stand beside the PSNRs. A codec whose worst quality takes more
     bytes is shown at that quality. Without --boxes the pretrained detector finds the boxes.
 
     Example: `roilib compare street.png --boxes street.txt --out compared.png`
@@ -283,6 +296,7 @@ def paths(words: Sequence[Path], command: Callable) -> list[Path]:
     known = [f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters]
     for word in map(str, words):
         if word.startswith("-") and word != "-":
-            near = difflib.get_close_matches(word, known, 1) or [f"./{word}, the file"]
+            near = [MEANT[word]] if MEANT.get(word) in known else []
+            near += [*difflib.get_close_matches(word, known, 1), f"./{word}, the file"]
             raise ValueError(f"unknown option {word}; did you mean {near[0]}?")
     return list(words)

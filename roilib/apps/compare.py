@@ -19,6 +19,8 @@ COLUMNS = {
     "bpp": "bpp",
     "roi_psnr": "ROI dB",
     "bg_psnr": "background dB",
+    "roi_yuv_psnr": "ROI YUV dB",
+    "bg_yuv_psnr": "background YUV dB",
 }
 STRIP = 22  # pixels above a picture, for its caption
 CAPTION_SIZE = 14  # pixels
@@ -43,9 +45,9 @@ def compare(
 
 
 def table(coded: Sequence[Coded]) -> str:
-    """Return the codecs' bytes and PSNRs as Markdown."""
-    rows = [c.record() | {"bytes": f"{c.bytes:,}"} for c in coded]
-    return markdown(pd.DataFrame(rows), COLUMNS)
+    """Return the codecs' bytes and PSNRs as Markdown, with YUV-PSNRs where there are any."""
+    rows = pd.DataFrame([c.record() | {"bytes": f"{c.bytes:,}"} for c in coded])
+    return markdown(rows, {name: title for name, title in COLUMNS.items() if name in rows})
 
 
 def side_by_side(image: np.ndarray, boxes: Sequence, coded: Sequence[Coded]) -> np.ndarray:
@@ -58,6 +60,8 @@ def side_by_side(image: np.ndarray, boxes: Sequence, coded: Sequence[Coded]) -> 
     rows = [caption(with_crop(image, crop), "original")]
     for c in coded:
         psnrs = (("ROI", c.roi_psnr), ("background", c.bg_psnr))
+        if c.yuv:
+            psnrs = (("ROI YUV", c.yuv["roi_yuv_psnr"]), ("background YUV", c.yuv["bg_yuv_psnr"]))
         said = [f"{name} {db:.2f} dB" for name, db in psnrs if db is not None]
         text = ", ".join([f"{c.codec} ({c.setting})", f"{c.bytes:,} bytes", *said])
         rows.append(caption(with_crop(c.picture, crop), text))

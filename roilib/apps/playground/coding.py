@@ -12,8 +12,8 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from roilib.codecs.conventional import ConventionalCodec
 from roilib.codecs.registry import codec_label
 from roilib.codecs.roic import checked, pretrained_codec
 from roilib.codecs.video import TooSmall
-from roilib.metrics import psnr_of, regions, squared_errors
+from roilib.metrics import psnr_of, regions, squared_errors, yuv_psnrs
 from roilib.roi import roi_mask
 
 CONVENTIONAL = {  # what the playground compares with: codec → label
@@ -36,6 +36,12 @@ CONVENTIONAL = {  # what the playground compares with: codec → label
     "x264 medium": "x264 + ROI",
     "x265 medium": "x265 + ROI",
 }
+AT_420 = {  # what weights tuned for YUV are compared with
+    "avif 4:2:0": "AVIF 4:2:0",
+    "x264 medium 4:2:0": "x264 4:2:0 + ROI",
+    "x265 medium 4:2:0": "x265 4:2:0 + ROI",
+}
+LABELS = CONVENTIONAL | AT_420
 QP_PER_OCTAVE = 3  # H.264 and HEVC double λ every 3 QP
 QP_RANGE = 51  # what `addroi` calls 1
 
@@ -62,7 +68,8 @@ class Request:
 class Coded:
     """A picture coded by a codec: decoded uint8 (H, W, 3), bytes, PSNRs in dB, seconds.
 
-    A PSNR is None where there are no such pixels or no error.
+    A PSNR is None where there are no such pixels or no error. yuv: the YUV-PSNRs, as of
+    `metrics.yuv_psnrs`, where weights tuned for them are compared.
     """
 
     codec: str
@@ -75,11 +82,12 @@ class Coded:
     bg_psnr: float | None
     encode: float
     decode: float
+    yuv: Mapping[str, float | None] = field(default_factory=dict)
 
     def record(self) -> dict:
         """Return the reproducible fields for files and tables: neither the picture nor times."""
         names = ("codec", "setting", "bytes", "bpp", "psnr", "roi_psnr", "bg_psnr")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | dict(self.yuv)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,17 +135,21 @@ class Coder:
     def compare(self, request: Request) -> list[Coded]:
         """Code a picture by our codec, and by every conventional one at no more bytes.
 
-        Warns of a codec for which the picture is too small, and leaves it out.
+        Weights tuned for YUV are compared with codecs at 4:2:0 and by YUV-PSNR, too. Warns of a
+        codec for which the picture is too small, and leaves it out.
         """
         image, boxes = self._seen(request)
         stream, ours = self._coded(image, boxes, request)
-        coded = [ours]
-        for name in CONVENTIONAL:
+        coded, by_yuv = [ours], self.codec.parameters.metric == "yuv"
+        for name, label in (AT_420 if by_yuv else CONVENTIONAL).items():
             try:
                 coded.append(code_within(image, boxes, name, stream))
             except TooSmall as error:
-                warnings.warn(f"{CONVENTIONAL[name]} is left out: {error}", stacklevel=2)
-        return coded
+                warnings.warn(f"{label} is left out: {error}", stacklevel=2)
+        if not by_yuv:
+            return coded
+        mask = roi_mask(np.reshape(boxes, (-1, 5)), *image.shape[:2])
+        return [replace(c, yuv=yuv_psnrs(image, c.picture, mask)) for c in coded]
 
     def _seen(self, request: Request) -> tuple[np.ndarray, Sequence]:
         """Return a request's picture and its boxes."""
@@ -191,7 +203,7 @@ def code_within(
     stream: bytes,
     before_each: Callable[[], None] = lambda: None,
 ) -> Coded:
-    """Code a picture by a codec of CONVENTIONAL at no more bytes than our `stream`, with our ROI.
+    """Code a picture by a codec of LABELS at no more bytes than our `stream`, with our ROI.
 
     If even the worst quality takes more, that one is returned. Importances are ignored: every box
     counts as 1. before_each: as for `ConventionalCodec.search`.
@@ -208,7 +220,7 @@ def code_within(
     if qoffset:
         setting += f", ROI {qoffset * QP_RANGE:+.1f}"
     measured = measure(image, decoded, boxes, len(found.stream))
-    return Coded(CONVENTIONAL[name], setting, decoded, **seconds, **measured)
+    return Coded(LABELS[name], setting, decoded, **seconds, **measured)
 
 
 class Superseded(Exception):
