@@ -42,7 +42,16 @@ if "second_detector" in config:
     EVALUATION["detectors"] = ["shipped", config["second_detector"]]
 REPORT = ["report/report.pdf"] if EVALUATE is not False else []
 
-DRIVE = SETTINGS.get("drive")  # notebook 08's parameters, where a profile sends a drive
+# Notebook 08's parameters, where a profile sends a drive.
+DRIVE = SETTINGS.get("drive")
+if DRIVE and "frames" not in DRIVE:
+    raise ValueError("drive: frames, the number of frames to render, is missing")
+
+if workflow.is_main_process:  # the others would import papermill for each job
+    from roilib.utils.notebooks import checked_parameters
+
+    for name, values in (("05_evaluation", EVALUATION), ("08_thin_link", DRIVE or {})):
+        checked_parameters(Path(f"notebooks/{name}.ipynb"), values)
 
 
 # A job takes as many of this machine's GPUs as its run has processes. The scheduler of a cluster

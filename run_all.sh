@@ -82,7 +82,7 @@ PYTHON
 # A killed run leaves its lock. This first call also says what is wrong with a profile.
 if ! said=$(snakemake --unlock --cores 1 --configfile runs/config.json 2>&1); then
   reason=$(sed -e 1d -e '/^  File "/,$d' <<<"$said" | xargs -d '\n' | tr -s ' ')
-  fail "profile $profile: ${reason:-$said}"
+  fail "params/$profile.yaml: ${reason:-$said}"
 fi
 
 gpus=$(python -c 'from roilib.utils.notebooks import gpus_here; print(len(gpus_here()))')

@@ -358,15 +358,10 @@ def expand_sweep(profile: dict[str, Any], **overrides: Any) -> list[Parameters]:
     """Every run of a profile: each combination of the lists of an entry of `sweep`.
 
     An entry's values win over the profile's `parameters`, and `overrides` (data_root, logdir) over
-    both. Raises ValueError naming what is wrong, also for an unknown key of the profile.
+    both. Raises ValueError naming what is wrong, also for an unknown key of the profile, and for a
+    profile without runs.
     """
-    keys = {"parameters", "sweep", "evaluate", "drive"}
-    if unknown := profile.keys() - keys:
-        raise ValueError(
-            f"a profile has parameters, sweep, evaluate and drive, not {', '.join(sorted(unknown))}"
-        )
-    if missing := {"parameters", "sweep"} - profile.keys():
-        raise ValueError(f"a profile without {' and '.join(sorted(missing))}")
+    _check_profile(profile)
     runs = []
     for entry in profile["sweep"]:
         lists = [value if isinstance(value, list) else [value] for value in entry.values()]
@@ -374,6 +369,31 @@ def expand_sweep(profile: dict[str, Any], **overrides: Any) -> list[Parameters]:
             own = dict(zip(entry, values, strict=True))
             runs.append(Parameters.parse(profile["parameters"] | own | overrides))
     return runs
+
+
+def _check_profile(profile: Any) -> None:
+    """Raise ValueError for a profile whose parts are missing, unknown or of a wrong type."""
+    if not isinstance(profile, dict):
+        raise ValueError(f"a profile is a mapping with parameters and sweep, not {profile!r}")
+    if unknown := profile.keys() - {"parameters", "sweep", "evaluate", "drive"}:
+        names = ", ".join(sorted(map(str, unknown)))
+        raise ValueError(f"a profile has parameters, sweep, evaluate and drive, not {names}")
+    if missing := {"parameters", "sweep"} - profile.keys():
+        raise ValueError(f"a profile without {' and '.join(sorted(missing))}")
+    if not isinstance(profile["parameters"], dict):
+        raise ValueError(f"parameters is a mapping, not {profile['parameters']!r}")
+    entries = profile["sweep"]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"sweep is a list of mappings, not {entries!r}")
+    if not entries:
+        raise ValueError("sweep is empty; a mapping without names, {}, stands for one run")
+    for name, value in (item for entry in entries for item in entry.items()):
+        if value == []:
+            raise ValueError(f"sweep: {name} has no values")
+    for name in ("evaluate", "drive"):
+        value = profile.get(name)
+        if value is not None and value is not False and not isinstance(value, dict):
+            raise ValueError(f"{name} is a mapping or false, not {value!r}")
 
 
 def parameter_table() -> str:

@@ -318,6 +318,28 @@ def test_a_sweep_is_every_combination_of_its_lists():
         expand_sweep(profile | {"sweeep": []})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "a profile is a mapping with parameters and sweep, not None"),
+        ({3: {}}, "not 3"),
+        ({"parameters": None}, "parameters is a mapping, not None"),
+        ({"sweep": None}, "sweep is a list of mappings, not None"),
+        ({"sweep": {"lmbda": [0.1]}}, r"sweep is a list of mappings, not \{'lmbda'"),
+        ({"sweep": ["lmbda"]}, "sweep is a list of mappings"),
+        ({"sweep": []}, "sweep is empty"),
+        ({"sweep": [{}, {"lmbda": []}]}, "sweep: lmbda has no values"),
+        ({"evaluate": "few"}, "evaluate is a mapping or false, not 'few'"),
+        ({"drive": True}, "drive is a mapping or false, not True"),
+    ],
+)
+def test_a_part_of_a_profile_that_is_of_a_wrong_type_is_named(change, message):
+    profile = {"parameters": {"N": 8}, "sweep": [{}]}
+    assert len(expand_sweep(profile | {"evaluate": False, "drive": None})) == 1
+    with pytest.raises(ValueError, match=rf"^[^\n]*{message}[^\n]*$"):
+        expand_sweep(change and profile | change)
+
+
 def test_a_notebooks_parameters_are_its_cell_then_more_then_what_papermill_injects():
     injected = '# Parameters\nlmbda = 0.02\noptimizer = "muon"\n'
     variables = {"lmbda": 0.02, "optimizer": "muon", "json": json, "run": 3}

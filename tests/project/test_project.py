@@ -208,6 +208,19 @@ def run_all(folder, *words):
             "params/codecs/nonsense.yaml",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"evaluate": {"codec": "few"}}, "no parameter 'codec'", marks=pytest.mark.slow
+        ),
+        (
+            {"evaluate": {"lmbda": 0.01}},
+            "notebooks/05_evaluation.ipynb: parameter lmbda is list, not 0.01",
+        ),
+        pytest.param(
+            {"drive": {"frames": "10"}}, "parameter frames is int, not '10'", marks=pytest.mark.slow
+        ),
+        pytest.param({"drive": {"fps": 3.0}}, "drive: frames, ", marks=pytest.mark.slow),
+        pytest.param({"sweep": None}, "sweep is a list of mappings", marks=pytest.mark.slow),
+        pytest.param("", "a profile is a mapping", marks=pytest.mark.slow),
         pytest.param("parameters: [", "while parsing", marks=pytest.mark.slow),
     ],
 )
@@ -217,7 +230,7 @@ def test_run_all_says_what_is_wrong_with_a_profile(installed_copy, change, reaso
     code, _, said = run_all(installed_copy, "--profile", "mine")
     assert code == 2
     (line,) = said.splitlines()
-    assert line.startswith("run_all.sh: profile mine: ")
+    assert line.startswith("run_all.sh: params/mine.yaml: ")
     assert reason in line
 
 
