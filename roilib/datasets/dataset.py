@@ -78,7 +78,8 @@ def split(
     """Training and test part of samples that are sorted by id.
 
     train_size_p1: share that trains; None: the ids of `root/splits/{train,test}.txt` where they
-    are, else 0.95. Raises ValueError naming the file and id that are wrong.
+    are, else 0.95 of them, but at least one of several tests. Raises ValueError naming the file and
+    id that are wrong.
     """
     folder = Path(root) / "splits"
     if train_size_p1 is None and folder.is_dir():
@@ -90,6 +91,8 @@ def split(
         return train, test
     share = DEFAULT_TRAIN_SHARE if train_size_p1 is None else train_size_p1
     count = round(share * len(samples))
+    if train_size_p1 is None and 1 < count == len(samples):
+        count -= 1
     return samples[:count], samples[count:]
 
 

@@ -171,11 +171,18 @@ def test_the_detectors_input_only_where_it_is_needed(tiny_kitti, tiny_parameters
 # Splits
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (1.0, 6), (0.5, 3), (None, 6)])
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (1.0, 6), (0.5, 3), (None, 5)])
 def test_a_share_of_the_sorted_ids_trains(tiny_kitti, share, count):
     train, test = split(kitti_samples(tiny_kitti), share, tiny_kitti)
     assert [s.id for s in train] + [s.id for s in test] == [f"{i:06d}" for i in range(6)]
     assert len(train) == count
+
+
+def test_of_several_pictures_one_tests_by_default(tiny_kitti):
+    samples = kitti_samples(tiny_kitti)
+    counts = [len(split(samples[:n], None, tiny_kitti)[1]) for n in range(4)]
+    assert counts == [0, 0, 1, 1]
+    assert len(split(samples * 10, None, tiny_kitti)[1]) == 3
 
 
 def test_the_roots_own_splits(own_kitti):

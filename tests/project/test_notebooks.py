@@ -148,6 +148,20 @@ def test_notebooks_show_their_figures(executed, name, pictures):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("01_dataset_exploration", 0.0), ("02_detector_hooks", 1.0), ("07_playground", 1.0)],
+)
+def test_notebooks_show_the_other_part_where_theirs_is_empty(tiny_kitti, tmp_path, name, share):
+    values = {"dataset": "kitti", "data_root": str(tiny_kitti), "train_size_p1": share}
+    values |= {"logdir": str(tmp_path)}
+    executed = tmp_path / "out.ipynb"
+    notebooks.execute(ROOT / "notebooks" / f"{name}.ipynb", executed, values)
+    assert shown(executed) > 0
+    assert (tmp_path / name / "metrics.json").exists()
+
+
+@pytest.mark.slow
 def test_runs_end_in_finite_metrics(executed):
     runs = sorted((executed / "runs").glob("hyperprior*/metrics.json"))
     assert len(runs) == 3
