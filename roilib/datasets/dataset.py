@@ -18,7 +18,7 @@ from roilib.datasets.folder import folder_samples, unlabelled_samples
 from roilib.datasets.images import Sample, picture_size, read_picture
 from roilib.datasets.kitti import KITTI_CLASSES, kitti_classes, kitti_samples
 from roilib.parameters import Parameters
-from roilib.utils.files import read_text
+from roilib.utils.files import read_lines
 from roilib.utils.processes import leave_signals_to_parent
 
 DEFAULT_TRAIN_SHARE = 0.95  # the paper's
@@ -97,7 +97,7 @@ def split(
 
 
 def _listed(by_id: dict[str, Sample], path: Path) -> list[Sample]:
-    ids = sorted(set(read_text(path).split()))
+    ids = sorted(set(read_lines(path)))
     for id in ids:
         if id not in by_id:
             raise ValueError(f"{path}: {id} is not in the data set")

@@ -22,7 +22,7 @@ import numpy as np
 
 from roilib.datasets.boxes import Labels, by_frame, is_tracking, read_labels, read_tracking
 from roilib.datasets.images import Sample, is_turned, picture_size
-from roilib.utils.files import PICTURE_SUFFIXES, picture_files, read_text, visible_files
+from roilib.utils.files import PICTURE_SUFFIXES, picture_files, read_lines, visible_files
 
 LABEL_SUFFIXES = (".txt", ".json")
 
@@ -90,7 +90,7 @@ def _has_class_names(labels: dict[str, Path], images: dict[str, Path]) -> bool:
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
-    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    return tuple(read_lines(path))
 
 
 def _check_classes(path: Path, names: list[str], known: tuple[str, ...]) -> None:

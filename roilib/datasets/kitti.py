@@ -16,7 +16,7 @@ import numpy as np
 
 from roilib.datasets.boxes import read_kitti_label
 from roilib.datasets.images import Sample, picture_size
-from roilib.utils.files import picture_files, read_text, visible_files
+from roilib.utils.files import picture_files, read_lines, visible_files
 
 KITTI_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 
@@ -42,7 +42,7 @@ def kitti_classes(root: Path) -> tuple[str, ...]:
     path = kitti_folder(root) / "classes.txt"
     if not path.is_file():
         return KITTI_CLASSES
-    if not (names := tuple(read_text(path).split())):
+    if not (names := tuple(read_lines(path))):
         raise ValueError(f"{path}: no class names")
     return names
 

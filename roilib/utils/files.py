@@ -84,6 +84,14 @@ def read_text(path: Path) -> str:
     return text
 
 
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of UTF-8 text, without blanks at their ends and without empty lines.
+
+    Raises ValueError naming the file.
+    """
+    return [line for line in map(str.strip, read_text(path).splitlines()) if line]
+
+
 def read_json(path: Path) -> Any:
     """Read JSON. Raises ValueError naming the file."""
     text = read_text(path)

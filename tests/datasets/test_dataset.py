@@ -205,6 +205,17 @@ def test_the_roots_own_splits(own_kitti):
         split(samples, None, own_kitti)
 
 
+def test_ids_with_spaces_are_split(own_kitti):
+    for folder, ending in (("image_2", ".png"), ("label_2", ".txt")):
+        path = own_kitti / "training" / folder / f"000001{ending}"
+        path.rename(path.with_stem("IMG 1"))
+    (own_kitti / "splits").mkdir()
+    (own_kitti / "splits" / "train.txt").write_text("000000\n")
+    (own_kitti / "splits" / "test.txt").write_bytes(b"\r\n  IMG 1 \r\n")
+    _, test = split(kitti_samples(own_kitti), None, own_kitti)
+    assert [s.id for s in test] == ["IMG 1"]
+
+
 def test_unlabelled_pictures_train(tiny_kitti, tiny_parameters, tmp_path):
     shutil.copy(tiny_kitti / "training" / "image_2" / "000000.png", tmp_path / "more.png")
     train, test = load_splits(tiny_parameters(unlabelled=str(tmp_path)))

@@ -92,6 +92,8 @@ def test_own_classes_in_kittis_layout(own_kitti, tiny_parameters):
     assert "classes.txt in the root names other classes" in refusal(kitti_samples, own_kitti)
     (own_kitti / "classes.txt").write_text("\n")
     assert refusal(kitti_classes, own_kitti).endswith("classes.txt: no class names")
+    (own_kitti / "classes.txt").write_text("cow\n\n traffic light\n")
+    assert kitti_classes(own_kitti) == ("cow", "traffic light")
     (own_kitti / "classes.txt").write_text("cow\nTractor\n")
     assert kitti_classes(own_kitti) == ("cow", "Tractor")
     p = tiny_parameters(
