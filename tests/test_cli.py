@@ -343,6 +343,18 @@ def test_a_second_picture_where_the_output_stands_is_refused(
     assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
 
 
+def test_an_output_that_ends_in_a_slash_is_a_folder(picture, weights, tmp_path, capsys):
+    assert main(["encode", str(picture), f"{tmp_path}/new.d/", *weights]) == 0
+    stream = tmp_path / "new.d" / "street.roic"
+    assert main(["decode", str(stream), f"{tmp_path}/back/", *weights]) == 0
+    assert decibels(tmp_path / "back" / "street.png") > 20
+    words = ["encode", picture, f"{stream}/", *weights]
+    refused(capsys, words, "street.roic: is a file, but a / at the end means a folder")
+    (tmp_path / "notes").write_text("mine")
+    words = ["encode", picture, picture, tmp_path / "notes", *weights]
+    refused(capsys, words, "notes: is a file, but several outputs need a folder")
+
+
 def test_two_inputs_never_share_an_output(pictures, weights, tmp_path, capsys):
     Image.fromarray(street(3)).save(pictures / "frame_1.jpg")
     words = ["encode", pictures, tmp_path / "out", *weights]

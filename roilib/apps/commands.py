@@ -18,7 +18,7 @@ from roilib.apps.files import Job
 from roilib.utils.files import PICTURE_SUFFIXES
 
 Tune = Literal["rgb", "yuv"]
-File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # "-" is standard input or output
+File = Annotated[str, Parameter(allow_leading_hyphen=True)]  # "-" is standard input or output
 MEANT = {  # options of other tools → ours
     "--roi": "--boxes",
     "--box": "--boxes",
@@ -83,7 +83,7 @@ def encode(
         json: print one JSON object per picture
         force: overwrite files that roilib did not make
     """
-    jobs = io.pair(paths(files, encode), PICTURE_SUFFIXES, ".roic")
+    jobs = io.pair(names(files, encode), PICTURE_SUFFIXES, ".roic")
     if jobs[0].out.suffix.lower() in PICTURE_SUFFIXES:
         raise ValueError(f"{jobs[0].out}: is a picture's name, but a .roic stream is written")
     if preview and len(jobs) > 1:
@@ -156,7 +156,7 @@ def decode(
         json: print one JSON object per picture
         force: overwrite files that roilib did not make
     """
-    jobs = io.pair(paths(files, decode), io.STREAMS, ".png")
+    jobs = io.pair(names(files, decode), io.STREAMS, ".png")
     if json and jobs[0].out == io.STANDARD:
         raise ValueError("--json and the output - would both be standard output")
     inputs = [job.source for job in jobs] + ([weights] if weights else [])
@@ -186,10 +186,10 @@ def info(*files: File) -> int:
     Args:
         files: streams or folders of them; - is standard input
     """
-    named = paths(files, info)
+    named = names(files, info)
     if not named:
         raise ValueError("a stream is needed; see roilib info --help")
-    found = io.expand(named, io.STREAMS)
+    found = io.expand(map(Path, named), io.STREAMS)
     described = []
     for path in found:
         data, header = io.read_stream(path)
@@ -288,13 +288,13 @@ def note_ignored(command: str, used: bool, when: str, **options: object) -> None
             note(command, f"--{name.replace('_', '-')} has no effect {when}")
 
 
-def paths(words: Sequence[Path], command: Callable) -> list[Path]:
-    """Return the names of files. Raises ValueError for a word that can only be an option.
+def names(words: Sequence[str], command: Callable) -> list[str]:
+    """Return the names of files as given. Raises ValueError for a word that can only be an option.
 
     command: its options are proposed in place of an unknown one.
     """
     known = [f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters]
-    for word in map(str, words):
+    for word in words:
         if word.startswith("-") and word != "-":
             near = [MEANT[word]] if MEANT.get(word) in known else []
             near += [*difflib.get_close_matches(word, known, 1), f"./{word}, the file"]

@@ -2,6 +2,7 @@
 
     a.png a.roic             one file to one file
     a.png b.png FOLDER out   several files, or folders of them, into the folder `out`
+    a.png out/               one file into the folder `out`, which may not be there yet
     - -                      standard input to standard output
 
 A command overwrites only what this package made: a .roic stream, a PNG that says so in its
@@ -52,23 +53,26 @@ class Job:
         write_bytes(self.out, data)
 
 
-def pair(words: Sequence[Path], suffixes: tuple[str, ...], made: str) -> list[Job]:
+def pair(words: Sequence[str], suffixes: tuple[str, ...], made: str) -> list[Job]:
     """Return a Job for each input that `words` name; the last word is the output.
 
+    An output that ends in a slash is a folder.
     suffixes: endings of the files that are taken from folders; made: the suffix of outputs in a
     folder. Raises ValueError where no output is named, and for two inputs with the same output.
     """
     if len(words) < 2:
         raise ValueError("an input and an output are needed, in this order")
-    *named, out = words
+    *named, out = map(Path, words)
     sources = expand(named, suffixes)
-    if len(named) == 1 and not named[0].is_dir() and not out.is_dir():
+    ends_in_slash = words[-1].endswith("/")
+    if len(named) == 1 and not named[0].is_dir() and not out.is_dir() and not ends_in_slash:
         return [Job(sources[0], out)]
     if out == STANDARD or STANDARD in sources:
         raise ValueError("-: only one input can be coded from standard input or to standard output")
-    if out.suffix and not out.is_dir():
+    if out.is_file() or (out.suffix and not out.is_dir() and not ends_in_slash):
         kind = "is a file" if out.exists() else "is the name of a file"
-        raise ValueError(f"{out}: {kind}, but several outputs need a folder")
+        reason = "a / at the end means" if ends_in_slash else "several outputs need"
+        raise ValueError(f"{out}: {kind}, but {reason} a folder")
     jobs: dict[Path, Job] = {}
     for source in sources:
         job = Job(source, out / f"{source.stem}{made}", in_folder=True)
