@@ -194,6 +194,16 @@ def test_what_is_no_picture_on_standard_input(weights, standard, capsys):
     refused(capsys, ["decode", "-", "-", *weights], "standard input: not a .roic stream")
 
 
+def test_a_stream_of_other_weights_is_named(stream, tmp_path, capsys):
+    other = tmp_path / "other.roic"
+    other.write_bytes(untrained_codec(**UNTRAINED[0]).encode(street(0)))
+    assert main(["decode", str(stream), str(other), str(tmp_path / "out")]) == 2
+    named, summary = capsys.readouterr().err.splitlines()
+    assert named.startswith(f"roilib decode: {other}: a .roic stream of model ")
+    assert summary == "roilib decode: 1 of 2 files failed"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
 def test_streams_of_both_tunes_decode_in_one_command(picture, tmp_path):
     for tune in ("rgb", "yuv"):
         out = tmp_path / "streams" / f"{tune}.roic"

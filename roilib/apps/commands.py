@@ -173,7 +173,11 @@ def decode(
 
     def work(job: Job) -> dict:
         stream, header = streams.pop(job, None) or io.read_stream(job.source)
-        return transcode.decode(job, stream, header, given or codec_of(header, device))
+        try:
+            codec = given or codec_of(header, device)
+        except ValueError as error:
+            raise ValueError(f"{io.name_of(job.source)}: {error}") from None
+        return transcode.decode(job, stream, header, codec)
 
     return each("decode", jobs, work, json)
 
