@@ -174,6 +174,18 @@ def test_one_bad_picture_is_named_and_the_others_are_coded(pictures, weights, tm
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"frame_1", "frame_10"}
 
 
+def test_info_names_a_damaged_stream_and_describes_the_others(stream, capsys):
+    bad = stream.with_name("0.roic")
+    bad.write_bytes(stream.read_bytes()[:9])
+    capsys.readouterr()
+    assert main(["info", str(stream.parent)]) == 2
+    shown = capsys.readouterr()
+    named, summary = shown.err.splitlines()
+    assert named.startswith(f"roilib info: {bad}: ")
+    assert summary == "roilib info: 1 of 2 files failed"
+    assert [row["source"] for row in json.loads(shown.out)] == [str(stream)]
+
+
 def test_standard_input_and_output(picture, weights, standard):
     out = standard(picture.read_bytes())
     assert main(["encode", "-", "-", *weights]) == 0

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from roilib.apps import files as io
-from roilib.apps.console import each, note, show
+from roilib.apps.console import each, exit_code, note, show, successes
 from roilib.apps.files import Job
 from roilib.utils.files import PICTURE_SUFFIXES
 
@@ -194,17 +194,19 @@ def info(*files: File) -> int:
     if not named:
         raise ValueError("a stream is needed; see roilib info --help")
     found = io.expand(map(Path, named), io.STREAMS)
-    described = []
-    for path in found:
+
+    def describe(path: Path) -> dict:
         data, header = io.read_stream(path)
-        described.append(io.describe(header, data))
-    if len(found) == 1:
-        pairs = (f'"{name}": {json_format.dumps(v)}' for name, v in described[0].items())
-        show("{\n  " + ",\n  ".join(pairs) + "\n}")
-    else:
-        rows = [{"source": io.name_of(p)} | d for p, d in zip(found, described, strict=True)]
+        return {"source": io.name_of(path)} | io.describe(header, data)
+
+    rows = list(successes("info", found, describe))
+    if len(found) > 1 and rows:
         show("[\n  " + ",\n  ".join(map(json_format.dumps, rows)) + "\n]")
-    return 0
+    elif rows:
+        del rows[0]["source"]
+        pairs = (f'"{name}": {json_format.dumps(v)}' for name, v in rows[0].items())
+        show("{\n  " + ",\n  ".join(pairs) + "\n}")
+    return exit_code("info", len(found), len(rows))
 
 
 def compare(

@@ -3,10 +3,13 @@
 import json as json_format
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from roilib.apps import files as io
 from roilib.apps.files import Job
+
+Item = TypeVar("Item")
 
 
 def fail(command: str, why: object, code: int = 2) -> int:
@@ -37,25 +40,33 @@ def silence_stdout() -> None:
 
 
 def each(command: str, jobs: Sequence[Job], work: Callable[[Job], dict], json: bool) -> int:
-    """Do all jobs, print a summary or a JSON record of each, and return the exit code.
-
-    A job that fails is reported in one line, and the others are still done.
-    """
-    records, failed = [], 0
-    for job in progress(jobs):
-        try:
-            record = work(job)
-        except ValueError as error:
-            failed += 1
-            fail(f"roilib {command}", error)
-            continue
+    """Do all jobs, print a summary or a JSON record of each, and return the exit code."""
+    records = []
+    for record in successes(command, progress(jobs), work):
         records.append(record)
         if json:
             show(json_format.dumps(record))
     if jobs[0].out != io.STANDARD and not json and records:
         show(io.summary_line(records))
-    if failed and len(jobs) > 1:
-        note(command, f"{failed} of {len(jobs)} files failed")
+    return exit_code(command, len(jobs), len(records))
+
+
+def successes(command: str, items: Iterable[Item], work: Callable[[Item], dict]) -> Iterator[dict]:
+    """Yield what `work` makes of each item; report an item that fails in one line, and go on."""
+    for item in items:
+        try:
+            made = work(item)
+        except ValueError as error:
+            fail(f"roilib {command}", error)
+            continue
+        yield made
+
+
+def exit_code(command: str, total: int, succeeded: int) -> int:
+    """Say how many of several files failed, and return the exit code."""
+    failed = total - succeeded
+    if failed and total > 1:
+        note(command, f"{failed} of {total} files failed")
     return 2 if failed else 0
 
 
