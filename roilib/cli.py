@@ -20,7 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from roilib.apps import commands
 from roilib.apps import files as io
-from roilib.apps.console import fail, note, show, silence_stdout
+from roilib.apps.console import fail, note, show
 from roilib.apps.drive.plan import Many, Plan
 from roilib.utils.files import read_json
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return fail(name, f"{str(error).rstrip('., ')}; see {name} --help")
     except BrokenPipeError:  # the reader, as `head`, has seen enough
-        silence_stdout()
+        io.silence_stdout()
         return 0
     except ValueError as error:
         return fail(name, error)

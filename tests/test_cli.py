@@ -199,6 +199,32 @@ def test_standard_input_and_output(picture, weights, standard):
     assert json.loads(out.getvalue())["bytes"] == len(stream)
 
 
+@pytest.mark.parametrize(
+    ("words", "closed", "named"),
+    [
+        (["info", "-"], "stdin", "standard input: is closed"),
+        (["info", "-", "-"], None, "-: standard input can be read only once"),
+        (["encode", "-", "b.roic"], "stdin", "standard input: is closed"),
+        (["decode", "{stream}", "-"], "stdout", "standard output: is closed"),
+        (["info", "{stream}"], "stdout", "standard output: is closed"),
+    ],
+)
+def test_closed_standard_streams_are_one_line(
+    stream, standard, monkeypatch, capsys, words, closed, named
+):
+    standard(stream.read_bytes())
+    if closed:
+        monkeypatch.setattr(sys, closed, None)
+    refused(capsys, [word.format(stream=stream) for word in words], f"roilib {words[0]}: {named}")
+
+
+def test_a_full_disk_behind_a_decoded_picture_is_one_line(stream, monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        said = "roilib decode: standard output: cannot be written (No space left on device)"
+        refused(capsys, ["decode", stream, "-"], said)
+
+
 def test_what_is_no_picture_on_standard_input(weights, standard, capsys):
     standard(b"none")
     refused(capsys, ["encode", "-", "-", *weights], "standard input: not a readable picture")

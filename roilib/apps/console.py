@@ -1,7 +1,6 @@
 """Output of commands: one line on stderr for a failure, results on stdout."""
 
 import json as json_format
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -25,18 +24,8 @@ def note(command: str, text: str) -> None:
 
 def show(text: str) -> None:
     """Print to standard output. Raises ValueError when it cannot be written."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        silence_stdout()
-        raise ValueError(f"standard output: cannot be written ({error.strerror})") from None
-
-
-def silence_stdout() -> None:
-    """Discard what Python still has to write at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with io.writing_standard_output() as out:
+        print(text, file=out, flush=True)
 
 
 def each(command: str, jobs: Sequence[Job], work: Callable[[Job], dict], json: bool) -> int:

@@ -10,11 +10,13 @@ Software field, an executed notebook, a report. `--force` overwrites other files
 input of the same command.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 from roilib.codecs.container import MAGIC, MAX_BYTES, Header
 from roilib.utils.files import replacing, visible_files
@@ -85,7 +87,7 @@ def pair(words: Sequence[str], suffixes: tuple[str, ...], made: str) -> list[Job
 def expand(named: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
     """Return the named files; a folder stands for the files in it, in natural order.
 
-    Raises ValueError for a folder without any.
+    Raises ValueError for a folder without any, and for standard input named twice.
     """
     found = []
     for path in named:
@@ -95,6 +97,8 @@ def expand(named: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
         if not (inside := visible_files(path, suffixes)):
             raise ValueError(f"{path}: no files ending in {', '.join(suffixes)} here")
         found += inside
+    if found.count(STANDARD) > 1:
+        raise ValueError("-: standard input can be read only once")
     return found
 
 
@@ -142,13 +146,22 @@ def name_of(path: Path) -> str:
     return "standard input" if path == STANDARD else str(path)
 
 
+def opened(path: Path) -> AbstractContextManager[BinaryIO]:
+    """Open an input; standard input stays open. Raises ValueError where that is closed."""
+    if path != STANDARD:
+        return path.open("rb")
+    if sys.stdin is None:
+        raise ValueError("standard input: is closed")
+    return nullcontext(sys.stdin.buffer)
+
+
 def read_stream(path: Path) -> tuple[bytes, Header]:
     """Read a stream and its header. Raises ValueError naming the file.
 
     Only a part is read of a file that is no stream or longer than any stream.
     """
     try:
-        with sys.stdin.buffer if path == STANDARD else path.open("rb") as file:
+        with opened(path) as file:
             start = file.read(len(MAGIC))
             data = start + (file.read(MAX_BYTES) if start == MAGIC else b"")
     except OSError as error:
@@ -188,11 +201,31 @@ def writing(path: Path) -> Iterator[Path]:
         raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
+@contextmanager
+def writing_standard_output() -> Iterator[TextIO]:
+    """Yield standard output. A failure is a ValueError, unless its reader has seen enough."""
+    if sys.stdout is None:
+        raise ValueError("standard output: is closed")
+    try:
+        yield sys.stdout
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence_stdout()
+        raise ValueError(f"standard output: cannot be written ({error.strerror})") from None
+
+
+def silence_stdout() -> None:
+    """Discard what Python still has to write at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, or standard output. Raises ValueError naming a file that cannot be written."""
+    """Write a file, or standard output. Raises ValueError naming what cannot be written."""
     if path == STANDARD:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        with writing_standard_output() as out:
+            out.buffer.write(data)
+            out.buffer.flush()
         return
     with writing(path) as temporary:
         temporary.write_bytes(data)

@@ -6,7 +6,6 @@ Job ──► stream ──► codec ──► picture ──► file
 
 import functools
 import io
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,16 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from roilib.apps.files import PICTURES, SOFTWARE, STANDARD, Job, describe, name_of, write_bytes
+from roilib.apps.files import (
+    PICTURES,
+    SOFTWARE,
+    STANDARD,
+    Job,
+    describe,
+    name_of,
+    opened,
+    write_bytes,
+)
 from roilib.codecs import roic
 from roilib.codecs.codec import Codec
 from roilib.codecs.container import Header
@@ -97,7 +105,8 @@ def read(path: Path, depth: int | None = None, content: bytes | None = None) -> 
     depth: as for `read_picture`. content: the bytes of a file that is not on this machine.
     """
     if content is None and path == STANDARD:
-        content = sys.stdin.buffer.read()
+        with opened(path) as file:
+            content = file.read()
     try:
         pixels = read_picture(path if content is None else io.BytesIO(content), depth)
     except ValueError:
