@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,14 +57,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file whole or not at all: yields a temporary name beside `path`.
 
     When the block ends, the temporary file replaces `path`; when it fails, `path` stays as it was.
-    Symlinks are kept; their target is replaced. Raises OSError for a device or pipe.
+    Symlinks are kept; their target is replaced. A file that is replaced passes on its permissions.
+    Raises OSError for a device or pipe.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The name of `path` may itself be as long as the file system takes.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
+        if path.is_file() and temporary.is_file():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     finally:
         with suppress(OSError):  # a disk that became read-only

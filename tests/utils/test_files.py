@@ -41,6 +41,21 @@ def test_links_stay_and_what_is_no_file_is_refused(tmp_path):
         write(tmp_path, "")
 
 
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path):
+    path = tmp_path / ("ü" * 124 + ".roic")  # 253 bytes
+    write(path, "")
+    assert path.read_text() == "whole"
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "a.json"
+    path.touch()
+    for mode in (0o600, 0o640):
+        path.chmod(mode)
+        write(path, "")
+        assert path.stat().st_mode & 0o777 == mode
+
+
 def test_hidden_files_are_no_pictures(tmp_path):
     for name in (
         *("a.png", "b.JPG", "sub/c.tiff"),
