@@ -37,6 +37,7 @@ def visible_files(folder: Path, suffixes: tuple[str, ...], below: bool = False) 
         for path in (folder.rglob("*") if below else folder.glob("*"))
         if path.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not path.is_dir()
     ]
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
 

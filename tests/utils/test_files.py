@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from roilib.utils.files import natural_key, picture_files, replacing
+from roilib.utils.files import natural_key, picture_files, replacing, visible_files
 
 
 def write(path, content):
@@ -70,6 +70,16 @@ def test_hidden_files_are_no_pictures(tmp_path):
         "b.JPG",
         "c.tiff",
     ]
+
+
+def test_folders_are_no_files_whatever_their_names(tmp_path):
+    (tmp_path / "sub.png").mkdir()
+    (tmp_path / "sub.png" / "a.png").touch()
+    (tmp_path / "IMG 4.txt").mkdir()
+    (tmp_path / "b.png").touch()
+    assert picture_files(tmp_path) == [tmp_path / "b.png"]
+    assert picture_files(tmp_path, below=True) == [tmp_path / "b.png", tmp_path / "sub.png/a.png"]
+    assert visible_files(tmp_path, (".txt",)) == []
 
 
 def test_a_hidden_folder_may_hold_the_data(tmp_path):
