@@ -175,8 +175,9 @@ def tasks(
 
     Runs and weights files ("shipped": ours) are measured at the `trained_settings` of lmbdas and
     alphas, each conventional codec at its grid of `quality` and `qoffset`. With detectors the
-    uncompressed pictures are measured too. Raises ValueError for invalid settings, for a picture
-    that is too small for a codec, and where there is nothing to measure.
+    uncompressed pictures are measured too. A repeated setting is listed once. Raises ValueError for
+    invalid settings, for a picture that is too small for a codec, and where there is nothing to
+    measure.
     """
     for check, values in ((quality_index, lmbdas), (alpha_index, alphas)):
         for value in values:
@@ -196,7 +197,7 @@ def tasks(
     options = {"device": device, "detectors": tuple(detectors)}
     found = [
         Task(sample, data.classes, setting, **codec, **options)
-        for setting, codec in ours + theirs + plain
+        for setting, codec in _without_repeats(ours + theirs + plain)
         for sample in data.samples
     ]
     if not found:
@@ -235,6 +236,11 @@ def _check_sizes(data: RoiDataset, conventional: Iterable[str]) -> None:
                 codec.check_size(*size)
             except TooSmall as error:
                 raise ValueError(f"{sample.path}: {error}") from None
+
+
+def _without_repeats(settings: list[tuple[Setting, dict]]) -> list[tuple[Setting, dict]]:
+    """Leave out settings that are given again: tables would count their pictures twice."""
+    return [setting for i, setting in enumerate(settings) if setting not in settings[:i]]
 
 
 def _check_boxes(data: RoiDataset, settings: Sequence[Setting]) -> None:

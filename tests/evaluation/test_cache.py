@@ -63,6 +63,15 @@ def points(vbr_run, tiny_kitti):
     )
 
 
+def test_a_setting_that_is_given_twice_is_measured_once(tiny_kitti):
+    data = RoiDataset(kitti_samples(tiny_kitti)[:2])
+    twice = {"lmbdas": [0.003, 0.012, 0.003], "alphas": [0.5, 0.5], "weights": ["shipped"] * 2}
+    points = tasks([], data, conventional={"jpeg": {"quality": [50, 50]}}, **twice)
+    assert [point.setting.get("lmbda") for point in points] == [0.003] * 2 + [0.012] * 2 + [
+        None
+    ] * 2
+
+
 @pytest.mark.slow
 def test_points_are_all_pictures_at_all_settings_in_order(points, vbr_run, tiny_kitti, tmp_path):
     assert len(points) == 2 * (4 + 4 + 1)
