@@ -23,13 +23,14 @@ import numpy as np
 from PIL import Image
 
 from roilib.datasets.boxes import write_kitti_label
-from roilib.utils.files import PICTURE_SUFFIXES
+from roilib.utils.files import PICTURE_SUFFIXES, read_json, write_json
 from roilib.utils.processes import cores, end_with_parent
 from scenes import Street
 
 SCENES = 20  # rendered streets in the sample set
 TEST_SCENES = 4  # of these, the last ones
 FRAMES_PER_SECOND = 10
+RENDERED = ".rendered.json"  # in a folder of a drive or of streets: kind, seed and count
 PHOTOGRAPHS = {  # labelled by hand
     "bus": [
         ("Misc", 2, 232, 801, 738),
@@ -49,7 +50,7 @@ def make_sample_set(root: str | Path, scenes: int = SCENES) -> Path:
     """
     root = Path(root)
     if root.exists():
-        if not (root / "training" / "image_2").is_dir():
+        if not (root / "training" / "image_2").is_dir() or (root / RENDERED).exists():
             raise ValueError(f"{root}: is there already, and no sample set")
         return root
     with _appearing(root) as unfinished:
@@ -63,42 +64,68 @@ def make_sample_set(root: str | Path, scenes: int = SCENES) -> Path:
     return root
 
 
-def make_drive(root: str | Path, frames: int, seed: int = 0) -> Path:
+def make_drive(root: str | Path, frames: int, seed: int | None = None) -> Path:
     """Render `frames` frames of one drive at `root` unless they are there, in KITTI's layout.
 
-    The ids are in order of time. A frame takes 4 to 5 CPU seconds. A folder of pictures is kept as
-    it is. Raises ValueError where a KITTI root holds fewer pictures.
+    The ids are in order of time. A frame takes 4 to 5 CPU seconds. seed: of the street; None: 0, or
+    that of the drive at `root`. A folder of pictures is kept as it is. Raises ValueError where
+    `root` holds fewer pictures, another drive, or streets.
     """
-    return _rendered(Path(root), [(seed, i / FRAMES_PER_SECOND, f"{i:06d}") for i in range(frames)])
+    first = 0 if seed is None else seed
+    rendered = [(first, i / FRAMES_PER_SECOND, f"{i:06d}") for i in range(frames)]
+    return _rendered(Path(root), "a drive", seed, rendered)
 
 
-def make_streets(root: str | Path, count: int, seed: int = 100) -> Path:
+def make_streets(root: str | Path, count: int, seed: int | None = None) -> Path:
     """Render the first frame of each of `count` streets at `root`, otherwise as `make_drive`.
 
-    `seed` is that of the first street. The sample set has the streets of seeds 0 to 19.
+    seed: of the first street; None: 100, or that of the streets at `root`. The sample set has the
+    streets of seeds 0 to 19.
     """
-    return _rendered(Path(root), [(seed + i, 0.0, f"{seed + i:06d}") for i in range(count)])
+    first = 100 if seed is None else seed
+    rendered = [(first + i, 0.0, f"{first + i:06d}") for i in range(count)]
+    return _rendered(Path(root), "streets", seed, rendered)
 
 
-def _rendered(root: Path, frames: list[tuple[int, float, str]]) -> Path:
-    """Render the frames (seed, time, id) at `root` unless as many pictures are there.
+def _rendered(
+    root: Path, kind: str, seed: int | None, frames: list[tuple[int, float, str]]
+) -> Path:
+    """Render the frames (seed, time, id) at `root` unless they are there.
 
-    A folder of a user's own pictures counts as complete.
+    kind: what they show; seed: the one that was asked for.
     """
     if not frames or frames[0][0] < 0:
         raise ValueError("at least 1 frame is rendered, of a seed of 0 or more")
     if root.exists():
-        own = any(path.suffix.lower() in PICTURE_SUFFIXES for path in root.glob("*"))
-        found = len(frames) if own else len(list((root / "training" / "image_2").glob("*")))
-        if found < len(frames):
-            raise ValueError(
-                f"{root}: has {found} of {len(frames)} frames; "
-                "name another folder or remove this one"
-            )
+        _check_rendered(root, kind, seed, len(frames))
         return root
     with _appearing(root) as unfinished:
         _write_frames(unfinished, frames)
+        about = {"kind": kind, "seed": frames[0][0], "count": len(frames)}
+        write_json(unfinished / RENDERED, about)
     return root
+
+
+def _check_rendered(root: Path, kind: str, seed: int | None, count: int) -> None:
+    """Raise ValueError unless `count` frames of this kind and seed are at `root`.
+
+    Only the number of frames is checked in a folder without the file RENDERED: the sample set, or
+    frames of an earlier version, which wrote no such file. A folder of a user's own pictures counts
+    as complete.
+    """
+    own = any(path.suffix.lower() in PICTURE_SUFFIXES for path in root.glob("*"))
+    found = count if own else len(list((root / "training" / "image_2").glob("*")))
+    otherwise = "name another folder or remove this one"
+    if found < count:
+        raise ValueError(f"{root}: has {found} of {count} frames; {otherwise}")
+    if not (root / RENDERED).is_file():
+        return
+    made = read_json(root / RENDERED)
+    if made["kind"] != kind or seed not in (None, made["seed"]):
+        wanted = kind if seed is None else f"{kind} of seed {seed}"
+        raise ValueError(
+            f"{root}: has {made['kind']} of seed {made['seed']}, not {wanted}; {otherwise}"
+        )
 
 
 @contextmanager
@@ -169,7 +196,8 @@ def main() -> int:
     parser.add_argument(
         "--seed",
         type=int,
-        help="which street to drive through (0), or the first of the streets (100)",
+        help="which street to drive through (0), or the first of the streets (100); without it, "
+        "frames of any seed that are at the root are kept",
     )
     args = parser.parse_args()
     seed = {} if args.seed is None else {"seed": args.seed}

@@ -44,9 +44,11 @@ def prepare_drive(folder: str, frames: int, street: int = 21) -> str:
     """Render a drive of so many frames unless `folder`, or a video, is there; returns its name."""
     if Path(folder).is_file():
         return folder
+    words = [folder, "--drive", str(frames)]
     if not Path(folder).is_dir():
         print(f"Rendering {frames} frames into {folder} (4 to 5 CPU seconds each) …", flush=True)
-    _prepare(folder, "--drive", str(frames), "--seed", str(street))
+        words += ["--seed", str(street)]  # a drive that is there may be of another one
+    _prepare(*words)
     return folder
 
 

@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+import prepare
 from prepare import make_drive, make_sample_set, make_streets
 from roilib.datasets.dataset import RoiDataset, split
 from roilib.datasets.kitti import kitti_samples
-
-pytestmark = pytest.mark.slow
 
 
 def files(root):
@@ -34,6 +33,7 @@ def small_set(tmp_path_factory):
     return root, appeared
 
 
+@pytest.mark.slow
 def test_the_folder_appears_complete_and_alone(small_set):
     root, appeared = small_set
     pictures = {f"training/image_2/{name}" for name in ("000000.png", "bus.jpg", "zidane.jpg")}
@@ -42,6 +42,7 @@ def test_the_folder_appears_complete_and_alone(small_set):
     assert [path.name for path in root.parent.iterdir()] == ["sample"]
 
 
+@pytest.mark.slow
 def test_it_is_a_kitti_data_set(small_set):
     root, _ = small_set
     samples = kitti_samples(root)
@@ -56,6 +57,7 @@ def test_it_is_a_kitti_data_set(small_set):
         assert (boxes[:, 2:] <= torch.tensor(image.shape[:0:-1])).all()
 
 
+@pytest.mark.slow
 def test_streets_are_the_first_frames_of_their_seeds(small_set, tmp_path):
     root = make_streets(tmp_path / "streets", 1, seed=0)
     (picture,) = (root / "training" / "image_2").iterdir()
@@ -84,9 +86,42 @@ def test_what_is_something_else_is_named(tmp_path):
             wrong()
 
 
+@pytest.mark.slow
 def test_what_exists_is_not_made_again(small_set):
     root, appeared = small_set
     assert make_sample_set(root) == make_drive(root, 3) == root
     assert files(root) == appeared
     with pytest.raises(ValueError, match="has 3 of 100 frames"):
         make_drive(root, 100)
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Frames that are empty files, made at once."""
+
+    def write(root, frames):
+        for _, _, name in frames:
+            (root / "training" / "image_2" / f"{name}.png").touch()
+
+    monkeypatch.setattr(prepare, "_write_frames", write)
+
+
+def test_frames_of_another_kind_or_seed_are_refused(unrendered, tmp_path):
+    root = make_drive(tmp_path / "drive", 3, seed=7)
+    assert make_drive(root, 3, seed=7) == make_drive(root, 2, seed=7) == make_drive(root, 3) == root
+    with pytest.raises(ValueError, match=r"drive: has a drive of seed 7, not a drive of seed 9; "):
+        make_drive(root, 3, seed=9)
+    with pytest.raises(ValueError, match=r"has a drive of seed 7, not streets of seed 200; name"):
+        make_streets(root, 2, seed=200)
+    with pytest.raises(ValueError, match="has a drive of seed 7, not streets; "):
+        make_streets(root, 2)
+    with pytest.raises(ValueError, match="has 3 of 4 frames"):
+        make_drive(root, 4, seed=7)
+    with pytest.raises(ValueError, match="drive: is there already, and no sample set"):
+        make_sample_set(root)
+
+
+def test_frames_of_an_earlier_version_are_kept(unrendered, tmp_path):
+    root = make_drive(tmp_path / "drive", 3, seed=7)
+    (root / prepare.RENDERED).unlink()
+    assert make_drive(root, 3, seed=9) == make_streets(root, 2) == make_sample_set(root) == root

@@ -153,3 +153,13 @@ def test_what_more_holds_has_a_default():
     }
     with pytest.raises(ValueError, match="more: no parameter 'wrokers'; it has workers"):
         notebooks.options({"wrokers": 1}, workers=None)
+
+
+def test_a_drive_that_is_there_may_be_of_any_street(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(notebooks, "_prepare", lambda *words: asked.append(words))
+    for folder in (tmp_path, tmp_path / "new"):
+        assert notebooks.prepare_drive(str(folder), 3) == str(folder)
+    there, new = asked
+    assert there == (str(tmp_path), "--drive", "3")
+    assert new == (str(tmp_path / "new"), "--drive", "3", "--seed", "21")
