@@ -96,13 +96,16 @@ snakemake --cores "$cores" --resources gpu="$((gpus ? gpus : cores))" --keep-goi
   exit 1
 }
 
-# A dry run made none of these.
 newest_training=$(ls -t "runs/$profile"/*/notebook.ipynb 2>/dev/null | head -n 1 || true)
-echo
-echo "Made by profile $profile. Open first:"
+made=()
 for file in report/report.pdf "report/figures/$profile/roi_comparison.png" \
   "report/figures/$profile/rate_psnr.png" "$newest_training" \
   "runs/$profile/05_evaluation/05_evaluation.ipynb"; do
-  [ ! -f "$file" ] || echo "  $file"
+  # This run wrote config.json first. Older files are of earlier runs or of other profiles.
+  [ ! "$file" -nt runs/config.json ] || made+=("$file")
 done
+[ ${#made[@]} -gt 0 ] || exit 0 # a dry run, or everything was done
+echo
+echo "Made by profile $profile. Open first:"
+printf '  %s\n' "${made[@]}"
 echo "All else is in runs/$profile, report/results/$profile and report/figures/$profile."

@@ -249,9 +249,27 @@ def test_run_all_says_what_it_does_in_a_line_a_step(installed_copy):
     code, said, _ = run_all(installed_copy, "--", "-n")
     assert code == 0
     assert re.search(r"^Job \d+: Render the sample set into data/sample$", said, re.MULTILINE)
-    assert re.search(r"^Made by profile sample\. Open first:$", said, re.MULTILINE)
+    assert "Made by" not in said
     trained = re.findall(r"^Job \d+: Train (\S+): which=\S+ lmbda=", said, re.MULTILINE)
     assert set(trained) == {p.name for p in expand_sweep(profile("sample"), logdir="runs/sample")}
+
+
+@pytest.mark.slow
+def test_run_all_lists_only_what_it_made(installed_copy, tmp_path):
+    """With steps that only touch their outputs and notebooks."""
+    folder = shutil.copytree(installed_copy, tmp_path / "copy", symlinks=True)
+    step = "touch {output} {log:q} # {params.values:q}"
+    content = re.sub('^RUN = ".*"$', f'RUN = "{step}"', page("Snakefile"), flags=re.MULTILINE)
+    (folder / "Snakefile").write_text(content)
+    (folder / "report" / "report.pdf").touch()  # of another profile
+    (run,) = expand_sweep(profile("shipped"), logdir="runs/mine")
+    mine = profile("shipped") | {"evaluate": False}
+    (folder / "params" / "mine.yaml").write_text(yaml.safe_dump(mine))
+    code, said, _ = run_all(folder, "--profile", "mine")
+    assert code == 0
+    listed = said.partition("Made by profile mine. Open first:\n")[2].splitlines()
+    assert listed[:-1] == [f"  {run.folder}/notebook.ipynb"]
+    assert "Made by" not in run_all(folder, "--profile", "mine")[1]
 
 
 @pytest.mark.slow
