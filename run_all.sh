@@ -25,7 +25,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 profile=sample
 data_root=''
 second_detector=''
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which obeys these variables
 action=run
 while [ $# -gt 0 ]; do
   case $1 in
@@ -62,7 +62,7 @@ cd "$here"
 . ./setup.sh
 case $action in
   setup) exit 0 ;;
-  lab) exec jupyter lab notebooks "$@" ;;
+  lab) exec jupyter lab --LabApp.default_url=/lab/tree/notebooks "$@" ;;
 esac
 
 command -v flock >/dev/null || fail "flock is needed (package util-linux)"
