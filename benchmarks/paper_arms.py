@@ -24,14 +24,16 @@ from roilib.parameters import Parameters
 from roilib.utils.files import write_json
 from roilib.utils.provenance import origin
 
+ARMS = "hyperprior_with_obj_features"  # the engine of all arms; other runs are left out
+
 
 def arm_name(p: Parameters) -> str:
     """Return what the report calls an arm: its loss, and what the encoder sees.
 
     Raises ValueError for another model than the extended one.
     """
-    if p.which != "hyperprior_with_obj_features":
-        raise ValueError(f"{p.name}: an arm is a hyperprior_with_obj_features")
+    if p.which != ARMS:
+        raise ValueError(f"{p.name}: an arm is a {ARMS}")
     seen = "mask" if p.mask_hooks else "zeros" if p.zero_hooks else "features"
     variants = ["both"] if p.decoder_roi else []
     variants += [p.conditioning] if p.conditioning != "concat" else []
@@ -86,7 +88,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         records = read_records(options.results)
         known = {r.get("run") for r in records}
-        runs = [run for run in finished_runs(options.runs) if run.folder.name in known]
+        runs = [
+            run
+            for run in finished_runs(options.runs)
+            if run.folder.name in known and run.parameters.which == ARMS
+        ]
         rows = [arm_row(run, records) for run in runs]
         write_json(options.results / "arms.json", {"rows": rows} | origin(vars(options)))
         if options.arms_only:
