@@ -87,7 +87,9 @@ def train(*words: Word) -> int:
     On a machine with several GPUs it starts one process on each. On several machines, start on each
     `torchrun --nnodes=2 --nproc-per-node=8 --rdzv-endpoint=HOST:PORT -m roilib train --name=value`.
 
-    Example: `roilib train --which=roi_vbr --dataset=kitti --data_root=data/kitti`
+    Example: `roilib train --which=hyperprior --N=64 --M=96 --batch_size=8 --max_steps=1000`
+
+    The profiles in params/ hold values that suit each model.
 
     Args:
         words: the parameters, which `roilib train --help` lists
@@ -103,8 +105,11 @@ def train(*words: Word) -> int:
     from roilib.engines.meters import summary
     from roilib.engines.train import run
 
+    finished = parameters.resume and (parameters.folder / "metrics.json").exists()
     trained, metrics = run(parameters)
     if rank() == 0:
+        if finished:
+            note("train", f"{trained.folder} was finished; resume=false trains it again")
         measured = {part: metrics[part] for part in ("train", "test") if metrics[part]}
         show(f"{trained.folder}: {summary(measured)}")
     return 0

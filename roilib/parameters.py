@@ -256,15 +256,17 @@ class Parameters(BaseModel):
 
     @classmethod
     def parse_arguments(cls, arguments: Sequence[str]) -> "Parameters":
-        """From a command line's `--name=value`, with hyphens or underscores in the name.
+        """From a command line's `--name=value` or `--name value`; names may have hyphens.
 
         `--name=None` where None is allowed; of a name that is given twice the last value counts.
         Raises what `parse` raises.
         """
-        values = {}
-        for argument in arguments:
+        values, words = {}, iter(arguments)
+        for argument in words:
             name, equals, value = argument.removeprefix("--").partition("=")
-            if not argument.startswith("--") or not equals:
+            if not equals:
+                value = next(words, "--")
+            if not argument.startswith("--") or (not equals and value.startswith("--")):
                 raise ValueError(f"{argument}: expected --name=value")
             values[name.replace("-", "_")] = value
         values = {k: v for k, v in values.items() if v != "None" or not cls._may_be_none(k)}

@@ -216,6 +216,9 @@ def test_arguments_of_a_command_line():
     }
     assert p == Parameters.parse(expected)
     assert Parameters.parse_arguments([]) == Parameters()
+    words = ["--max-steps", "3", "--which=hyperprior", "--lmbda", "0.01"]
+    spaced = Parameters.parse_arguments(words)
+    assert (spaced.max_steps, spaced.which, spaced.lmbda) == (3, "hyperprior", 0.01)
 
 
 @pytest.mark.parametrize(

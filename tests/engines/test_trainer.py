@@ -115,7 +115,7 @@ def test_tensorboard_has_every_step_every_epoch_and_pictures(tiny_parameters):
     )  # two originals above two reconstructions
 
 
-def test_a_finished_run_returns_at_once(tiny_parameters):
+def test_a_finished_run_returns_at_once(tiny_parameters, capsys):
     p = tiny_parameters()
     run, metrics = trained(p)
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()}
@@ -124,6 +124,8 @@ def test_a_finished_run_returns_at_once(tiny_parameters):
     )  # hparams.json keeps what made the result
     assert train.train(again, *load_splits(p)) == metrics
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert main(["train", *p.arguments()]) == 0
+    assert "was finished; resume=false trains it again" in capsys.readouterr().err
 
 
 class Unplugged(RoiDataset):
