@@ -252,6 +252,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rendered drive": lambda: drive("drive", "whole"),
     "arms": lambda: arms("paper"),
     "arms, trained longer": lambda: arms("paper_longer"),
+    "arms, from a better start": lambda: arms("paper_better_start"),
 }
 
 

@@ -511,6 +511,29 @@ def test_the_arms_that_trained_longer_are_as_the_docs_describe_them():
     assert f"the mask on both sides loses {-told['roi']:.2f} dB of ROI-PSNR" in said
 
 
+def test_the_arms_from_a_better_start_are_as_the_docs_describe_them():
+    folder = ROOT / "report" / "results" / "reference" / "paper_better_start"
+    records = json.loads((folder / "records.json").read_text())
+    costs = cost_table(records)
+    written = pd.read_csv(io.StringIO(costs.to_csv(index=False)))
+    pd.testing.assert_frame_equal(written, pd.read_csv(folder / "costs.csv"), rtol=1e-6)
+    said = " ".join(page("docs/results.md").split())
+    baseline = rate_table([r for r in records if "eval_with_objs" in r["codec"]])
+    points = [f"{r.psnr:.2f} dB at {r.bpp:.3f} bpp" for r in baseline.itertuples()]
+    assert f"It then has {points[0]}, {points[1]} and {points[2]}." in said
+    assert baseline.query("bpp < 0.5")["psnr"].max() > 28.5  # the aim was 28.0 dB at 0.5 bpp
+    rows = costs.query("alpha == 0.9").set_index("label")
+    features, mask = (rows.loc[name] for name in ("object features", "mask on both sides"))
+    assert (
+        f"features cost {features['difference']:.1f} % [{features['low']:.1f}, "
+        f"{features['high']:.1f}] more than zeros, the mask on both sides "
+        f"{-mask['difference']:.1f} % [{-mask['high']:.1f}, {-mask['low']:.1f}] less"
+    ) in said
+    swaps = json.loads((folder / "swaps.json").read_text())["rows"]
+    (told,) = [r for r in swaps if (r["arm"], r["hooks"]) == ("roi-mask-both", "zeros")]
+    assert f"with an all-zero mask it loses {-told['roi']:.2f} dB of ROI-PSNR" in said
+
+
 def test_no_frame_of_a_drive_is_over_its_budget():
     frames = pd.read_csv(ROOT / "report" / "results" / "reference" / "drive" / "drive_frames.csv")
     assert not frames["over"].any()
