@@ -46,7 +46,7 @@ class Codec:
         id: bytes,
         device: torch.device | str = "cpu",
         precision: str = "auto",
-        find_detector: Callable[[], Path | None] = lambda: None,
+        find_detector: Callable[[], Path | None] | None = None,
     ):
         use_one_thread_after_fork()
         self.parameters, self.id, self.device = parameters, id, torch.device(device)
@@ -63,7 +63,7 @@ class Codec:
     @functools.cached_property
     def detector(self) -> HookedDetector:
         """The model's detector, loaded when a model that needs its features encodes a picture."""
-        return HookedDetector(self.find_detector()).to(self.device)
+        return HookedDetector(self.find_detector and self.find_detector()).to(self.device)
 
     @torch.no_grad()
     def encode(

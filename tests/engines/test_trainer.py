@@ -186,8 +186,8 @@ def test_a_run_does_not_go_on_with_other_pictures(tiny_parameters, tmp_path):
 def test_a_run_goes_on_without_a_picture_that_became_unreadable(tiny_parameters, tmp_path, damage):
     root = write_tiny_kitti(tmp_path / "own")
     (root / "splits").mkdir()
-    (root / "splits" / "train.txt").write_text("000000 000001 000002 000003")
-    (root / "splits" / "test.txt").write_text("000004 000005")
+    (root / "splits" / "train.txt").write_text("000000\n000001\n000002\n000003\n")
+    (root / "splits" / "test.txt").write_text("000004\n000005\n")
     p = tiny_parameters(
         which="hyperprior_eval_with_objs",
         max_steps=6,
@@ -205,7 +205,7 @@ def test_a_run_goes_on_without_a_picture_that_became_unreadable(tiny_parameters,
         trained(p)
     picture.unlink()
     label.unlink()
-    (root / "splits" / "train.txt").write_text("000000 000001 000003")
+    (root / "splits" / "train.txt").write_text("000000\n000001\n000003\n")
     with pytest.warns(UserWarning, match="goes on without 000002, which trained it before"):
         _, metrics = trained(p)
     assert begun == 3
