@@ -151,8 +151,8 @@ def detector_files(names: Sequence[str]) -> tuple[Path, ...]:
 
 def _run_model(run: Run) -> tuple[Parameters, dict]:
     """Return a run's parameters, and the fields of a Task that measures it."""
-    p = run.parameters
-    return p, {"weights": run.weights, "detector": p.own_detector, "source": ("run", p.name)}
+    p, source = run.parameters, ("run", run.folder.name)
+    return p, {"weights": run.weights, "detector": p.own_detector, "source": source}
 
 
 def _weights_model(name: str) -> tuple[Parameters, dict]:

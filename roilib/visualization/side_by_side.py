@@ -99,7 +99,11 @@ def arms(run: Run, data: RoiDataset, place: int, box: np.ndarray) -> Scene:
         if {name: getattr(other.parameters, name) for name in SAME} == wanted
     ]
     one = RoiDataset([data.samples[place]], data.classes)
-    records = [record for other in runs for record, _ in evaluate(other.codec(), one)]
+    records = [
+        record | {"run": other.folder.name}
+        for other in runs
+        for record, _ in evaluate(other.codec(), one)
+    ]
     return compare(runs, records, one, [(0, box)])[0]
 
 

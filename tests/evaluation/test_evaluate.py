@@ -165,7 +165,8 @@ def test_of_a_training_that_went_on_the_longest_run_is_measured(tiny_parameters,
     assert [r.parameters.max_steps for r in runs] == [3, 3]
     with pytest.raises(ValueError, match="differ in max_lr alone"):
         tasks(runs, data)
-    assert len(tasks(runs[:1], data)) == 1
+    (point,) = tasks(runs[:1], data)
+    assert point.source == ("run", runs[0].folder.name)
 
 
 def test_pictures_that_a_run_trained_on_are_refused(trained, tiny_kitti, tmp_path):
