@@ -206,6 +206,7 @@ def main() -> None:
         answered(page, lambda: draw(page, SIGN))
         for step in (1, 1, 1, -1, -1, -1):
             answered(page, functools.partial(slide, page, 1, step))
+        page.wait_for_timeout(500)  # until "working …" has faded
         page.screenshot(path=f"{folder}/page.png")
         with Image.open(f"{folder}/page.png") as shot, replacing(args.out) as temporary:
             shot.convert("RGB").save(temporary, "png", optimize=True)
