@@ -1,4 +1,4 @@
-"""Swap test of the extended model: what it does when it is told of another ROI than the picture's.
+"""Swap test of the extended model: what it does when it is given another ROI than the picture's.
 
     python benchmarks/swaps.py WEIGHTS… --data-root DIR
 

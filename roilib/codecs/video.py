@@ -131,7 +131,7 @@ def video_frame(
 
 
 def _bands(share: float, height: int) -> list[tuple[int, int]]:
-    """First row and end of evenly spread bands of rows, this share of a picture's."""
+    """First row and end of bands, spread evenly, that are this share of a picture's rows."""
     return [
         (BAND * i, min(BAND * (i + 1), height))
         for i in range(math.ceil(height / BAND))

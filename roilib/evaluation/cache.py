@@ -50,7 +50,7 @@ from roilib.utils.pretrained import PRETRAINED_DETECTOR, pretrained
 from roilib.utils.processes import cores, end_with_parent
 
 LIBRARIES = ("av", "pillow", "pillow-jxl-plugin")  # make the conventional codecs' bytes
-MEASURES = ("piq", "pytorch-msssim", "torch", "ultralytics")  # of every point
+MEASURES = ("piq", "pytorch-msssim", "torch", "ultralytics")  # these measure every point
 MEASURING = ("evaluation.evaluate", "evaluation.detection", "metrics")  # modules of every point
 OURS = "codecs.codec"  # module that makes our bytes
 CONVENTIONAL = "codecs.conventional"  # module that makes the conventional codecs' bytes
@@ -219,8 +219,9 @@ def _check_trainings(runs: Sequence[Run]) -> None:
         if other := found.get(key):
             values = other.parameters.model_dump(exclude=WITHOUT_EFFECT)
             differ = [k for k, v in p.model_dump(exclude=WITHOUT_EFFECT).items() if v != values[k]]
+            what = ", ".join(differ) or "the weights that they started from"
             raise ValueError(
-                f"{other.folder} and {run.folder} differ in {', '.join(differ)} alone and would be "
+                f"{other.folder} and {run.folder} differ in {what} alone and would be "
                 "points of one curve: name those to measure in runs, or give each a logdir"
             )
         found[key] = run

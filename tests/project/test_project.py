@@ -443,12 +443,18 @@ def test_the_benchmarks_index_names_every_script_and_records_that_exist():
         assert (ROOT / "report" / "results" / "reference" / record).exists()
 
 
-def test_the_papers_arms_are_their_records():
-    folder = ROOT / "report" / "results" / "reference" / "paper"
-    records = json.loads((folder / "records.json").read_text())
+def costs_of(records: list[dict], folder: Path) -> pd.DataFrame:
+    """The costs made of records, which must be those that the folder holds."""
     costs = cost_table(records)
     written = pd.read_csv(io.StringIO(costs.to_csv(index=False)))
     pd.testing.assert_frame_equal(written, pd.read_csv(folder / "costs.csv"), rtol=1e-6)
+    return costs
+
+
+def test_the_papers_arms_are_their_records():
+    folder = ROOT / "report" / "results" / "reference" / "paper"
+    records = json.loads((folder / "records.json").read_text())
+    costs = costs_of(records, folder)
     assert {len(group) for _, group in pd.DataFrame(records).groupby("run")} == {24}
     provenance = json.loads((folder / "provenance.json").read_text())
     runs = provenance["runs"].values()
@@ -493,9 +499,7 @@ def test_the_papers_arms_are_their_records():
 
 def test_the_arms_that_trained_longer_are_as_the_docs_describe_them():
     folder = ROOT / "report" / "results" / "reference" / "paper_longer"
-    costs = cost_table(json.loads((folder / "records.json").read_text()))
-    written = pd.read_csv(io.StringIO(costs.to_csv(index=False)))
-    pd.testing.assert_frame_equal(written, pd.read_csv(folder / "costs.csv"), rtol=1e-6)
+    costs = costs_of(json.loads((folder / "records.json").read_text()), folder)
     runs = json.loads((folder / "provenance.json").read_text())["runs"].values()
     assert {(run["steps"], run["parameters"]["lmbda"]) for run in runs} == {(4000, 0.0067)}
     said = " ".join(page("docs/results.md").split())
@@ -514,9 +518,7 @@ def test_the_arms_that_trained_longer_are_as_the_docs_describe_them():
 def test_the_arms_from_a_better_start_are_as_the_docs_describe_them():
     folder = ROOT / "report" / "results" / "reference" / "paper_better_start"
     records = json.loads((folder / "records.json").read_text())
-    costs = cost_table(records)
-    written = pd.read_csv(io.StringIO(costs.to_csv(index=False)))
-    pd.testing.assert_frame_equal(written, pd.read_csv(folder / "costs.csv"), rtol=1e-6)
+    costs = costs_of(records, folder)
     said = " ".join(page("docs/results.md").split())
     baseline = rate_table([r for r in records if "eval_with_objs" in r["codec"]])
     points = [f"{r.psnr:.2f} dB at {r.bpp:.3f} bpp" for r in baseline.itertuples()]
